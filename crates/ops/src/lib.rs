@@ -1,0 +1,44 @@
+//! Differentiable operations that candle lacks, on packed sequences.
+//!
+//! candle's fused layer norm and softmax cut the gradient without an error, and its matmul computes a gradient for a frozen
+//! weight too. The operations here have a backward pass of their own, and it computes only what a trainable parameter needs:
+//! an argument that no [`candle_core::Var`] stands behind gets no gradient, and costs nothing.
+//!
+//! A batch is *packed*: hidden states are one `(tokens, hidden)` matrix over all sequences of the batch, and [`Segments`] says
+//! where each sequence begins. There is no padding. Only [`attention`] and [`segment_mean`] look at the segments.
+//!
+//! All operations work in f32 and f64, on the CPU. The same inputs give the same bits: work is split by rows, never by the
+//! number of threads, and dropout draws from a counter-based generator ([`Dropout`]).
+//!
+//! ```
+//! use candle_core::{Device, Tensor, Var};
+//!
+//! # fn main() -> candle_core::Result<()> {
+//! let device = Device::Cpu;
+//! let hidden = Tensor::ones((5, 4), candle_core::DType::F32, &device)?; // (tokens, hidden): a sequence of 2 tokens, one of 3
+//! let weight = Tensor::ones((4, 4), candle_core::DType::F32, &device)?; // frozen: no gradient is computed for it
+//! let bias = Var::zeros(4, candle_core::DType::F32, &device)?; // trainable
+//! let segments = ops::Segments::from_lengths(&[2, 3]);
+//! let output = ops::linear(&hidden, &weight, Some(&bias))?;
+//! let gradients = ops::segment_mean(&output, &segments)?.sum_all()?.backward()?;
+//! assert!(gradients.get(&bias).is_some() && gradients.get(&weight).is_none());
+//! # Ok(())
+//! # }
+//! ```
+
+mod activation;
+mod attention;
+mod dropout;
+mod float;
+mod linear;
+mod matrix;
+mod normalization;
+mod operation;
+mod segments;
+
+pub use activation::gelu;
+pub use attention::attention;
+pub use dropout::{Dropout, add_dropout, dropout};
+pub use linear::{Lora, linear, lora_linear};
+pub use normalization::layer_norm;
+pub use segments::{Segments, segment_mean};

@@ -1,0 +1,119 @@
+//! Matrix products over slices, by the `gemm` crate.
+
+use gemm::Parallelism;
+
+use crate::float::Float;
+
+/// A strided matrix over a slice.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a, T> {
+    data: &'a [T],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a, T> Matrix<'a, T> {
+    /// A row-major matrix.
+    pub fn new(data: &'a [T], rows: usize, columns: usize) -> Self {
+        Self::strided(data, rows, columns, columns)
+    }
+
+    /// A row-major matrix whose rows begin `row_stride` elements apart.
+    pub fn strided(data: &'a [T], rows: usize, columns: usize, row_stride: usize) -> Self {
+        assert!(spans(data.len(), rows, columns, row_stride), "matrix reaches beyond its slice");
+        Self { data, rows, columns, row_stride, column_stride: 1 }
+    }
+
+    /// The transpose, without a copy.
+    pub fn t(self) -> Self {
+        Self {
+            data: self.data,
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+        }
+    }
+}
+
+fn spans(length: usize, rows: usize, columns: usize, row_stride: usize) -> bool {
+    rows == 0 || columns == 0 || (rows - 1) * row_stride + columns <= length
+}
+
+/// Which cores a product may use: all of them, or only the one that calls, when the caller is parallel itself.
+#[derive(Clone, Copy)]
+pub(crate) enum Cores {
+    All,
+    One,
+}
+
+/// Where a product goes: over what is there, or on top of it.
+#[derive(Clone, Copy)]
+pub(crate) enum Into {
+    Overwrite,
+    Add,
+}
+
+/// `output = scale * a b`, or `output += scale * a b`. The rows of `output` begin `row_stride` elements apart.
+pub(crate) fn multiply<T: Float>(
+    output: &mut [T],
+    row_stride: usize,
+    into: Into,
+    scale: f64,
+    a: Matrix<T>,
+    b: Matrix<T>,
+    cores: Cores,
+) {
+    let (m, k, n) = (a.rows, a.columns, b.columns);
+    assert_eq!(k, b.rows, "inner dimensions differ");
+    assert!(spans(output.len(), m, n, row_stride), "product reaches beyond its slice");
+    let parallelism = match cores {
+        Cores::All if rayon::current_num_threads() > 1 => Parallelism::Rayon(rayon::current_num_threads()),
+        _ => Parallelism::None,
+    };
+    // SAFETY: the three matrices lie within their slices (asserted here and in `Matrix::strided`), and the output is
+    // borrowed mutably, so it overlaps neither input.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            output.as_mut_ptr(),
+            1,
+            row_stride as isize,
+            matches!(into, Into::Add),
+            a.data.as_ptr(),
+            a.column_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.column_stride as isize,
+            b.row_stride as isize,
+            T::one(),
+            T::of(scale),
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// `a b` as a new row-major matrix, on all cores.
+pub(crate) fn product<T: Float>(a: Matrix<T>, b: Matrix<T>) -> Vec<T> {
+    let mut output = vec![T::zero(); a.rows * b.columns];
+    multiply(&mut output, b.columns, Into::Overwrite, 1.0, a, b, Cores::All);
+    output
+}
+
+/// The sum of each column of a `(rows, columns)` matrix, row by row in order.
+pub(crate) fn column_sums<T: Float>(data: &[T], columns: usize) -> Vec<T> {
+    let mut sums = vec![T::zero(); columns];
+    for row in data.chunks_exact(columns) {
+        for (sum, &value) in sums.iter_mut().zip(row) {
+            *sum += value;
+        }
+    }
+    sums
+}

@@ -1,0 +1,134 @@
+//! Layer normalisation.
+
+use candle_core::{Result, Tensor, bail};
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+use crate::float::Float;
+use crate::matrix::column_sums;
+use crate::operation::{Gradient, Operation, View, apply};
+
+/// `gamma * (x - mean) / sqrt(variance + epsilon) + beta` over each row of x `(tokens, hidden)` (Ba et al. 2016), with the
+/// population variance; gamma and beta `(hidden)`.
+pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, epsilon: f64) -> Result<Tensor> {
+    let (_, hidden) = x.dims2()?;
+    if gamma.dims() != [hidden] || beta.dims() != [hidden] {
+        bail!("layer_norm: input {:?}, gamma {:?} and beta {:?} do not fit", x.dims(), gamma.dims(), beta.dims())
+    }
+    apply(LayerNorm { epsilon }, &[x, gamma, beta])
+}
+
+/// Rows a thread takes at a time. Sums over tokens are first taken within such a block, so that they do not depend on the
+/// number of threads.
+const ROWS: usize = 32;
+
+struct LayerNorm {
+    epsilon: f64,
+}
+
+/// `(mean, 1 / sqrt(variance + epsilon))` of a row.
+#[inline(always)]
+fn moments<T: Float>(row: &[T], epsilon: f64) -> (T, T) {
+    let mean = sum(row, |x| x) / T::of(row.len() as f64);
+    let variance = sum(row, |x| (x - mean) * (x - mean)) / T::of(row.len() as f64);
+    (mean, T::one() / (variance + T::of(epsilon)).sqrt())
+}
+
+/// The sum of `term` over a row, in sixteen running sums, which the compiler turns into vector registers.
+#[inline(always)]
+fn sum<T: Float>(row: &[T], term: impl Fn(T) -> T) -> T {
+    let mut sums = [T::zero(); 16];
+    let pieces = row.chunks_exact(16);
+    let rest: T = pieces.remainder().iter().map(|&x| term(x)).sum();
+    for piece in pieces {
+        for (sum, &x) in sums.iter_mut().zip(piece) {
+            *sum += term(x);
+        }
+    }
+    sums.iter().copied().sum::<T>() + rest
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
+fn forward<T: Float>(y: &mut [T], x: &[T], gamma: &[T], beta: &[T], epsilon: f64) {
+    let hidden = gamma.len();
+    for (y, x) in y.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden)) {
+        let (mean, scale) = moments(x, epsilon);
+        for (((y, &x), &gamma), &beta) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
+            *y = (x - mean) * scale * gamma + beta;
+        }
+    }
+}
+
+/// With `n = (x - mean) * scale` and `d = gradient * gamma`: `dx = scale * (d - mean(d) - n * mean(d n))`. Adds this block's
+/// part of gamma's gradient, the sum of `gradient * n` over rows, to `gamma_gradient`.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
+fn backward<T: Float>(values: &mut [T], gamma_gradient: &mut [T], x: &[T], gamma: &[T], gradient: &[T], epsilon: f64) {
+    let hidden = gamma.len();
+    let share = T::of(1.0 / hidden as f64);
+    let mut normal = vec![T::zero(); hidden];
+    let rows = values.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden)).zip(gradient.chunks_exact(hidden));
+    for ((dx, x), gradient) in rows {
+        let (mean, scale) = moments(x, epsilon);
+        for (n, &x) in normal.iter_mut().zip(x) {
+            *n = (x - mean) * scale;
+        }
+        for ((sum, &n), &gradient) in gamma_gradient.iter_mut().zip(&normal).zip(gradient) {
+            *sum += gradient * n;
+        }
+        for ((d, &gradient), &gamma) in dx.iter_mut().zip(gradient).zip(gamma) {
+            *d = gradient * gamma;
+        }
+        let mean_d = sum(dx, |d| d) * share;
+        for (n, &d) in normal.iter_mut().zip(dx.iter()) {
+            *n *= d;
+        }
+        let mean_dn = sum(&normal, |p| p) * share;
+        for (d, &x) in dx.iter_mut().zip(x) {
+            *d = scale * (*d - mean_d - (x - mean) * scale * mean_dn);
+        }
+    }
+}
+
+impl Operation for LayerNorm {
+    const NAME: &'static str = "layer_norm";
+
+    fn forward<T: Float>(&self, inputs: &[View<T>]) -> Result<(Vec<T>, Vec<usize>)> {
+        let (gamma, beta, block) = (inputs[1].data, inputs[2].data, ROWS * inputs[1].data.len());
+        let mut y = vec![T::zero(); inputs[0].data.len()];
+        y.par_chunks_mut(block)
+            .zip(inputs[0].data.par_chunks(block))
+            .for_each(|(y, x)| forward(y, x, gamma, beta, self.epsilon));
+        Ok((y, inputs[0].shape.to_vec()))
+    }
+
+    fn backward<T: Float>(
+        &self,
+        inputs: &[View<T>],
+        needed: &[bool],
+        _output: View<T>,
+        gradient: View<T>,
+    ) -> Result<Vec<Gradient<T>>> {
+        let (x, gamma) = (inputs[0].data, inputs[1].data);
+        let (hidden, block) = (gamma.len(), ROWS * gamma.len());
+        let mut gradients = vec![Gradient::None, Gradient::None, Gradient::None];
+        if needed[0] || needed[1] {
+            let mut values = vec![T::zero(); x.len()];
+            let mut gamma_blocks = vec![T::zero(); x.len().div_ceil(block) * hidden]; // (blocks, hidden)
+            values
+                .par_chunks_mut(block)
+                .zip(gamma_blocks.par_chunks_mut(hidden))
+                .zip(x.par_chunks(block).zip(gradient.data.par_chunks(block)))
+                .for_each(|((values, sums), (x, gradient))| backward(values, sums, x, gamma, gradient, self.epsilon));
+            if needed[0] {
+                gradients[0] = Gradient::Values(values);
+            }
+            if needed[1] {
+                gradients[1] = Gradient::Values(column_sums(&gamma_blocks, hidden));
+            }
+        }
+        if needed[2] {
+            gradients[2] = Gradient::Values(column_sums(gradient.data, hidden));
+        }
+        Ok(gradients)
+    }
+}

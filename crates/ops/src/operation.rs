@@ -1,0 +1,198 @@
+//! The one bridge between candle's custom operations and kernels over plain slices.
+
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, WithDType, bail,
+};
+
+use crate::float::Float;
+
+/// A contiguous tensor as a kernel sees it.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a, T> {
+    pub data: &'a [T],
+    pub shape: &'a [usize],
+}
+
+impl<T> View<'_, T> {
+    /// `(rows, columns)`, all dimensions but the last folded into the rows.
+    pub fn matrix(&self) -> (usize, usize) {
+        let columns = self.shape.last().copied().unwrap_or(1);
+        (self.data.len() / columns.max(1), columns)
+    }
+}
+
+/// What the backward pass says of one argument.
+pub(crate) enum Gradient<T> {
+    /// The argument is frozen: nothing was computed.
+    None,
+    /// The same values as the gradient of the result.
+    Upstream,
+    Values(Vec<T>),
+}
+
+/// A differentiable operation of up to three tensors, written over slices.
+pub(crate) trait Operation: Send + Sync + 'static {
+    const NAME: &'static str;
+
+    /// The values of the result and its shape.
+    fn forward<T: Float>(&self, inputs: &[View<T>]) -> Result<(Vec<T>, Vec<usize>)>;
+
+    /// One gradient per input; `needed` says which of them a trainable parameter stands behind.
+    fn backward<T: Float>(
+        &self,
+        inputs: &[View<T>],
+        needed: &[bool],
+        output: View<T>,
+        gradient: View<T>,
+    ) -> Result<Vec<Gradient<T>>>;
+}
+
+/// Applies `operation` and records it for the backward pass. `inputs` holds one to three tensors of one dtype.
+pub(crate) fn apply<K: Operation>(operation: K, inputs: &[&Tensor]) -> Result<Tensor> {
+    let contiguous = inputs.iter().map(|tensor| tensor.contiguous()).collect::<Result<Vec<_>>>()?;
+    let operation = Bridge(operation);
+    match contiguous.as_slice() {
+        [a] => a.apply_op1(operation),
+        [a, b] => a.apply_op2(b, operation),
+        [a, b, c] => a.apply_op3(b, c, operation),
+        _ => bail!("{}: {} inputs, expected one to three", K::NAME, inputs.len()),
+    }
+}
+
+struct Bridge<K>(K);
+
+impl<K: Operation> Bridge<K> {
+    fn forward(&self, inputs: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
+        fn run<K: Operation, T: Float>(
+            operation: &K,
+            inputs: &[(&CpuStorage, &Layout)],
+        ) -> Result<(CpuStorage, Shape)> {
+            let views = inputs.iter().map(|(s, l)| view::<T>(s, l, K::NAME)).collect::<Result<Vec<_>>>()?;
+            let (values, shape) = operation.forward(&views)?;
+            Ok((T::to_cpu_storage_owned(values), shape.into()))
+        }
+        match inputs[0].0 {
+            CpuStorage::F32(_) => run::<K, f32>(&self.0, inputs),
+            CpuStorage::F64(_) => run::<K, f64>(&self.0, inputs),
+            _ => bail!("{}: expected f32 or f64 tensors", K::NAME),
+        }
+    }
+
+    fn backward(&self, inputs: &[&Tensor], output: &Tensor, gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        fn run<K: Operation, T: Float>(
+            operation: &K,
+            inputs: &[&Tensor],
+            output: &Tensor,
+            gradient: &Tensor,
+        ) -> Result<Vec<Option<Tensor>>> {
+            let gradient = gradient.contiguous()?;
+            let needed: Vec<bool> = inputs.iter().map(|tensor| tensor.track_op()).collect();
+            let gradients = with_views::<T, _>(inputs, K::NAME, |views| {
+                with_views::<T, _>(&[output, &gradient], K::NAME, |ends| {
+                    operation.backward(views, &needed, ends[0], ends[1])
+                })
+            })?;
+            gradients
+                .into_iter()
+                .zip(inputs)
+                .map(|(values, input)| match values {
+                    Gradient::None => Ok(None),
+                    Gradient::Upstream => Ok(Some(gradient.clone())),
+                    Gradient::Values(values) => Tensor::from_vec(values, input.shape(), input.device()).map(Some),
+                })
+                .collect()
+        }
+        match gradient.dtype() {
+            DType::F32 => run::<K, f32>(&self.0, inputs, output, gradient),
+            DType::F64 => run::<K, f64>(&self.0, inputs, output, gradient),
+            other => bail!("{}: expected an f32 or f64 gradient, found {other:?}", K::NAME),
+        }
+    }
+}
+
+fn view<'a, T: WithDType>(storage: &'a CpuStorage, layout: &'a Layout, name: &str) -> Result<View<'a, T>> {
+    let Some((start, end)) = layout.contiguous_offsets() else { bail!("{name}: expected contiguous tensors") };
+    Ok(View { data: &storage.as_slice::<T>()?[start..end], shape: layout.dims() })
+}
+
+/// Reads contiguous CPU tensors as slices for the time of one call.
+pub(crate) fn with_views<T: WithDType, R>(
+    tensors: &[&Tensor],
+    name: &str,
+    read: impl FnOnce(&[View<T>]) -> Result<R>,
+) -> Result<R> {
+    let guards: Vec<_> = tensors.iter().map(|tensor| tensor.storage_and_layout()).collect();
+    let views = guards
+        .iter()
+        .map(|(storage, layout)| match &**storage {
+            Storage::Cpu(cpu) => view(cpu, layout, name),
+            _ => bail!("{name}: runs on the CPU only, found a tensor on another device"),
+        })
+        .collect::<Result<Vec<_>>>()?;
+    read(&views)
+}
+
+impl<K: Operation> CustomOp1 for Bridge<K> {
+    fn name(&self) -> &'static str {
+        K::NAME
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward(&[(s, l)])
+    }
+
+    fn bwd(&self, a: &Tensor, result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        Ok(self.backward(&[a], result, gradient)?.pop().flatten())
+    }
+}
+
+impl<K: Operation> CustomOp2 for Bridge<K> {
+    fn name(&self) -> &'static str {
+        K::NAME
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward(&[(s1, l1), (s2, l2)])
+    }
+
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        result: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let mut gradients = self.backward(&[a, b], result, gradient)?.into_iter();
+        Ok((gradients.next().flatten(), gradients.next().flatten()))
+    }
+}
+
+impl<K: Operation> CustomOp3 for Bridge<K> {
+    fn name(&self) -> &'static str {
+        K::NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward(&[(s1, l1), (s2, l2), (s3, l3)])
+    }
+
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        c: &Tensor,
+        result: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let mut gradients = self.backward(&[a, b, c], result, gradient)?.into_iter();
+        Ok((gradients.next().flatten(), gradients.next().flatten(), gradients.next().flatten()))
+    }
+}

@@ -1,0 +1,118 @@
+//! Where the sequences of a packed batch begin and end.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor, bail};
+
+use crate::float::Float;
+use crate::operation::{Gradient, Operation, View, apply};
+
+/// The sequences of a packed batch: sequence `i` is the rows `offsets[i]..offsets[i + 1]` of a `(tokens, hidden)` matrix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segments {
+    offsets: Arc<[usize]>,
+}
+
+impl Segments {
+    /// Segments of these lengths, one after the other.
+    pub fn from_lengths(lengths: &[usize]) -> Self {
+        let ends = lengths.iter().scan(0, |end, length| {
+            *end += length;
+            Some(*end)
+        });
+        Self { offsets: std::iter::once(0).chain(ends).collect() }
+    }
+
+    /// How many sequences there are.
+    pub fn len(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    /// Whether there is no sequence.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many tokens all sequences have together.
+    pub fn tokens(&self) -> usize {
+        self.offsets[self.len()]
+    }
+
+    /// The row of each sequence's first token.
+    pub fn starts(&self) -> &[usize] {
+        &self.offsets[..self.len()]
+    }
+
+    /// The rows of each sequence.
+    pub fn ranges(&self) -> impl ExactSizeIterator<Item = Range<usize>> + '_ {
+        self.offsets.windows(2).map(|pair| pair[0]..pair[1])
+    }
+
+    pub(crate) fn check(&self, tokens: usize, operation: &str) -> Result<()> {
+        if self.tokens() != tokens {
+            bail!("{operation}: the segments hold {} tokens, the tensor has {tokens}", self.tokens());
+        }
+        if self.ranges().any(|range| range.is_empty()) {
+            bail!("{operation}: a sequence of the batch has no token");
+        }
+        Ok(())
+    }
+
+    /// Cuts a mutable `(tokens, columns)` matrix into one slice per sequence.
+    pub(crate) fn split<'a, T>(&self, mut data: &'a mut [T], columns: usize) -> Vec<&'a mut [T]> {
+        self.ranges()
+            .map(|range| {
+                let (segment, rest) = std::mem::take(&mut data).split_at_mut(range.len() * columns);
+                data = rest;
+                segment
+            })
+            .collect()
+    }
+}
+
+/// The mean over each sequence's tokens: `(tokens, hidden)` to `(sequences, hidden)`.
+pub fn segment_mean(hidden: &Tensor, segments: &Segments) -> Result<Tensor> {
+    apply(SegmentMean(segments.clone()), &[hidden])
+}
+
+struct SegmentMean(Segments);
+
+impl Operation for SegmentMean {
+    const NAME: &'static str = "segment_mean";
+
+    fn forward<T: Float>(&self, inputs: &[View<T>]) -> Result<(Vec<T>, Vec<usize>)> {
+        let (tokens, hidden) = inputs[0].matrix();
+        self.0.check(tokens, Self::NAME)?;
+        let mut means = vec![T::zero(); self.0.len() * hidden];
+        for (mean, range) in means.chunks_exact_mut(hidden).zip(self.0.ranges()) {
+            let share = T::of(1.0 / range.len() as f64);
+            for row in inputs[0].data[range.start * hidden..range.end * hidden].chunks_exact(hidden) {
+                for (sum, &value) in mean.iter_mut().zip(row) {
+                    *sum += value * share;
+                }
+            }
+        }
+        Ok((means, vec![self.0.len(), hidden]))
+    }
+
+    fn backward<T: Float>(
+        &self,
+        inputs: &[View<T>],
+        _needed: &[bool],
+        _output: View<T>,
+        gradient: View<T>,
+    ) -> Result<Vec<Gradient<T>>> {
+        let (tokens, hidden) = inputs[0].matrix();
+        let mut values = vec![T::zero(); tokens * hidden];
+        for (row, range) in gradient.data.chunks_exact(hidden).zip(self.0.ranges()) {
+            let share = T::of(1.0 / range.len() as f64);
+            for token in values[range.start * hidden..range.end * hidden].chunks_exact_mut(hidden) {
+                for (value, &upstream) in token.iter_mut().zip(row) {
+                    *value = upstream * share;
+                }
+            }
+        }
+        Ok(vec![Gradient::Values(values)])
+    }
+}

@@ -1,0 +1,174 @@
+//! Every operation against the same formula in candle's basic operations, and its gradients against finite differences.
+
+use candle_core::{D, DType, Device, Result, Tensor, Var};
+use ops::{Dropout, Lora, Segments};
+
+/// Reproducible numbers in (-1, 1), without candle's generator, which has no seed on the CPU.
+fn numbers(shape: &[usize], seed: u64) -> Tensor {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let values: Vec<f64> = (0..shape.iter().product())
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+        })
+        .collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+fn variables(shapes: &[&[usize]]) -> Vec<Var> {
+    shapes.iter().enumerate().map(|(i, shape)| Var::from_tensor(&numbers(shape, 1 + i as u64)).unwrap()).collect()
+}
+
+fn close(a: &Tensor, b: &Tensor, tolerance: f64) {
+    assert_eq!(a.dims(), b.dims());
+    let difference = (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+    let difference = difference.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();
+    assert!(difference <= tolerance, "largest difference {difference}, tolerance {tolerance}");
+}
+
+/// The gradient of `sum(f(inputs) * weights)` for fixed pseudo-random weights, by central differences with step 1e-6: in
+/// f64 the truncation error is of the order 1e-12 and the rounding error 1e-10, so 1e-7 leaves room for steep functions.
+fn agrees_with_finite_differences(inputs: &[Var], f: impl Fn(&[Var]) -> Result<Tensor>) {
+    let weights = numbers(f(inputs).unwrap().dims(), 99);
+    let loss = |inputs: &[Var]| (f(inputs).unwrap() * &weights).unwrap().sum_all().unwrap();
+    let gradients = loss(inputs).backward().unwrap();
+    for (index, input) in inputs.iter().enumerate() {
+        let analytic = gradients.get(input).unwrap_or_else(|| panic!("input {index} has no gradient"));
+        let analytic = analytic.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let original = input.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        for element in 0..original.len() {
+            let at = |offset: f64| {
+                let mut values = original.clone();
+                values[element] += offset;
+                input.set(&Tensor::from_vec(values, input.shape(), &Device::Cpu).unwrap()).unwrap();
+                loss(inputs).to_scalar::<f64>().unwrap()
+            };
+            let numeric = (at(1e-6) - at(-1e-6)) / 2e-6;
+            let difference = (numeric - analytic[element]).abs();
+            assert!(difference < 1e-7, "input {index}, element {element}: {numeric} against {}", analytic[element]);
+        }
+        input.set(&Tensor::from_vec(original, input.shape(), &Device::Cpu).unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn linear_is_a_product_and_a_sum_and_its_gradients_are_exact() -> Result<()> {
+    let inputs = variables(&[&[5, 4], &[3, 4], &[3]]);
+    let expected = inputs[0].matmul(&inputs[1].t()?)?.broadcast_add(&inputs[2])?;
+    close(&ops::linear(&inputs[0], &inputs[1], Some(&inputs[2]))?, &expected, 1e-14);
+    agrees_with_finite_differences(&inputs, |v| ops::linear(&v[0], &v[1], Some(&v[2])));
+    agrees_with_finite_differences(&inputs[..2], |v| ops::linear(&v[0], &v[1], None));
+    Ok(())
+}
+
+#[test]
+fn a_frozen_weight_gets_no_gradient_tensor() -> Result<()> {
+    let inputs = variables(&[&[5, 4], &[3, 4], &[3]]);
+    let weight = inputs[1].as_detached_tensor();
+    let gradients = ops::linear(&inputs[0], &weight, Some(&inputs[2]))?.sum_all()?.backward()?;
+    assert!(gradients.get(&inputs[0]).is_some() && gradients.get(&inputs[2]).is_some());
+    assert!(gradients.get(&weight).is_none());
+    agrees_with_finite_differences(&[inputs[0].clone(), inputs[2].clone()], |v| {
+        ops::linear(&v[0], &weight, Some(&v[1]))
+    });
+    Ok(())
+}
+
+#[test]
+fn a_lora_branch_is_the_papers_formula_and_its_gradients_are_exact() -> Result<()> {
+    let (weight, bias) = (numbers(&[3, 4], 20), numbers(&[3], 21));
+    let inputs = variables(&[&[5, 4], &[2, 4], &[3, 2]]);
+    fn lora<'a>(a: &'a Tensor, b: &'a Tensor, dropout: Option<Dropout>) -> Lora<'a> {
+        Lora { a, b, scaling: 1.5, dropout }
+    }
+    let output = ops::lora_linear(&inputs[0], &weight, Some(&bias), lora(&inputs[1], &inputs[2], None))?;
+    let branch = (inputs[0].matmul(&inputs[1].t()?)?.matmul(&inputs[2].t()?)? * 1.5)?;
+    close(&output, &(inputs[0].matmul(&weight.t()?)?.broadcast_add(&bias)? + branch)?, 1e-14);
+    for dropout in [None, Dropout::new(0.3, 5)] {
+        agrees_with_finite_differences(&inputs, |v| {
+            ops::lora_linear(&v[0], &weight, Some(&bias), lora(&v[1], &v[2], dropout))
+        });
+    }
+    Ok(())
+}
+
+#[test]
+fn lora_refuses_a_trainable_weight_because_its_gradient_would_be_lost() {
+    let v = variables(&[&[5, 4], &[3, 4], &[2, 4], &[3, 2]]);
+    let lora = Lora { a: &v[2], b: &v[3], scaling: 1.0, dropout: None };
+    let error = ops::lora_linear(&v[0], &v[1], None, lora).unwrap_err().to_string();
+    assert!(error.contains("must be frozen"), "{error}");
+}
+
+#[test]
+fn layer_norm_is_the_slow_formula_and_its_gradients_are_exact() -> Result<()> {
+    let inputs = variables(&[&[5, 20], &[20], &[20]]);
+    let mean = inputs[0].mean_keepdim(1)?;
+    let centred = inputs[0].broadcast_sub(&mean)?;
+    let scale = (centred.sqr()?.mean_keepdim(1)? + 1e-5)?.sqrt()?;
+    let expected = centred.broadcast_div(&scale)?.broadcast_mul(&inputs[1])?.broadcast_add(&inputs[2])?;
+    close(&ops::layer_norm(&inputs[0], &inputs[1], &inputs[2], 1e-5)?, &expected, 1e-13);
+    agrees_with_finite_differences(&inputs, |v| ops::layer_norm(&v[0], &v[1], &v[2], 1e-5));
+    Ok(())
+}
+
+#[test]
+fn gelu_is_candles_exact_gelu_and_its_gradient_is_exact() -> Result<()> {
+    let inputs = [Var::from_tensor(&(numbers(&[4, 7], 3) * 4.0)?)?];
+    close(&ops::gelu(&inputs[0])?, &inputs[0].gelu_erf()?, 1e-14);
+    agrees_with_finite_differences(&inputs, |v| ops::gelu(&v[0]));
+    let single = inputs[0].to_dtype(DType::F32)?;
+    close(&ops::gelu(&single)?, &single.gelu_erf()?, 2e-6);
+    Ok(())
+}
+
+/// Attention of one sequence in candle's basic operations.
+fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
+    let (length, hidden) = q.dims2()?;
+    let split = |t: &Tensor| t.reshape((length, heads, hidden / heads))?.transpose(0, 1)?.contiguous();
+    let scores = (split(q)?.matmul(&split(k)?.t()?)? / ((hidden / heads) as f64).sqrt())?;
+    let probabilities = candle_nn::ops::softmax(&scores, D::Minus1)?;
+    probabilities.matmul(&split(v)?)?.transpose(0, 1)?.reshape((length, hidden))
+}
+
+#[test]
+fn packed_attention_is_plain_attention_sequence_by_sequence_and_its_gradients_are_exact() -> Result<()> {
+    let segments = Segments::from_lengths(&[3, 1, 4]);
+    let inputs = variables(&[&[8, 6], &[8, 6], &[8, 6]]);
+    let expected = segments
+        .ranges()
+        .map(|range| {
+            let part = |t: &Tensor| t.narrow(0, range.start, range.len());
+            plain_attention(&part(&inputs[0])?, &part(&inputs[1])?, &part(&inputs[2])?, 2)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let output = ops::attention(&inputs[0], &inputs[1], &inputs[2], &segments, 2, None)?;
+    close(&output, &Tensor::cat(&expected, 0)?, 1e-14);
+    for dropout in [None, Dropout::new(0.3, 5)] {
+        agrees_with_finite_differences(&inputs, |v| ops::attention(&v[0], &v[1], &v[2], &segments, 2, dropout));
+    }
+    Ok(())
+}
+
+#[test]
+fn dropout_and_the_segment_mean_have_exact_gradients() -> Result<()> {
+    let inputs = variables(&[&[6, 5], &[6, 5]]);
+    let segments = Segments::from_lengths(&[2, 4]);
+    agrees_with_finite_differences(&inputs[..1], |v| ops::segment_mean(&v[0], &segments));
+    agrees_with_finite_differences(&inputs[..1], |v| ops::dropout(&v[0], Dropout::new(0.4, 8)));
+    for dropout in [None, Dropout::new(0.4, 8)] {
+        agrees_with_finite_differences(&inputs, |v| ops::add_dropout(&v[0], &v[1], dropout));
+    }
+    let expected =
+        Tensor::cat(&[inputs[0].narrow(0, 0, 2)?.mean_keepdim(0)?, inputs[0].narrow(0, 2, 4)?.mean_keepdim(0)?], 0)?;
+    close(&ops::segment_mean(&inputs[0], &segments)?, &expected, 1e-14);
+    Ok(())
+}
+
+#[test]
+fn segments_that_do_not_cover_the_batch_are_an_error() {
+    let hidden = numbers(&[5, 4], 1);
+    let error = ops::segment_mean(&hidden, &Segments::from_lengths(&[2, 2])).unwrap_err().to_string();
+    assert!(error.contains("4 tokens") && error.contains('5'), "{error}");
+    assert!(ops::segment_mean(&hidden, &Segments::from_lengths(&[5, 0])).is_err());
+}
