@@ -27,6 +27,7 @@
 //! ```
 
 mod activation;
+mod adamw;
 mod attention;
 mod dropout;
 mod float;
@@ -37,8 +38,10 @@ mod operation;
 mod segments;
 
 pub use activation::gelu;
+pub use adamw::{AdamWStep, Moments, adamw_step, squared_norm};
 pub use attention::attention;
 pub use dropout::{Dropout, add_dropout, dropout};
 pub use linear::{Lora, linear, lora_linear};
+pub use matrix::threads;
 pub use normalization::layer_norm;
 pub use segments::{Segments, segment_mean};

@@ -117,3 +117,8 @@ pub(crate) fn column_sums<T: Float>(data: &[T], columns: usize) -> Vec<T> {
     }
     sums
 }
+
+/// How many threads the operations work on: all cores, or what the variable `RAYON_NUM_THREADS` says.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
+}

@@ -172,3 +172,33 @@ fn segments_that_do_not_cover_the_batch_are_an_error() {
     assert!(error.contains("4 tokens") && error.contains('5'), "{error}");
     assert!(ops::segment_mean(&hidden, &Segments::from_lengths(&[5, 0])).is_err());
 }
+
+#[test]
+fn a_hundred_adamw_steps_are_candle_nns() -> Result<()> {
+    use candle_nn::Optimizer;
+    let start = numbers(&[3, 5], 7).to_dtype(DType::F32)?;
+    let (ours, theirs) = (Var::from_tensor(&start)?, Var::from_tensor(&start.copy()?)?);
+    let mut reference = candle_nn::AdamW::new(
+        vec![theirs.clone()],
+        candle_nn::ParamsAdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 },
+    )?;
+    let mut moments = ops::Moments::zeros(15);
+    for step in 1..=100 {
+        let loss = |v: &Var| v.as_tensor().sin()?.sqr()?.sum_all();
+        let gradients = loss(&ours)?.backward()?;
+        let settings = ops::AdamWStep {
+            learning_rate: 1e-2,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            gradient_scale: 1.0,
+            step,
+        };
+        ops::adamw_step(&ours, gradients.get(&ours).unwrap(), &mut moments, settings)?;
+        reference.backward_step(&loss(&theirs)?)?;
+    }
+    close(&ours, &theirs, 2e-6);
+    assert!((ops::squared_norm(&ours)? - ours.sqr()?.sum_all()?.to_scalar::<f32>()? as f64).abs() < 1e-5);
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use trainer::glue::Task;
+use trainer::peft::{BitFit, Lora, Method, Pooling, Targets};
+use trainer::{Evaluate, Run, Settings};
+
+/// Parameter-efficient fine-tuning on GLUE.
+#[derive(Parser)]
+#[command(name = "peft-glue", version)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Make one run, or print the record it already has.
+    Run(RunArguments),
+    /// Make one run and write its test predictions as GLUE's submission files.
+    Predict {
+        #[command(flatten)]
+        run: RunArguments,
+        /// Where the files go.
+        #[arg(long, default_value = "predictions")]
+        folder: PathBuf,
+    },
+    /// Print which data was found and how complete it is.
+    Data,
+    /// Print every tensor that a method trains.
+    Parameters(RunArguments),
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum MethodName {
+    Full,
+    Head,
+    Bitfit,
+    Lora,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PoolingName {
+    Cls,
+    Mean,
+}
+
+#[derive(Args)]
+pub struct RunArguments {
+    /// cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli; synthetic where there is no GLUE.
+    #[arg(long)]
+    task: Task,
+    /// What is trained.
+    #[arg(long, value_enum)]
+    method: MethodName,
+    /// A folder, a folder below models/, or a Hugging Face hub id.
+    #[arg(long, default_value = "all-MiniLM-L6-v2")]
+    model: String,
+    /// LoRA: the rank.
+    #[arg(long, default_value_t = 8)]
+    r: usize,
+    /// LoRA: the branch is multiplied by lora_alpha / r [default: 2 r].
+    #[arg(long)]
+    lora_alpha: Option<f64>,
+    /// LoRA: dropout on the branch's input.
+    #[arg(long, default_value_t = 0.0)]
+    lora_dropout: f64,
+    /// LoRA and BitFit: modules by the end of their path, such as query,value [default: query,value; BitFit: all].
+    #[arg(long, value_delimiter = ',', conflicts_with = "target_pattern")]
+    target_modules: Option<Vec<String>>,
+    /// LoRA and BitFit: modules by a regular expression for the whole path.
+    #[arg(long)]
+    target_pattern: Option<String>,
+    /// The highest learning rate.
+    #[arg(long, alias = "learning-rate", default_value_t = Settings::default().learning_rate)]
+    lr: f64,
+    /// The classifier's own learning rate.
+    #[arg(long)]
+    head_lr: Option<f64>,
+    #[arg(long, default_value_t = Settings::default().epochs)]
+    epochs: usize,
+    #[arg(long, default_value_t = Settings::default().batch_size)]
+    batch_size: usize,
+    /// The share of steps over which the learning rate rises.
+    #[arg(long, default_value_t = Settings::default().warmup_ratio)]
+    warmup: f64,
+    #[arg(long, default_value_t = Settings::default().weight_decay)]
+    weight_decay: f64,
+    /// Clip the gradient's norm to this; 0: no clipping.
+    #[arg(long, default_value_t = 1.0)]
+    max_grad_norm: f64,
+    /// Every dropout probability [default: the model's].
+    #[arg(long)]
+    dropout: Option<f64>,
+    #[arg(long, default_value_t = Settings::default().max_length)]
+    max_length: usize,
+    /// BERT's pooler on the first token, or the mean over tokens.
+    #[arg(long, value_enum, default_value = "cls")]
+    pooling: PoolingName,
+    /// Train the pooler whole, whatever the method.
+    #[arg(long)]
+    train_pooler: bool,
+    /// Batches of like lengths.
+    #[arg(long)]
+    group_by_length: bool,
+    /// Train on this many examples.
+    #[arg(long)]
+    train_limit: Option<usize>,
+    /// Evaluate every so many steps [default: every epoch].
+    #[arg(long)]
+    eval_steps: Option<usize>,
+    /// Stop after this many evaluations without a better score.
+    #[arg(long)]
+    patience: Option<usize>,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Stop after so many seconds; the same command goes on from there.
+    #[arg(long)]
+    pub time_budget: Option<u64>,
+    /// Keep the trained weights of the best evaluation.
+    #[arg(long)]
+    pub keep_weights: bool,
+    /// The folder of the records.
+    #[arg(long, default_value = "runs")]
+    pub runs: PathBuf,
+    /// Print the record as JSON, and nothing else.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl RunArguments {
+    fn targets(&self) -> Option<Targets> {
+        let pattern = self.target_pattern.as_ref().map(Targets::pattern);
+        pattern.or_else(|| self.target_modules.as_ref().map(Targets::suffixes))
+    }
+
+    fn method(&self) -> Method {
+        match self.method {
+            MethodName::Full => Method::Full,
+            MethodName::Head => Method::Head,
+            MethodName::Bitfit => Method::BitFit(BitFit { target_modules: self.targets() }),
+            MethodName::Lora => {
+                let lora = Lora::rank(self.r);
+                Method::Lora(Lora {
+                    lora_alpha: self.lora_alpha.unwrap_or(lora.lora_alpha),
+                    lora_dropout: self.lora_dropout,
+                    target_modules: self.targets().unwrap_or(lora.target_modules),
+                    r: self.r,
+                })
+            }
+        }
+    }
+
+    /// The run these arguments describe.
+    pub fn run(&self) -> Run {
+        let settings = Settings {
+            learning_rate: self.lr,
+            head_learning_rate: self.head_lr,
+            epochs: self.epochs,
+            batch_size: self.batch_size,
+            warmup_ratio: self.warmup,
+            weight_decay: self.weight_decay,
+            max_grad_norm: (self.max_grad_norm != 0.0).then_some(self.max_grad_norm),
+            dropout: self.dropout,
+            max_length: self.max_length,
+            pooling: match self.pooling {
+                PoolingName::Cls => Pooling::Cls,
+                PoolingName::Mean => Pooling::Mean,
+            },
+            train_pooler: self.train_pooler,
+            group_by_length: self.group_by_length,
+            train_limit: self.train_limit,
+            evaluate: self.eval_steps.map_or(Evaluate::Epoch, Evaluate::Steps),
+            patience: self.patience,
+        };
+        Run { settings, ..Run::new(self.task, &self.model, self.method()) }.seed(self.seed)
+    }
+}

@@ -1,0 +1,344 @@
+//! One split of one task.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use polars::prelude::{Column, DataFrame};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::metrics::Targets;
+use crate::task::{Split, Task};
+use crate::tsv::{self, Line};
+
+/// A split in a polars frame.
+///
+/// Columns: `index` (i64, the row in the file from 0, which a submission names), `sentence1` and for pairs `sentence2`
+/// (strings), and where there are labels `label` (i64 class id, or f64 score) and for classes `label_name`.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    /// The task.
+    pub task: Task,
+    /// The split.
+    pub split: Split,
+    /// The rows.
+    pub frame: DataFrame,
+    /// How many rows there are, and how many the official file has.
+    pub completeness: Completeness,
+    /// Rows left out because a field was missing: of QQP's training file, which has a few such rows; never of another.
+    pub dropped: usize,
+    /// The file.
+    pub path: PathBuf,
+}
+
+/// Text of one example.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Example {
+    /// The sentence, or the first of two.
+    pub first: String,
+    /// The second.
+    pub second: Option<String>,
+}
+
+/// Rows found against rows of the official file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Completeness {
+    /// Rows found.
+    pub found: usize,
+    /// Rows of the official file; none for the synthetic task.
+    pub official: Option<usize>,
+}
+
+impl Completeness {
+    /// Whether the rows are not those of the official file, so that a score does not compare with a published one.
+    pub fn is_partial(&self) -> bool {
+        self.official.is_some_and(|official| official != self.found)
+    }
+}
+
+impl fmt::Display for Completeness {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self.official {
+            Some(official) if official != self.found => write!(f, "{} of {official} (partial)", self.found),
+            _ => write!(f, "{}", self.found),
+        }
+    }
+}
+
+impl Dataset {
+    /// How many rows.
+    pub fn len(&self) -> usize {
+        self.frame.height()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The texts, in order.
+    ///
+    /// # Errors
+    /// When the frame was changed and lacks its columns.
+    pub fn examples(&self) -> Result<Vec<Example>> {
+        let first = self.frame.column("sentence1")?.str()?;
+        let texts = first.iter().map(|text| text.unwrap_or_default().to_string());
+        if !self.task.has_pairs() {
+            return Ok(texts.map(|first| Example { first, second: None }).collect());
+        }
+        let second = self.frame.column("sentence2")?.str()?;
+        let second = second.iter().map(|text| text.unwrap_or_default().to_string());
+        Ok(texts.zip(second).map(|(first, second)| Example { first, second: Some(second) }).collect())
+    }
+
+    /// The labels, in order; `None` for a split without.
+    ///
+    /// # Errors
+    /// When the frame was changed and its labels are of another type.
+    pub fn targets(&self) -> Result<Option<Targets>> {
+        let Ok(column) = self.frame.column("label") else { return Ok(None) };
+        Ok(Some(if self.task.is_regression() {
+            Targets::Values(column.f64()?.iter().flatten().collect())
+        } else {
+            Targets::Classes(column.i64()?.iter().flatten().map(|id| id as usize).collect())
+        }))
+    }
+
+    /// Reads the file of a split from its bytes.
+    pub(crate) fn parse(task: Task, split: Split, path: &Path, bytes: &[u8]) -> Result<Self> {
+        let mut lines = tsv::lines(path, bytes)?;
+        let labelled = matches!(split, Split::Train | Split::Validation | Split::ValidationMismatched);
+        let format = if task == Task::Cola && labelled {
+            Format::cola()
+        } else {
+            let header = lines.remove(0);
+            Format::from_header(task, labelled, path, &header)?
+        };
+        let ends_in_newline = bytes.ends_with(b"\n");
+        let last = lines.len();
+        let mut rows = Rows::default();
+        let mut dropped = 0;
+        for (index, line) in lines.iter().enumerate() {
+            match rows.push(task, split, &format, path, line) {
+                Err(_) if task == Task::Qqp && split == Split::Train => dropped += 1,
+                Err(Error::Line { path, line, expected, found }) if index + 1 == last && !ends_in_newline => {
+                    return Err(Error::Line {
+                        path,
+                        line,
+                        expected,
+                        found: format!("{found} in a truncated last line"),
+                    });
+                }
+                result => result?,
+            }
+        }
+        let completeness = Completeness { found: rows.first.len() + dropped, official: task.official_rows(split) };
+        let frame = rows.into_frame(task, labelled)?;
+        Ok(Self { task, split, frame, completeness, dropped, path: path.into() })
+    }
+}
+
+/// Where in a line the fields stand.
+struct Format {
+    columns: usize,
+    first: usize,
+    second: Option<usize>,
+    label: Option<usize>,
+}
+
+impl Format {
+    /// CoLA's labelled files have no header: source, label, the author's mark, sentence.
+    fn cola() -> Self {
+        Self { columns: 4, first: 3, second: None, label: Some(1) }
+    }
+
+    /// By name: official files and shortened copies of them differ in the columns around.
+    fn from_header(task: Task, labelled: bool, path: &Path, header: &Line) -> Result<Self> {
+        let (first, second, label) = match task {
+            Task::Cola | Task::Sst2 => ("sentence", None, "label"),
+            Task::Mrpc => ("#1 String", Some("#2 String"), "Quality"),
+            Task::StsB => ("sentence1", Some("sentence2"), "score"),
+            Task::Qqp => ("question1", Some("question2"), "is_duplicate"),
+            Task::Mnli => ("sentence1", Some("sentence2"), "gold_label"),
+            Task::Qnli => ("question", Some("sentence"), "label"),
+            Task::Rte | Task::Wnli | Task::Ax | Task::Synthetic => ("sentence1", Some("sentence2"), "label"),
+        };
+        let position = |name: &str| {
+            header.fields.iter().position(|field| *field == name).ok_or_else(|| {
+                let found = header.fields.join(", ").chars().take(120).collect::<String>();
+                tsv::error(path, header.number, format!("a header with a column {name:?}"), format!("columns {found}"))
+            })
+        };
+        Ok(Self {
+            columns: header.fields.len(),
+            first: position(first)?,
+            second: second.map(position).transpose()?,
+            label: if labelled { Some(position(label)?) } else { None },
+        })
+    }
+}
+
+#[derive(Default)]
+struct Rows {
+    first: Vec<String>,
+    second: Vec<String>,
+    classes: Vec<i64>,
+    scores: Vec<f64>,
+}
+
+impl Rows {
+    fn push(&mut self, task: Task, split: Split, format: &Format, path: &Path, line: &Line) -> Result<()> {
+        let wrong = |expected: String, found: String| Err(tsv::error(path, line.number, expected, found));
+        if line.fields.len() != format.columns {
+            return wrong(format!("{} columns", format.columns), format!("{} columns", line.fields.len()));
+        }
+        // A test row is never refused for its text: each must be predicted.
+        let may_be_empty = matches!(split, Split::Test | Split::TestMismatched);
+        for column in std::iter::once(format.first).chain(format.second) {
+            if !may_be_empty && line.fields[column].trim().is_empty() {
+                return wrong(format!("a sentence in column {}", column + 1), "nothing".into());
+            }
+        }
+        if let Some(column) = format.label {
+            let text = line.fields[column].trim();
+            if task.is_regression() {
+                match text.parse::<f64>() {
+                    Ok(score) if (0.0..=5.0).contains(&score) => self.scores.push(score),
+                    _ => return wrong("a score from 0 to 5".into(), format!("{text:?}")),
+                }
+            } else {
+                match class(task, text) {
+                    Some(class) => self.classes.push(class as i64),
+                    None => return wrong(format!("a label: {}", label_texts(task).join(", ")), format!("{text:?}")),
+                }
+            }
+        }
+        self.first.push(line.fields[format.first].into());
+        if let Some(second) = format.second {
+            self.second.push(line.fields[second].into());
+        }
+        Ok(())
+    }
+
+    fn into_frame(self, task: Task, labelled: bool) -> Result<DataFrame> {
+        let rows = self.first.len();
+        let index: Vec<i64> = (0..rows as i64).collect();
+        let mut columns = vec![Column::new("index".into(), index), Column::new("sentence1".into(), self.first)];
+        if task.has_pairs() {
+            columns.push(Column::new("sentence2".into(), self.second));
+        }
+        if labelled && task.is_regression() {
+            columns.push(Column::new("label".into(), self.scores));
+        } else if labelled {
+            let names: Vec<&str> = self.classes.iter().map(|&class| task.labels()[class as usize]).collect();
+            columns.push(Column::new("label".into(), &self.classes));
+            columns.push(Column::new("label_name".into(), names));
+        }
+        Ok(DataFrame::new(rows, columns)?)
+    }
+}
+
+/// Whether the task's files give class names; the others give ids.
+pub(crate) fn has_label_names(task: Task) -> bool {
+    matches!(task, Task::Mnli | Task::Qnli | Task::Rte | Task::Ax)
+}
+
+/// What a label may be in the task's files.
+fn label_texts(task: Task) -> Vec<String> {
+    if has_label_names(task) {
+        task.labels().iter().map(ToString::to_string).collect()
+    } else {
+        (0..task.labels().len()).map(|id| id.to_string()).collect()
+    }
+}
+
+fn class(task: Task, text: &str) -> Option<usize> {
+    label_texts(task).iter().position(|label| label == text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(task: Task, split: Split, text: impl AsRef<[u8]>) -> Result<Dataset> {
+        Dataset::parse(task, split, Path::new("task.tsv"), text.as_ref())
+    }
+
+    fn message(task: Task, text: impl AsRef<[u8]>) -> String {
+        parse(task, Split::Train, text).unwrap_err().to_string()
+    }
+
+    const RTE: &str = "index\tsentence1\tsentence2\tlabel\n";
+
+    #[test]
+    fn a_quotation_mark_is_a_character_like_any_other() {
+        let data =
+            parse(Task::Rte, Split::Train, format!("{RTE}0\t\"a\tb \"\"c\tentailment\n1\td\te\tnot_entailment\n"));
+        let data = data.unwrap();
+        assert_eq!(data.examples().unwrap()[0], Example { first: "\"a".into(), second: Some("b \"\"c".into()) });
+        assert_eq!(data.targets().unwrap(), Some(Targets::Classes(vec![0, 1])));
+    }
+
+    #[test]
+    fn cola_has_no_header_and_a_bom_or_carriage_returns_do_no_harm() {
+        let data = parse(Task::Cola, Split::Train, "\u{feff}gj04\t1\t\tGood.\r\ngj04\t0\t*\tBad.\r\n").unwrap();
+        assert_eq!(data.examples().unwrap()[1].first, "Bad.");
+        assert_eq!(data.targets().unwrap(), Some(Targets::Classes(vec![1, 0])));
+    }
+
+    #[test]
+    fn mnli_loads_by_header_name_in_its_official_and_its_short_form() {
+        let long = "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\t\
+                    sentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label\n0\t1\t2\tg\t(\t(\t(\t(\ta\tb\tneutral\tcontradiction\n";
+        let short = "index\tgenre\tsentence1\tsentence2\tgold_label\n0\tg\ta\tb\tcontradiction\n";
+        for text in [long, short] {
+            let data = parse(Task::Mnli, Split::Train, text).unwrap();
+            assert_eq!(data.targets().unwrap(), Some(Targets::Classes(vec![2])));
+            assert_eq!(data.examples().unwrap()[0].second.as_deref(), Some("b"));
+        }
+    }
+
+    #[test]
+    fn each_bad_line_is_an_error_that_names_the_line_what_was_expected_and_what_was_found() {
+        let cases: [(Task, Vec<u8>, [&str; 3]); 8] = [
+            (Task::Rte, format!("{RTE}0\ta\tb\n").into(), ["line 2", "4 columns", "3 columns"]),
+            (Task::Rte, format!("{RTE}0\ta\tb\tmaybe\n").into(), ["line 2", "entailment, not_entailment", "\"maybe\""]),
+            (Task::Rte, format!("{RTE}0\t \tb\tentailment\n").into(), ["line 2", "a sentence in column 2", "nothing"]),
+            (
+                Task::Rte,
+                format!("{RTE}0\ta\tb\tentailment\n1\ta").into(),
+                ["line 3", "4 columns", "truncated last line"],
+            ),
+            (Task::Rte, "index\tsentence1\tlabel\n".into(), ["line 1", "\"sentence2\"", "index, sentence1, label"]),
+            (Task::Rte, [RTE.as_bytes(), b"0\ta\xff\tb\tentailment\n"].concat(), ["line 2", "UTF-8", "0xff"]),
+            (Task::Rte, Vec::new(), ["line 1", "rows", "an empty file"]),
+            (Task::StsB, "sentence1\tsentence2\tscore\na\tb\t5.5\n".into(), ["line 2", "a score from 0 to 5", "5.5"]),
+        ];
+        for (task, text, parts) in cases {
+            let error = message(task, text);
+            assert!(parts.iter().all(|part| error.contains(part)) && error.contains("task.tsv"), "{error}");
+        }
+    }
+
+    #[test]
+    fn broken_rows_are_dropped_and_counted_in_qqps_training_file_only() {
+        let text =
+            "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\ta\tb\t1\n1\t1\t2\ta\n2\t1\t2\t\tb\t0\n";
+        let data = parse(Task::Qqp, Split::Train, text).unwrap();
+        assert_eq!((data.len(), data.dropped), (1, 2));
+        assert!(parse(Task::Qqp, Split::Validation, text).is_err());
+    }
+
+    #[test]
+    fn a_test_row_is_kept_even_when_a_question_is_empty() {
+        let data = parse(Task::Qqp, Split::Test, "id\tquestion1\tquestion2\n0\t\tb\n1\ta\tb\n").unwrap();
+        assert_eq!(data.len(), 2);
+        assert!(data.targets().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_set_with_fewer_rows_than_the_official_one_says_so() {
+        let data = parse(Task::Rte, Split::Train, format!("{RTE}0\ta\tb\tentailment\n")).unwrap();
+        assert_eq!(data.completeness.to_string(), "1 of 2490 (partial)");
+    }
+}

@@ -1,0 +1,157 @@
+//! Fetching GLUE from where it was published.
+
+use std::io::{Cursor, Read};
+use std::path::Path;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::submission::write_atomically;
+use crate::task::Task;
+
+const GLUE: &str = "https://dl.fbaipublicfiles.com/glue/data";
+const SENT_EVAL: &str = "https://dl.fbaipublicfiles.com/senteval/senteval_data";
+
+/// Downloads every task into `root`. A task that is there already is left as it is, so that a download that failed goes on.
+pub(crate) fn all(root: &Path) -> Result<()> {
+    for task in Task::ALL {
+        if root.join(task.name()).is_dir() {
+            continue;
+        }
+        println!("  {task}");
+        match task {
+            Task::Mrpc => {
+                let [train, test] = ["train", "test"].map(|part| format!("{SENT_EVAL}/msr_paraphrase_{part}.txt"));
+                let ids = fetch(&format!("{GLUE}/mrpc_dev_ids.tsv"))?;
+                unpack_into_place(root, task, mrpc(&fetch(&train)?, &fetch(&test)?, &ids))?;
+            }
+            Task::Ax => {
+                unpack_into_place(root, task, Ok(vec![("diagnostic.tsv".into(), fetch(&format!("{GLUE}/AX.tsv"))?)]))?
+            }
+            _ => {
+                let url = format!("{GLUE}/{}.zip", archive(task));
+                unpack_into_place(root, task, unzip(&url, fetch(&url)?))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The official download script exchanges QQP and STS-B, and names QNLI's first version; these are the right ones.
+fn archive(task: Task) -> &'static str {
+    match task {
+        Task::Qqp => "QQP-clean",
+        Task::Qnli => "QNLIv2",
+        _ => task.name(),
+    }
+}
+
+fn fetch(url: &str) -> Result<Vec<u8>> {
+    let failed = |reason: String| Error::Download { url: url.into(), reason };
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_connect(Some(Duration::from_secs(5)))
+        .timeout_global(Some(Duration::from_secs(1200)))
+        .build()
+        .into();
+    let mut response = agent.get(url).call().map_err(|error| failed(error.to_string()))?;
+    response.body_mut().with_config().limit(1 << 30).read_to_vec().map_err(|error| failed(error.to_string()))
+}
+
+/// The `.tsv` files of an archive by their own names, whatever folders they lie in.
+fn unzip(url: &str, bytes: Vec<u8>) -> Result<Vec<(String, Vec<u8>)>> {
+    let failed = |reason: String| Error::Download { url: url.into(), reason };
+    let mut archive = zip::ZipArchive::new(Cursor::new(bytes)).map_err(|error| failed(error.to_string()))?;
+    let mut files = Vec::new();
+    for index in 0..archive.len() {
+        let mut file = archive.by_index(index).map_err(|error| failed(error.to_string()))?;
+        let inner = file.enclosed_name();
+        let folder_is_original =
+            inner.as_deref().and_then(Path::parent).is_some_and(|parent| parent.iter().any(|part| part == "original"));
+        let Some(name) = inner.as_deref().and_then(Path::file_name).and_then(|name| name.to_str()) else { continue };
+        if !name.ends_with(".tsv") || folder_is_original || name.starts_with('.') {
+            continue;
+        }
+        let mut content = Vec::new();
+        file.read_to_end(&mut content).map_err(|error| failed(error.to_string()))?;
+        files.push((name.to_string(), content));
+    }
+    Ok(files)
+}
+
+/// Writes a task's files beside its folder's place and then renames the folder, so that it is whole or not there.
+fn unpack_into_place(root: &Path, task: Task, files: Result<Vec<(String, Vec<u8>)>>) -> Result<()> {
+    let folder = root.join(task.name());
+    let partial = root.join(format!("{}.partial", task.name()));
+    for (name, content) in files? {
+        write_atomically(&partial.join(name), &content)?;
+    }
+    std::fs::rename(&partial, &folder).map_err(|source| Error::Write { path: folder, source })
+}
+
+/// MRPC as GLUE cuts it: its training file parted by the ids of GLUE's validation pairs, and its test file without labels.
+fn mrpc(train: &[u8], test: &[u8], validation_ids: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
+    let source = Path::new("msr_paraphrase_train.txt");
+    let rows = crate::tsv::lines(source, train)?;
+    let ids = crate::tsv::lines(Path::new("mrpc_dev_ids.tsv"), validation_ids)?;
+    let mut parts = [String::new(), String::new()];
+    for row in &rows {
+        let line = row.fields.join("\t") + "\n";
+        if row.number == 1 {
+            parts.iter_mut().for_each(|part| part.push_str(&line));
+        } else {
+            let validation = ids.iter().any(|id| id.fields.get(..2) == row.fields.get(1..3));
+            parts[usize::from(validation)].push_str(&line);
+        }
+    }
+    let mut unlabelled = String::from("index\t#1 ID\t#2 ID\t#1 String\t#2 String\n");
+    for (index, row) in crate::tsv::lines(Path::new("msr_paraphrase_test.txt"), test)?.iter().skip(1).enumerate() {
+        unlabelled += &format!("{index}\t{}\n", row.fields[1..].join("\t"));
+    }
+    let [train, validation] = parts;
+    Ok([("train.tsv", train), ("dev.tsv", validation), ("test.tsv", unlabelled)]
+        .map(|(name, text)| (name.to_string(), text.into_bytes()))
+        .into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::{Glue, Split};
+
+    #[test]
+    fn mrpc_is_parted_by_the_validation_ids_and_its_test_labels_are_left_out() {
+        let header = "\u{feff}Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n";
+        let train = format!("{header}1\t10\t11\ta\tb\r\n0\t12\t13\tc\td\r\n");
+        let test = format!("{header}1\t20\t21\te\tf\r\n");
+        let folder = tempfile::tempdir().unwrap();
+        unpack_into_place(folder.path(), Task::Mrpc, mrpc(train.as_bytes(), test.as_bytes(), b"12\t13\n")).unwrap();
+        let glue = Glue::at(folder.path()).unwrap();
+        let first = |split| glue.load(Task::Mrpc, split).unwrap().examples().unwrap()[0].first.clone();
+        assert_eq!([first(Split::Train), first(Split::Validation), first(Split::Test)], ["a", "c", "e"]);
+        let test = std::fs::read_to_string(folder.path().join("MRPC/test.tsv")).unwrap();
+        assert_eq!(test.lines().nth(1), Some("0\t20\t21\te\tf"));
+    }
+
+    #[test]
+    fn an_archive_cannot_write_outside_its_folder_and_its_originals_are_left_out() {
+        let mut writer = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        let options = zip::write::SimpleFileOptions::default();
+        for name in
+            ["RTE/train.tsv", "../evil.tsv", "CoLA/original/raw/train.tsv", "RTE/readme.txt", "X/original/dev.tsv"]
+        {
+            writer.start_file(name, options).unwrap();
+            writer.write_all(name.as_bytes()).unwrap();
+        }
+        let bytes = writer.finish().unwrap().into_inner();
+        let files = unzip("test", bytes).unwrap();
+        assert_eq!(files.iter().filter(|(name, _)| name == "train.tsv").count(), 1);
+        assert!(files.iter().all(|(name, _)| name != "evil.tsv" && name != "dev.tsv"));
+    }
+
+    #[test]
+    fn an_address_that_does_not_answer_is_an_error_that_names_it() {
+        let error = fetch("http://127.0.0.1:9/glue.zip").unwrap_err().to_string();
+        assert!(error.contains("127.0.0.1:9") && error.contains("GLUE_DIR"), "{error}");
+    }
+}

@@ -1,0 +1,94 @@
+//! What can be wrong with GLUE data.
+
+use std::path::PathBuf;
+
+/// An error of this crate. Each message names the file and says what to do next.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A line that is not what the task's format says.
+    #[error(
+        "{path}, line {line}: expected {expected}, found {found}; compare the file with GLUE's own, or fetch it again"
+    )]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A file that cannot be opened.
+    #[error("{path}: cannot be read ({source}); expected {expected}. Set GLUE_DIR to a folder that has it")]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// What it should hold.
+        expected: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A folder without GLUE.
+    #[error(
+        "{path}: expected a folder with GLUE's task folders (CoLA, SST-2, MRPC, ...), found {found}; correct GLUE_DIR, or unset it"
+    )]
+    NoGlue {
+        /// The folder.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+    },
+    /// A split that the task or this copy of it has not.
+    #[error("{task} has no {split} split {place}; it has: {choices}")]
+    NoSplit {
+        /// The task.
+        task: &'static str,
+        /// The split.
+        split: String,
+        /// `in GLUE`, or the folder.
+        place: String,
+        /// The splits there are.
+        choices: String,
+    },
+    /// A name that is no task's.
+    #[error("unknown task {found:?}; the tasks are: {choices}")]
+    UnknownTask {
+        /// As asked for.
+        found: String,
+        /// The names there are.
+        choices: String,
+    },
+    /// Predictions that cannot be scored or written.
+    #[error("{what}: expected {expected}, found {found}")]
+    Predictions {
+        /// Which.
+        what: String,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A download that failed.
+    #[error("{url}: cannot be downloaded ({reason}); put GLUE's task folders into a folder and set GLUE_DIR to it")]
+    Download {
+        /// The address.
+        url: String,
+        /// Why.
+        reason: String,
+    },
+    /// A file that cannot be written.
+    #[error("{path}: cannot be written ({source}); check that the folder exists and may be written")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// An error of the data frame library.
+    #[error(transparent)]
+    Frame(#[from] polars::error::PolarsError),
+}
+
+/// This crate's result.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,200 @@
+//! Where the data is.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::dataset::Dataset;
+use crate::download;
+use crate::error::{Error, Result};
+use crate::synthetic;
+use crate::task::{Split, Task};
+
+/// A copy of GLUE, or, where there is none, the synthetic task alone.
+#[derive(Clone, Debug)]
+pub struct Glue {
+    root: Option<PathBuf>,
+    origin: Origin,
+}
+
+/// Which copy it is. `Display` says so without a machine's own paths.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The folder that the variable `GLUE_DIR` names.
+    Variable,
+    /// `data/glue` of the project.
+    Project,
+    /// `../shared/glue` beside the project.
+    Shared,
+    /// A folder named by the caller.
+    Folder,
+    /// Downloaded into `data/glue` just now.
+    Downloaded,
+    /// No GLUE was found, and none could be downloaded, for this reason.
+    Synthetic(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Variable => f.write_str("the folder GLUE_DIR names"),
+            Self::Project => f.write_str("data/glue"),
+            Self::Shared => f.write_str("../shared/glue"),
+            Self::Folder => f.write_str("the folder given"),
+            Self::Downloaded => f.write_str("downloaded to data/glue"),
+            Self::Synthetic(reason) => write!(f, "synthetic, made by this project ({reason})"),
+        }
+    }
+}
+
+impl Glue {
+    /// Finds GLUE: the folder that `GLUE_DIR` names, then the project's `data/glue`, then `../shared/glue` beside the project,
+    /// then a download into `data/glue` (not with `GLUE_OFFLINE=1`). Where all fail there is the synthetic task.
+    ///
+    /// # Errors
+    /// When `GLUE_DIR` is set and there is no GLUE.
+    pub fn locate() -> Result<Self> {
+        if let Some(folder) = std::env::var_os("GLUE_DIR") {
+            return Ok(Self { origin: Origin::Variable, ..Self::at(folder)? });
+        }
+        let project = project_root();
+        let own = project.join("data/glue");
+        if has_tasks(&own) {
+            return Ok(Self { root: Some(own), origin: Origin::Project });
+        }
+        let shared = project.join("../shared/glue");
+        if has_tasks(&shared) {
+            return Ok(Self { root: Some(shared), origin: Origin::Shared });
+        }
+        if std::env::var_os("GLUE_OFFLINE").is_some_and(|value| value == "1") {
+            return Ok(Self::synthetic("no GLUE found, and GLUE_OFFLINE is set"));
+        }
+        println!("No GLUE found in GLUE_DIR, data/glue or ../shared/glue: trying to download it.");
+        match download::all(&own) {
+            Ok(()) => Ok(Self { root: Some(own), origin: Origin::Downloaded }),
+            Err(error) => {
+                println!("{error}");
+                Ok(Self::synthetic("no GLUE found, and none could be downloaded"))
+            }
+        }
+    }
+
+    /// The copy of GLUE in a folder.
+    ///
+    /// # Errors
+    /// When the folder has none of its tasks.
+    pub fn at(root: impl Into<PathBuf>) -> Result<Self> {
+        let root = root.into();
+        if has_tasks(&root) {
+            return Ok(Self { root: Some(root), origin: Origin::Folder });
+        }
+        let found = if root.is_dir() { "a folder without them" } else { "no folder" };
+        Err(Error::NoGlue { path: root, found: found.into() })
+    }
+
+    /// No GLUE, for this reason: the synthetic task alone.
+    pub fn synthetic(reason: &str) -> Self {
+        Self { root: None, origin: Origin::Synthetic(reason.into()) }
+    }
+
+    /// Which copy it is.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// The tasks there is at least one file of; the synthetic one if there is nothing else.
+    pub fn tasks(&self) -> Vec<Task> {
+        match self.root {
+            Some(_) => Task::ALL.into_iter().filter(|&task| !self.splits(task).is_empty()).collect(),
+            None => vec![Task::Synthetic],
+        }
+    }
+
+    /// The splits of a task that are here.
+    pub fn splits(&self, task: Task) -> Vec<Split> {
+        let here =
+            |&split: &Split| task == Task::Synthetic || self.path(task, split).is_some_and(|path| path.is_file());
+        task.splits().into_iter().filter(here).collect()
+    }
+
+    /// Loads a split.
+    ///
+    /// # Errors
+    /// When the task has no such split or it is not here, or its file is broken; the message names file and line.
+    pub fn load(&self, task: Task, split: Split) -> Result<Dataset> {
+        let no_split = |place: &str, choices: Vec<Split>| Error::NoSplit {
+            task: task.name(),
+            split: split.to_string(),
+            place: place.into(),
+            choices: choices.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        };
+        if !task.splits().contains(&split) {
+            return Err(no_split("in GLUE", task.splits()));
+        }
+        if task == Task::Synthetic {
+            return Dataset::parse(task, split, Path::new("synthetic"), synthetic::text(split).as_bytes());
+        }
+        let path = self.path(task, split).ok_or_else(|| no_split("without GLUE's data", Vec::new()))?;
+        let expected = format!("the {split} split of {task}; here are: {:?}", self.splits(task));
+        let bytes = std::fs::read(&path).map_err(|source| Error::Missing { path: path.clone(), expected, source })?;
+        Dataset::parse(task, split, &path, &bytes)
+    }
+
+    fn path(&self, task: Task, split: Split) -> Option<PathBuf> {
+        let root = self.root.as_ref()?;
+        if task == Task::Ax {
+            let places = ["AX/diagnostic.tsv", "AX/AX.tsv", "AX.tsv", "diagnostic/diagnostic.tsv"];
+            let mut places = places.into_iter().map(|place| root.join(place));
+            return places.find(|place| place.is_file()).or_else(|| Some(root.join("AX/diagnostic.tsv")));
+        }
+        let file = match (task, split) {
+            (_, Split::Train) => "train.tsv",
+            (Task::Mnli, Split::Validation) => "dev_matched.tsv",
+            (Task::Mnli, Split::Test) => "test_matched.tsv",
+            (_, Split::Validation) => "dev.tsv",
+            (_, Split::Test) => "test.tsv",
+            (_, Split::ValidationMismatched) => "dev_mismatched.tsv",
+            (_, Split::TestMismatched) => "test_mismatched.tsv",
+        };
+        Some(root.join(task.name()).join(file))
+    }
+}
+
+fn has_tasks(root: &Path) -> bool {
+    Task::ALL.iter().any(|task| root.join(task.name()).is_dir())
+}
+
+/// The nearest folder above the present one that holds both `Cargo.toml` and `crates/`, else the present one.
+pub fn project_root() -> PathBuf {
+    let here = std::env::current_dir().unwrap_or_default();
+    let is_root = |folder: &&Path| folder.join("Cargo.toml").is_file() && folder.join("crates").is_dir();
+    here.ancestors().find(is_root).map(Path::to_path_buf).unwrap_or(here)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_without_glue_is_an_error_that_says_what_was_expected() {
+        let error = Glue::at("/no/such/folder").unwrap_err().to_string();
+        assert!(
+            error.contains("/no/such/folder") && error.contains("no folder") && error.contains("GLUE_DIR"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_missing_file_is_an_error_that_names_it_and_what_is_here() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("QQP")).unwrap();
+        std::fs::write(folder.path().join("QQP/dev.tsv"), "").unwrap();
+        let error = Glue::at(folder.path()).unwrap().load(Task::Qqp, Split::Test).unwrap_err().to_string();
+        assert!(error.contains("QQP/test.tsv") && error.contains("Validation"), "{error}");
+    }
+
+    #[test]
+    fn a_split_that_the_task_has_not_is_an_error() {
+        let error = Glue::synthetic("test").load(Task::Synthetic, Split::TestMismatched).unwrap_err().to_string();
+        assert!(error.contains("Synthetic has no test (mismatched) split"), "{error}");
+    }
+}

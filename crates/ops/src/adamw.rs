@@ -1,0 +1,122 @@
+//! AdamW as one pass over each parameter.
+
+use std::sync::Mutex;
+
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, Var, bail};
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+use crate::float::Float;
+use crate::operation::with_views;
+
+/// The numbers of one step of [`adamw_step`].
+#[derive(Clone, Copy, Debug)]
+pub struct AdamWStep {
+    /// The learning rate.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// What the gradient is multiplied by first: below 1 when gradients are clipped.
+    pub gradient_scale: f64,
+    /// How many steps have been taken, this one included; 1 at the first.
+    pub step: usize,
+}
+
+/// The running means of a parameter's gradient and of its square, as long as the parameter.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Moments {
+    /// Of the gradient.
+    pub first: Vec<f32>,
+    /// Of its square.
+    pub second: Vec<f32>,
+}
+
+impl Moments {
+    /// Zeros for a parameter of `count` numbers.
+    pub fn zeros(count: usize) -> Self {
+        Self { first: vec![0.0; count], second: vec![0.0; count] }
+    }
+}
+
+/// One step of AdamW (Loshchilov and Hutter 2019, algorithm 2, in the form of torch's `AdamW`): decay, then
+/// `p -= lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + epsilon)`. Parameter and gradient are f32 of one shape.
+///
+/// # Errors
+/// When parameter, gradient and moments differ in size, or are not f32 on the CPU.
+pub fn adamw_step(parameter: &Var, gradient: &Tensor, moments: &mut Moments, step: AdamWStep) -> Result<()> {
+    let count = parameter.elem_count();
+    if gradient.dims() != parameter.dims() || moments.first.len() != count || moments.second.len() != count {
+        let kept = moments.first.len();
+        bail!("adamw: parameter {:?}, gradient {:?}, {kept} moments", parameter.dims(), gradient.dims())
+    }
+    parameter.inplace_op2(&gradient.contiguous()?, &Update { moments: Mutex::new(moments), step })
+}
+
+struct Update<'a> {
+    moments: Mutex<&'a mut Moments>,
+    step: AdamWStep,
+}
+
+/// Elements are handed to threads in pieces of this many.
+const PIECE: usize = 1 << 14;
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
+fn update(parameter: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32], step: &AdamWStep) {
+    let (beta1, beta2) = (step.beta1 as f32, step.beta2 as f32);
+    let keep = (1.0 - step.learning_rate * step.weight_decay) as f32;
+    let rate = (step.learning_rate / (1.0 - step.beta1.powi(step.step as i32))) as f32;
+    let correction = (1.0 / (1.0 - step.beta2.powi(step.step as i32)).sqrt()) as f32;
+    let (scale, epsilon) = (step.gradient_scale as f32, step.epsilon as f32);
+    for (((p, &g), m), v) in parameter.iter_mut().zip(gradient).zip(first).zip(second) {
+        let g = g * scale;
+        *m = beta1 * *m + (1.0 - beta1) * g;
+        *v = beta2 * *v + (1.0 - beta2) * g * g;
+        *p = *p * keep - rate * *m / (v.sqrt() * correction + epsilon);
+    }
+}
+
+impl InplaceOp2 for Update<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(&self, parameter: &mut CpuStorage, l1: &Layout, gradient: &CpuStorage, l2: &Layout) -> Result<()> {
+        let (CpuStorage::F32(parameter), CpuStorage::F32(gradient)) = (parameter, gradient) else {
+            bail!("adamw: expected an f32 parameter and an f32 gradient")
+        };
+        let (Some(p), Some(g)) = (l1.contiguous_offsets(), l2.contiguous_offsets()) else {
+            bail!("adamw: expected contiguous tensors")
+        };
+        let Ok(mut moments) = self.moments.lock() else { bail!("adamw: a thread that held the moments panicked") };
+        let Moments { first, second } = &mut **moments;
+        parameter[p.0..p.1]
+            .par_chunks_mut(PIECE)
+            .zip(gradient[g.0..g.1].par_chunks(PIECE))
+            .zip(first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE)))
+            .for_each(|((p, g), (m, v))| update(p, g, m, v, &self.step));
+        Ok(())
+    }
+}
+
+/// The sum of the squares of a tensor's elements, added up in f64 and in an order that no number of threads changes.
+pub fn squared_norm(tensor: &Tensor) -> Result<f64> {
+    fn sum<T: Float>(tensor: &Tensor) -> Result<f64> {
+        with_views::<T, _>(&[tensor], "squared_norm", |views| {
+            let square = |x: &T| candle_core::WithDType::to_f64(*x).powi(2);
+            let pieces: Vec<f64> =
+                views[0].data.par_chunks(PIECE).map(|piece| piece.iter().map(square).sum()).collect();
+            Ok(pieces.into_iter().sum())
+        })
+    }
+    let tensor = tensor.contiguous()?;
+    match tensor.dtype() {
+        candle_core::DType::F64 => sum::<f64>(&tensor),
+        _ => sum::<f32>(&tensor),
+    }
+}

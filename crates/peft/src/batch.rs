@@ -1,0 +1,76 @@
+//! A packed batch of tokenised sequences.
+
+use candle_core::{Device, Tensor};
+use ops::Segments;
+
+use crate::error::{Error, Result};
+
+/// One tokenised example: `[CLS] first [SEP]`, or `[CLS] first [SEP] second [SEP]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    /// Vocabulary ids.
+    pub input_ids: Vec<u32>,
+    /// 0 for the first sentence, 1 for the second; as long as `input_ids`.
+    pub token_type_ids: Vec<u32>,
+}
+
+impl Sequence {
+    /// How many tokens.
+    pub fn len(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.input_ids.is_empty()
+    }
+}
+
+/// Sequences one after the other, without padding.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Where each sequence begins and ends.
+    pub segments: Segments,
+    pub(crate) input_ids: Tensor,      // (tokens)
+    pub(crate) token_type_ids: Tensor, // (tokens)
+    pub(crate) position_ids: Tensor,   // (tokens)
+}
+
+impl Batch {
+    /// Packs `sequences`.
+    ///
+    /// # Errors
+    /// When a sequence's two lists differ in length.
+    pub fn new<'a>(sequences: impl IntoIterator<Item = &'a Sequence>, device: &Device) -> Result<Self> {
+        let (mut lengths, mut ids, mut types, mut positions) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for sequence in sequences {
+            if sequence.token_type_ids.len() != sequence.len() {
+                let types = sequence.token_type_ids.len();
+                return Err(Error::TokenTypes { tokens: sequence.len(), types });
+            }
+            lengths.push(sequence.len());
+            ids.extend_from_slice(&sequence.input_ids);
+            types.extend_from_slice(&sequence.token_type_ids);
+            positions.extend(0..sequence.len() as u32);
+        }
+        let tokens = ids.len();
+        Ok(Self {
+            segments: Segments::from_lengths(&lengths),
+            input_ids: Tensor::from_vec(ids, tokens, device)?,
+            token_type_ids: Tensor::from_vec(types, tokens, device)?,
+            position_ids: Tensor::from_vec(positions, tokens, device)?,
+        })
+    }
+
+    /// How many tokens all sequences have together.
+    pub fn tokens(&self) -> usize {
+        self.segments.tokens()
+    }
+
+    pub(crate) fn check(&self, positions: usize) -> Result<()> {
+        match self.segments.ranges().map(|range| range.len()).max() {
+            Some(found) if found > positions => Err(Error::TooLong { found, limit: positions }),
+            _ => Ok(()),
+        }
+    }
+}

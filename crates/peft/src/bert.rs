@@ -1,0 +1,130 @@
+//! The BERT encoder (Devlin et al. 2019), under Hugging Face's parameter names: BERT, MiniLM, bge and e5 are all of it.
+
+use candle_core::Tensor;
+use candle_transformers::models::bert::{Config, HiddenAct};
+
+use crate::batch::Batch;
+use crate::error::Result;
+use crate::layers::{LayerNorm, Linear, Pass};
+use crate::parameters::{Builder, Start};
+
+/// Embeddings, then a stack of transformer layers.
+pub(crate) struct Bert {
+    embeddings: Embeddings,
+    layers: Vec<Layer>,
+}
+
+impl Bert {
+    /// `dropout` holds the probabilities for hidden states and for attention.
+    pub fn new(builder: &mut Builder, config: &Config, dropout: (f64, f64)) -> Result<Self> {
+        let embeddings = Embeddings::new(builder, config, dropout.0)?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| Layer::new(builder, config, &format!("bert.encoder.layer.{index}"), dropout))
+            .collect::<Result<_>>()?;
+        Ok(Self { embeddings, layers })
+    }
+
+    /// The last hidden states, `(tokens, hidden)`.
+    pub fn forward(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
+        let mut hidden = self.embeddings.forward(batch, pass)?; // (tokens, hidden)
+        for layer in &self.layers {
+            hidden = layer.forward(&hidden, pass)?;
+        }
+        Ok(hidden)
+    }
+}
+
+struct Embeddings {
+    words: Tensor,       // (vocabulary, hidden)
+    positions: Tensor,   // (positions, hidden)
+    token_types: Tensor, // (types, hidden)
+    norm: LayerNorm,
+    dropout: f64,
+}
+
+impl Embeddings {
+    fn new(builder: &mut Builder, config: &Config, dropout: f64) -> Result<Self> {
+        let hidden = config.hidden_size;
+        let mut table = |name: &str, rows| {
+            builder.parameter(&format!("bert.embeddings.{name}"), "weight", &[rows, hidden], Start::Pretrained)
+        };
+        Ok(Self {
+            words: table("word_embeddings", config.vocab_size)?,
+            positions: table("position_embeddings", config.max_position_embeddings)?,
+            token_types: table("token_type_embeddings", config.type_vocab_size)?,
+            norm: LayerNorm::new(builder, "bert.embeddings.LayerNorm", hidden, config.layer_norm_eps)?,
+            dropout,
+        })
+    }
+
+    fn forward(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
+        let words = self.words.index_select(&batch.input_ids, 0)?; // (tokens, hidden)
+        let types = self.token_types.index_select(&batch.token_type_ids, 0)?;
+        let positions = self.positions.index_select(&batch.position_ids, 0)?;
+        let sum = ((words + types)? + positions)?;
+        Ok(ops::dropout(&self.norm.forward(&sum)?, pass.dropout(self.dropout))?)
+    }
+}
+
+/// Self-attention and a feed-forward network, each followed by dropout, its residual and a layer norm.
+struct Layer {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    attention_output: Linear,
+    attention_norm: LayerNorm,
+    intermediate: Linear,
+    output: Linear,
+    output_norm: LayerNorm,
+    activation: HiddenAct,
+    heads: usize,
+    dropout: f64,
+    attention_dropout: f64,
+}
+
+impl Layer {
+    fn new(
+        builder: &mut Builder,
+        config: &Config,
+        path: &str,
+        (dropout, attention_dropout): (f64, f64),
+    ) -> Result<Self> {
+        let (hidden, inner, epsilon) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
+        let mut linear = |name: &str, inputs, outputs| {
+            Linear::new(builder, &format!("{path}.{name}"), inputs, outputs, Start::Pretrained)
+        };
+        Ok(Self {
+            query: linear("attention.self.query", hidden, hidden)?,
+            key: linear("attention.self.key", hidden, hidden)?,
+            value: linear("attention.self.value", hidden, hidden)?,
+            attention_output: linear("attention.output.dense", hidden, hidden)?,
+            intermediate: linear("intermediate.dense", hidden, inner)?,
+            output: linear("output.dense", inner, hidden)?,
+            attention_norm: LayerNorm::new(builder, &format!("{path}.attention.output.LayerNorm"), hidden, epsilon)?,
+            output_norm: LayerNorm::new(builder, &format!("{path}.output.LayerNorm"), hidden, epsilon)?,
+            activation: config.hidden_act,
+            heads: config.num_attention_heads,
+            dropout,
+            attention_dropout,
+        })
+    }
+
+    fn forward(&self, hidden: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let query = self.query.forward(hidden, pass)?; // (tokens, hidden)
+        let key = self.key.forward(hidden, pass)?;
+        let value = self.value.forward(hidden, pass)?;
+        let dropout = pass.dropout(self.attention_dropout);
+        let context = ops::attention(&query, &key, &value, pass.segments, self.heads, dropout)?;
+        let context = self.attention_output.forward(&context, pass)?;
+        let attended = self.attention_norm.forward(&ops::add_dropout(&context, hidden, pass.dropout(self.dropout))?)?;
+
+        let inner = self.intermediate.forward(&attended, pass)?; // (tokens, intermediate)
+        let inner = match self.activation {
+            HiddenAct::Gelu => ops::gelu(&inner)?,
+            HiddenAct::GeluApproximate => inner.gelu()?,
+            HiddenAct::Relu => inner.relu()?,
+        };
+        let inner = self.output.forward(&inner, pass)?; // (tokens, hidden)
+        self.output_norm.forward(&ops::add_dropout(&inner, &attended, pass.dropout(self.dropout))?)
+    }
+}

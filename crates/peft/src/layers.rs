@@ -1,0 +1,113 @@
+//! The layers encoders are made of. Each asks the builder for its parameters, and so, through it, the tuner.
+
+use candle_core::Tensor;
+use ops::{Dropout, Segments};
+
+use crate::error::Result;
+use crate::parameters::{Builder, Start};
+
+/// What one pass through a model needs besides its input: where sequences end, and the dropout of a training step.
+pub struct Pass<'a> {
+    /// The sequences of the batch.
+    pub segments: &'a Segments,
+    step_seed: Option<u64>,
+    applications: std::cell::Cell<u64>,
+}
+
+impl<'a> Pass<'a> {
+    /// A pass without dropout.
+    pub fn evaluation(segments: &'a Segments) -> Self {
+        Self { segments, step_seed: None, applications: 0.into() }
+    }
+
+    /// A pass with dropout, whose masks follow from `step_seed`: give each step of a run a seed of its own.
+    pub fn training(segments: &'a Segments, step_seed: u64) -> Self {
+        Self { segments, step_seed: Some(step_seed), applications: 0.into() }
+    }
+
+    /// The mask for the next application of dropout.
+    pub(crate) fn dropout(&self, probability: f64) -> Option<Dropout> {
+        let application = self.applications.get();
+        self.applications.set(application + 1);
+        Dropout::new(
+            probability,
+            split_mix(self.step_seed?.wrapping_add(application.wrapping_mul(0x9e37_79b9_7f4a_7c15))),
+        )
+    }
+}
+
+/// SplitMix64's output function (Steele et al. 2014): neighbouring inputs give unrelated outputs.
+fn split_mix(x: u64) -> u64 {
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// `x Wᵀ + b`, and a LoRA branch where the tuner wants one.
+pub(crate) struct Linear {
+    weight: Tensor, // (out, in)
+    bias: Tensor,   // (out)
+    lora: Option<LoraBranch>,
+}
+
+struct LoraBranch {
+    a: Tensor, // (r, in)
+    b: Tensor, // (out, r)
+    scaling: f64,
+    dropout: f64,
+}
+
+impl Linear {
+    pub fn new(builder: &mut Builder, path: &str, inputs: usize, outputs: usize, weight: Start) -> Result<Self> {
+        let bias = if matches!(weight, Start::Pretrained) { Start::Pretrained } else { Start::Zeros };
+        let lora = match builder.tuner.lora(path).cloned() {
+            Some(lora) => Some(LoraBranch {
+                a: builder.adapter(
+                    format!("{path}.lora_A.weight"),
+                    &[lora.r, inputs],
+                    Start::KaimingUniform { inputs },
+                )?,
+                b: builder.adapter(format!("{path}.lora_B.weight"), &[outputs, lora.r], Start::Zeros)?,
+                scaling: lora.scaling(),
+                dropout: lora.lora_dropout,
+            }),
+            None => None,
+        };
+        Ok(Self {
+            weight: builder.parameter(path, "weight", &[outputs, inputs], weight)?,
+            bias: builder.parameter(path, "bias", &[outputs], bias)?,
+            lora,
+        })
+    }
+
+    pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        Ok(match &self.lora {
+            Some(LoraBranch { a, b, scaling, dropout }) => {
+                let branch = ops::Lora { a, b, scaling: *scaling, dropout: pass.dropout(*dropout) };
+                ops::lora_linear(x, &self.weight, Some(&self.bias), branch)?
+            }
+            None => ops::linear(x, &self.weight, Some(&self.bias))?,
+        })
+    }
+}
+
+/// Layer normalisation over the hidden dimension.
+pub(crate) struct LayerNorm {
+    weight: Tensor, // (hidden)
+    bias: Tensor,   // (hidden)
+    epsilon: f64,
+}
+
+impl LayerNorm {
+    pub fn new(builder: &mut Builder, path: &str, hidden: usize, epsilon: f64) -> Result<Self> {
+        Ok(Self {
+            weight: builder.parameter(path, "weight", &[hidden], Start::Pretrained)?,
+            bias: builder.parameter(path, "bias", &[hidden], Start::Pretrained)?,
+            epsilon,
+        })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::layer_norm(x, &self.weight, &self.bias, self.epsilon)?)
+    }
+}

@@ -1,0 +1,162 @@
+//! A pretrained encoder with a classifier on top, fine-tuned by one method.
+
+use candle_core::{DType, Device, Tensor};
+use candle_transformers::models::bert::Config;
+use serde::{Deserialize, Serialize};
+
+use crate::batch::Batch;
+use crate::bert::Bert;
+use crate::error::Result;
+use crate::layers::{Linear, Pass};
+use crate::method::{CLASSIFIER, Method, POOLER, Tuner};
+use crate::parameters::{Builder, Parameters, Start};
+use crate::pretrained::Pretrained;
+use crate::report::TrainableReport;
+
+/// How a sequence's hidden states become one vector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pooling {
+    /// BERT's pooler: a dense layer and tanh on the first token.
+    #[default]
+    Cls,
+    /// The mean over all tokens, without a pooler: what sentence encoders such as all-MiniLM-L6-v2 were trained with.
+    Mean,
+}
+
+/// What a model is built from, besides the checkpoint.
+#[derive(Clone, Debug)]
+pub struct ModelOptions {
+    /// What is trained.
+    pub method: Method,
+    /// Outputs of the classifier: classes, or 1 for a score.
+    pub num_labels: usize,
+    /// From hidden states to one vector.
+    pub pooling: Pooling,
+    /// Train the pooler whole, whatever the method. PEFT freezes it, BitFit trains its bias.
+    pub train_pooler: bool,
+    /// Every dropout probability; `None`: the checkpoint's configuration.
+    pub dropout: Option<f64>,
+    /// For the parameters that the checkpoint lacks.
+    pub seed: u64,
+    /// f32 to train; f64 to check gradients.
+    pub dtype: DType,
+    /// Where the model lives.
+    pub device: Device,
+}
+
+impl ModelOptions {
+    /// The defaults for a method: BERT's pooler, frozen but for what the method says; f32 on the CPU; seed 1.
+    pub fn new(method: Method, num_labels: usize) -> Self {
+        Self {
+            method,
+            num_labels,
+            pooling: Pooling::Cls,
+            train_pooler: false,
+            dropout: None,
+            seed: 1,
+            dtype: DType::F32,
+            device: Device::Cpu,
+        }
+    }
+}
+
+/// A sequence classifier, or a regressor when it has one label.
+pub struct Model {
+    bert: Bert,
+    pooler: Option<Linear>,
+    classifier: Linear,
+    dropout: f64,
+    config: Config,
+    method: Method,
+    parameters: Parameters,
+    device: Device,
+}
+
+impl Model {
+    /// Builds the model on a checkpoint's weights. Parameters that the checkpoint lacks are new: the classifier starts from
+    /// `N(0, initializer_range)` and zeros, as in transformers.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape, or the method's targets match no layer.
+    pub fn new(pretrained: &Pretrained, options: &ModelOptions) -> Result<Self> {
+        let config = pretrained.config.clone();
+        let new = Start::Normal { standard_deviation: config.initializer_range };
+        let mut builder = Builder {
+            pretrained,
+            tuner: Tuner::new(&options.method, options.train_pooler)?,
+            dtype: options.dtype,
+            device: &options.device,
+            seed: options.seed,
+            parameters: Parameters::default(),
+            modules: Default::default(),
+        };
+        let hidden_dropout = options.dropout.unwrap_or(config.hidden_dropout_prob);
+        let attention_dropout = options.dropout.unwrap_or(pretrained.attention_dropout);
+        let bert = Bert::new(&mut builder, &config, (hidden_dropout, attention_dropout))?;
+        let hidden = config.hidden_size;
+        let pooler = match options.pooling {
+            Pooling::Cls => Some(Linear::new(&mut builder, POOLER, hidden, hidden, new)?),
+            Pooling::Mean => None,
+        };
+        builder.tuner.check_targets(&builder.modules)?;
+        let classifier = Linear::new(&mut builder, CLASSIFIER, hidden, options.num_labels, new)?;
+        let parameters = builder.parameters;
+        Ok(Self {
+            bert,
+            pooler,
+            classifier,
+            dropout: options.dropout.or(config.classifier_dropout).unwrap_or(config.hidden_dropout_prob),
+            config,
+            method: options.method.clone(),
+            parameters,
+            device: options.device.clone(),
+        })
+    }
+
+    /// The logits, `(sequences, num_labels)`.
+    ///
+    /// # Errors
+    /// When a sequence is longer than the model has positions, or empty.
+    pub fn forward(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
+        batch.check(self.config.max_position_embeddings)?;
+        let hidden = self.bert.forward(batch, pass)?; // (tokens, hidden)
+        let pooled = match &self.pooler {
+            Some(pooler) => {
+                let starts: Vec<u32> = pass.segments.starts().iter().map(|&start| start as u32).collect();
+                let starts = Tensor::from_vec(starts, pass.segments.len(), hidden.device())?;
+                pooler.forward(&hidden.index_select(&starts, 0)?, pass)?.tanh()?
+            }
+            None => ops::segment_mean(&hidden, pass.segments)?,
+        }; // (sequences, hidden)
+        self.classifier.forward(&ops::dropout(&pooled, pass.dropout(self.dropout))?, pass)
+    }
+
+    /// The logits without dropout, `(sequences, num_labels)`.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn predict(&self, batch: &Batch) -> Result<Tensor> {
+        Ok(self.forward(batch, &Pass::evaluation(&batch.segments))?.detach())
+    }
+
+    /// Its parameters.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// What is trained, by name.
+    pub fn trainable_report(&self) -> TrainableReport {
+        TrainableReport::new(&self.method, &self.parameters)
+    }
+
+    /// The sizes of the encoder.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+}

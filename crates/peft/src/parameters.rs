@@ -1,0 +1,146 @@
+//! The parameters of a model as it is built: which are trained, which are frozen, which are new.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::{DType, Device, Tensor, Var};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, Normal, Uniform};
+
+use crate::error::Result;
+use crate::method::Tuner;
+use crate::pretrained::Pretrained;
+
+/// The parameters of a model. Only those that are trained exist as variables; a frozen one has no gradient, no optimiser
+/// state and no copy.
+#[derive(Clone, Debug, Default)]
+pub struct Parameters {
+    trainable: BTreeMap<String, Var>,
+    new: Vec<String>,
+    total: usize,
+}
+
+impl Parameters {
+    /// The trained parameters by name, in the order of their names.
+    pub fn trainable(&self) -> impl Iterator<Item = (&str, &Var)> {
+        self.trainable.iter().map(|(name, variable)| (name.as_str(), variable))
+    }
+
+    /// The trained parameter of that name.
+    pub fn get(&self, name: &str) -> Option<&Var> {
+        self.trainable.get(name)
+    }
+
+    /// The names of the parameters that no checkpoint holds: the classifier, LoRA's A and B.
+    pub fn new_names(&self) -> &[String] {
+        &self.new
+    }
+
+    /// How many numbers are trained.
+    pub fn trainable_count(&self) -> usize {
+        self.trainable.values().map(|variable| variable.elem_count()).sum()
+    }
+
+    /// How many of the trained numbers are not the classifier's: what papers count.
+    pub fn trainable_count_without_head(&self) -> usize {
+        self.trainable().filter(|(name, _)| !is_head(name)).map(|(_, variable)| variable.elem_count()).sum()
+    }
+
+    /// How many numbers the model has in all, frozen and trained.
+    pub fn total_count(&self) -> usize {
+        self.total
+    }
+}
+
+/// Whether a parameter belongs to the classifier.
+pub(crate) fn is_head(name: &str) -> bool {
+    name.starts_with(crate::method::CLASSIFIER)
+}
+
+/// How a parameter that the checkpoint lacks begins.
+#[derive(Clone, Copy)]
+pub(crate) enum Start {
+    /// It must be in the checkpoint.
+    Pretrained,
+    Zeros,
+    /// A normal distribution around 0.
+    Normal {
+        standard_deviation: f64,
+    },
+    /// Kaiming-uniform with a = sqrt(5) over `inputs`, which is uniform in `±1 / sqrt(inputs)`: PEFT's start of `lora_A`
+    /// (`tuners/lora/layer.py`, `reset_lora_parameters`).
+    KaimingUniform {
+        inputs: usize,
+    },
+}
+
+/// Hands out a model's parameters as the tuner decides.
+pub(crate) struct Builder<'a> {
+    pub pretrained: &'a Pretrained,
+    pub tuner: Tuner,
+    pub dtype: DType,
+    pub device: &'a Device,
+    pub seed: u64,
+    pub parameters: Parameters,
+    /// The paths of all modules so far, for a message when a target matches none.
+    pub modules: BTreeSet<String>,
+}
+
+impl Builder<'_> {
+    /// The parameter `{module}.{name}`: the checkpoint's value, or a new one; a variable if the tuner trains it.
+    pub fn parameter(&mut self, module: &str, name: &str, shape: &[usize], start: Start) -> Result<Tensor> {
+        self.modules.insert(module.into());
+        let trains = self.tuner.trains(module, name);
+        let path = format!("{module}.{name}");
+        let value = match (self.pretrained.tensor(&path, shape), start) {
+            (Some(value), _) => value.clone(),
+            (None, Start::Pretrained) => self.pretrained.required(&path, shape)?.clone(),
+            (None, start) => self.start(&path, shape, start)?,
+        };
+        self.register(path, value, trains)
+    }
+
+    /// A parameter of an adapter: new, and trained.
+    pub fn adapter(&mut self, path: String, shape: &[usize], start: Start) -> Result<Tensor> {
+        let value = self.start(&path, shape, start)?;
+        self.register(path, value, true)
+    }
+
+    fn register(&mut self, path: String, value: Tensor, trains: bool) -> Result<Tensor> {
+        let value = value.to_dtype(self.dtype)?.to_device(self.device)?;
+        self.parameters.total += value.elem_count();
+        if !trains {
+            return Ok(value);
+        }
+        // A variable owns its storage, so that training never writes into the checkpoint's tensors.
+        let variable = Var::from_tensor(&value.copy()?)?;
+        let tensor = variable.as_tensor().clone();
+        self.parameters.trainable.insert(path, variable);
+        Ok(tensor)
+    }
+
+    /// New values, drawn from a generator of the parameter's own: they depend on the seed and the name, not on the order in
+    /// which a model is built.
+    fn start(&mut self, path: &str, shape: &[usize], start: Start) -> Result<Tensor> {
+        self.parameters.new.push(path.into());
+        let name_hash = path.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3) // FNV-1a
+        });
+        let mut generator = ChaCha8Rng::seed_from_u64(name_hash ^ self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let count = shape.iter().product();
+        let invalid = |e: &dyn std::fmt::Display| candle_core::Error::Msg(format!("{path}: {e}"));
+        let values: Vec<f64> = match start {
+            Start::Pretrained | Start::Zeros => vec![0.0; count],
+            Start::Normal { standard_deviation } => {
+                let normal = Normal::new(0.0, standard_deviation).map_err(|e| invalid(&e))?;
+                normal.sample_iter(&mut generator).take(count).collect()
+            }
+            Start::KaimingUniform { inputs } => {
+                let bound = 1.0 / (inputs as f64).sqrt();
+                let uniform = Uniform::new_inclusive(-bound, bound).map_err(|e| invalid(&e))?;
+                uniform.sample_iter(&mut generator).take(count).collect()
+            }
+        };
+        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+    }
+}

@@ -1,0 +1,126 @@
+//! A task's data, tokenised.
+
+use candle_core::{Device, Tensor};
+use glue::{Completeness, Glue, Split, Targets, Task};
+use peft::{Batch, Sequence};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
+use crate::error::{Error, Result};
+use crate::record::DataSummary;
+use crate::tokenizer::Tokenizer;
+
+/// Tokenised examples with their labels.
+pub struct Labelled {
+    /// The examples.
+    pub sequences: Vec<Sequence>,
+    /// One label each.
+    pub targets: Targets,
+}
+
+impl Labelled {
+    fn load(glue: &Glue, task: Task, split: Split, tokenizer: &Tokenizer) -> Result<(Self, Completeness, usize)> {
+        let dataset = glue.load(task, split)?;
+        let targets = dataset.targets()?.ok_or_else(|| no(task, "labels", "choose a labelled split"))?;
+        let sequences = tokenizer.encode(&dataset.examples()?)?;
+        Ok((Self { sequences, targets }, dataset.completeness, dataset.dropped))
+    }
+
+    /// How many examples.
+    pub fn len(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// How many tokens each example has.
+    pub fn lengths(&self) -> Vec<usize> {
+        self.sequences.iter().map(Sequence::len).collect()
+    }
+
+    /// The packed batch of these examples, and their labels: class ids `(sequences)` in u32, or scores in f32.
+    pub(crate) fn batch(&self, indices: &[usize], device: &Device) -> Result<(Batch, Tensor)> {
+        let batch = Batch::new(indices.iter().map(|&index| &self.sequences[index]), device)?;
+        let count = indices.len();
+        let targets = match &self.targets {
+            Targets::Classes(ids) => {
+                let ids: Vec<u32> = indices.iter().map(|&index| ids[index] as u32).collect();
+                Tensor::from_vec(ids, count, device)?
+            }
+            Targets::Values(values) => {
+                let values: Vec<f32> = indices.iter().map(|&index| values[index] as f32).collect();
+                Tensor::from_vec(values, count, device)?
+            }
+        };
+        Ok((batch, targets))
+    }
+
+    /// The examples at `indices` only.
+    fn keep(&mut self, indices: &[usize]) {
+        self.sequences = indices.iter().map(|&index| self.sequences[index].clone()).collect();
+        self.targets = match &self.targets {
+            Targets::Classes(ids) => Targets::Classes(indices.iter().map(|&index| ids[index]).collect()),
+            Targets::Values(values) => Targets::Values(indices.iter().map(|&index| values[index]).collect()),
+        };
+    }
+}
+
+/// What a run trains on and is measured by.
+pub struct TaskData {
+    /// The task.
+    pub task: Task,
+    /// Training examples.
+    pub train: Labelled,
+    /// Validation examples, split by split; the first decides which step is the best.
+    pub validation: Vec<(Split, Labelled)>,
+    /// How complete they are.
+    pub summary: DataSummary,
+}
+
+impl TaskData {
+    /// Loads and tokenises a task. With `train_limit`, a random subset of the training set, the same for every run.
+    ///
+    /// # Errors
+    /// When a file is missing or broken, or the task has nothing to train on (AX).
+    pub fn load(glue: &Glue, task: Task, tokenizer: &Tokenizer, train_limit: Option<usize>) -> Result<Self> {
+        if task.validation_splits().is_empty() {
+            return Err(no(task, "training data", "it is predicted with a model trained on MNLI"));
+        }
+        let (mut train, train_rows, dropped) = Labelled::load(glue, task, Split::Train, tokenizer)?;
+        if let Some(limit) = train_limit.filter(|&limit| limit < train.len()) {
+            if limit == 0 {
+                let expected = "at least 1".into();
+                return Err(Error::Setting { name: "train_limit", found: "0".into(), expected });
+            }
+            let mut order: Vec<usize> = (0..train.len()).collect();
+            order.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
+            order.truncate(limit);
+            order.sort_unstable();
+            train.keep(&order);
+        }
+        let mut validation = Vec::new();
+        let mut validation_rows = Vec::new();
+        for &split in task.validation_splits() {
+            let (labelled, rows, _) = Labelled::load(glue, task, split, tokenizer)?;
+            validation.push((split, labelled));
+            validation_rows.push((split, rows));
+        }
+        let summary = DataSummary {
+            train_used: train.len(),
+            train: train_rows,
+            validation: validation_rows,
+            dropped,
+            origin: glue.origin().to_string(),
+            synthetic: task == Task::Synthetic,
+        };
+        Ok(Self { task, train, validation, summary })
+    }
+}
+
+fn no(task: Task, what: &'static str, hint: &'static str) -> Error {
+    Error::NotTrainable { task: task.to_string(), what, hint }
+}

@@ -1,0 +1,80 @@
+//! What can go wrong between a run and its record.
+
+use std::path::PathBuf;
+
+/// An error of this crate. Each message says what to do next.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An error of the data.
+    #[error(transparent)]
+    Data(#[from] glue::Error),
+    /// An error of the model.
+    #[error(transparent)]
+    Model(#[from] peft::Error),
+    /// An error of the tensor library.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    /// A tokenizer that does not load or does not encode.
+    #[error("{path}: {reason}; expected the tokenizer.json of a Hugging Face model")]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A setting that no run can have.
+    #[error("setting {name} is {found}, expected {expected}")]
+    Setting {
+        /// The setting.
+        name: &'static str,
+        /// Its value.
+        found: String,
+        /// What it may be.
+        expected: String,
+    },
+    /// A task without what a run needs.
+    #[error("{task} has no {what}: {hint}")]
+    NotTrainable {
+        /// The task.
+        task: String,
+        /// What is missing.
+        what: &'static str,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A trained parameter that the loss does not depend on.
+    #[error(
+        "parameter {name} is trained, but no gradient reaches it: an operation cuts it; this is a bug, please report it"
+    )]
+    CutGradient {
+        /// The parameter.
+        name: String,
+    },
+    /// A file that cannot be read or written.
+    #[error("{path}: {source}; check that the folder exists and may be written")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A record or checkpoint that does not parse.
+    #[error("{path}: expected {expected}, found {found}; remove the file to run again from the start")]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What it should be.
+        expected: &'static str,
+        /// What is wrong.
+        found: String,
+    },
+    /// A run whose trained weights were not kept.
+    #[error("run {key}: no trained weights were kept; run it again with weights kept (`--keep-weights`)")]
+    NoWeights {
+        /// The run's key.
+        key: String,
+    },
+}
+
+/// This crate's result.
+pub type Result<T> = std::result::Result<T, Error>;

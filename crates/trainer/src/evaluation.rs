@@ -1,0 +1,66 @@
+//! A model on data, without dropout.
+
+use candle_core::{DType, Tensor};
+use glue::{Scores, Targets, Task};
+use peft::{Batch, Model, Sequence};
+
+use crate::data::Labelled;
+use crate::error::Result;
+
+/// Sequences of one forward pass.
+const BATCH_SIZE: usize = 64;
+
+/// The mean loss of a batch: cross-entropy over classes, or the mean squared error of a score on its own scale (0 to 5 for
+/// STS-B), as transformers computes it. logits `(sequences, num_labels)`, targets `(sequences)`.
+pub(crate) fn loss(logits: &Tensor, targets: &Tensor) -> candle_core::Result<Tensor> {
+    match targets.dtype() {
+        DType::U32 => candle_nn::loss::cross_entropy(logits, targets),
+        _ => candle_nn::loss::mse(&logits.squeeze(1)?, &targets.to_dtype(logits.dtype())?),
+    }
+}
+
+/// Indices in order of length, so that a pass holds sequences of like lengths.
+fn by_length(sequences: &[Sequence]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    order.sort_by_key(|&index| std::cmp::Reverse(sequences[index].len()));
+    order
+}
+
+/// The model's mean loss on labelled examples, and the task's metrics.
+pub fn evaluate(model: &Model, task: Task, data: &Labelled) -> Result<(f64, Scores)> {
+    let mut rows = vec![Vec::new(); data.len()];
+    let mut total = 0.0;
+    for indices in by_length(&data.sequences).chunks(BATCH_SIZE) {
+        let (batch, targets) = data.batch(indices, model.device())?;
+        let logits = model.predict(&batch)?;
+        total += loss(&logits, &targets)?.to_dtype(DType::F64)?.to_scalar::<f64>()? * indices.len() as f64;
+        for (&index, row) in indices.iter().zip(logits.to_dtype(DType::F64)?.to_vec2::<f64>()?) {
+            rows[index] = row;
+        }
+    }
+    Ok((total / data.len() as f64, task.score(&decide(task, &rows), &data.targets)?))
+}
+
+/// The model's predictions for unlabelled examples, in their order.
+pub fn predict(model: &Model, task: Task, sequences: &[Sequence]) -> Result<Targets> {
+    let mut rows = vec![Vec::new(); sequences.len()];
+    for indices in by_length(sequences).chunks(BATCH_SIZE) {
+        let batch = Batch::new(indices.iter().map(|&index| &sequences[index]), model.device())?;
+        let logits = model.predict(&batch)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+        for (&index, row) in indices.iter().zip(logits) {
+            rows[index] = row;
+        }
+    }
+    Ok(decide(task, &rows))
+}
+
+/// The class of the highest logit (the first of equals), or the score itself.
+fn decide(task: Task, rows: &[Vec<f64>]) -> Targets {
+    if task.is_regression() {
+        return Targets::Values(rows.iter().map(|row| row[0]).collect());
+    }
+    let highest = |row: &Vec<f64>| {
+        row.iter().enumerate().fold((0, f64::NEG_INFINITY), |best, (i, &x)| if x > best.1 { (i, x) } else { best }).0
+    };
+    Targets::Classes(rows.iter().map(highest).collect())
+}

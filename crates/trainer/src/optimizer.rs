@@ -1,0 +1,73 @@
+//! AdamW over a model's trained parameters, in groups.
+
+use candle_core::Var;
+use candle_core::backprop::GradStore;
+use ops::{AdamWStep, Moments};
+use peft::Parameters;
+
+use crate::error::{Error, Result};
+use crate::run::Settings;
+
+/// A trained parameter with its state and the group it belongs to.
+pub(crate) struct Slot {
+    pub name: String,
+    pub variable: Var,
+    pub moments: Moments,
+    learning_rate: f64,
+    weight_decay: f64,
+}
+
+/// AdamW with weight decay on matrices only, and a learning rate of its own for the classifier.
+pub(crate) struct Optimizer {
+    pub slots: Vec<Slot>,
+    max_grad_norm: Option<f64>,
+}
+
+impl Optimizer {
+    pub fn new(parameters: &Parameters, settings: &Settings) -> Self {
+        let slots = parameters
+            .trainable()
+            .map(|(name, variable)| Slot {
+                name: name.into(),
+                variable: variable.clone(),
+                moments: Moments::zeros(variable.elem_count()),
+                learning_rate: match settings.head_learning_rate {
+                    Some(rate) if name.starts_with("classifier") => rate,
+                    _ => settings.learning_rate,
+                },
+                // Biases and layer norms are vectors.
+                weight_decay: if variable.rank() > 1 { settings.weight_decay } else { 0.0 },
+            })
+            .collect();
+        Self { slots, max_grad_norm: settings.max_grad_norm }
+    }
+
+    /// One step, counted from 0, at `factor` times the learning rates.
+    pub fn step(&mut self, gradients: &GradStore, factor: f64, step: usize) -> Result<()> {
+        let gradient =
+            |slot: &Slot| gradients.get(&slot.variable).ok_or_else(|| Error::CutGradient { name: slot.name.clone() });
+        let mut squares = 0.0;
+        for slot in &self.slots {
+            squares += ops::squared_norm(gradient(slot)?)?;
+        }
+        let gradient_scale = match self.max_grad_norm {
+            Some(limit) => (limit / (squares.sqrt() + 1e-6)).min(1.0), // torch's clip_grad_norm_
+            None => 1.0,
+        };
+        for slot in &mut self.slots {
+            let settings = AdamWStep {
+                learning_rate: slot.learning_rate * factor,
+                beta1: 0.9,
+                beta2: 0.999,
+                epsilon: 1e-8,
+                weight_decay: slot.weight_decay,
+                gradient_scale,
+                step: step + 1,
+            };
+            let gradient =
+                gradients.get(&slot.variable).ok_or_else(|| Error::CutGradient { name: slot.name.clone() })?;
+            ops::adamw_step(&slot.variable, gradient, &mut slot.moments, settings)?;
+        }
+        Ok(())
+    }
+}

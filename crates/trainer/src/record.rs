@@ -1,0 +1,184 @@
+//! What a run leaves behind: the one source of every table, chart and report.
+
+use std::fmt;
+
+use glue::{Completeness, Metric, Scores, Split};
+use serde::{Deserialize, Serialize};
+
+use crate::run::Run;
+
+/// Everything about a run: what it was, what it logged, what it reached, and under which conditions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The run.
+    pub run: Run,
+    /// How many numbers were trained.
+    pub parameters: ParameterCounts,
+    /// How much data there was.
+    pub data: DataSummary,
+    /// The loss of each training step.
+    pub losses: Vec<StepLoss>,
+    /// Every evaluation, in order.
+    pub evaluations: Vec<Evaluation>,
+    /// The best of them by the task's score on its first validation split. A score that is not a number never wins.
+    pub best: Option<Evaluation>,
+    /// Why it ended.
+    pub stop: Stop,
+    /// Seconds spent in training steps, over all sittings.
+    pub train_seconds: f64,
+    /// Tokens trained on, over all steps. There is no padding.
+    pub tokens: usize,
+    /// The highest memory use of the process so far, in bytes; 0 where the system does not tell.
+    pub peak_memory: u64,
+    /// Under what it ran.
+    pub environment: Environment,
+}
+
+impl Record {
+    /// Training tokens per second.
+    pub fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.train_seconds
+    }
+
+    /// The best value of `metric` at the best evaluation; not a number if there was none.
+    pub fn best_metric(&self, metric: Metric) -> f64 {
+        self.best.as_ref().and_then(|best| best.scores.get(metric)).unwrap_or(f64::NAN)
+    }
+
+    /// The task's score, the mean of its metrics, at the best evaluation; not a number if there was none.
+    pub fn best_score(&self) -> f64 {
+        self.best.as_ref().map_or(f64::NAN, |best| best.scores.mean())
+    }
+}
+
+/// How many numbers a run trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParameterCounts {
+    /// Trained, the classifier among them.
+    pub trainable: usize,
+    /// Trained, without the classifier: what papers count.
+    pub without_head: usize,
+    /// In the whole model.
+    pub total: usize,
+}
+
+/// How much data a run had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataSummary {
+    /// Examples trained on.
+    pub train_used: usize,
+    /// Examples in the training file, and in the official one.
+    pub train: Completeness,
+    /// The same for each validation split.
+    pub validation: Vec<(Split, Completeness)>,
+    /// Training rows left out because a field was missing (QQP has some).
+    pub dropped: usize,
+    /// Which data it was.
+    pub origin: String,
+    /// Whether the project made the data itself.
+    pub synthetic: bool,
+}
+
+impl DataSummary {
+    /// Whether a set was not whole, so that a score does not compare with a published one.
+    pub fn is_partial(&self) -> bool {
+        self.train.is_partial() || self.validation.iter().any(|(_, completeness)| completeness.is_partial())
+    }
+
+    /// What must stand beside a score: `synthetic`, `partial data: ...`, `10000 of 67349 training examples`, or nothing.
+    pub fn caveat(&self) -> Option<String> {
+        let mut parts = Vec::new();
+        if self.synthetic {
+            parts.push("synthetic data".to_string());
+        }
+        if self.train.is_partial() {
+            parts.push(format!("train {}", self.train));
+        }
+        for (split, completeness) in self.validation.iter().filter(|(_, completeness)| completeness.is_partial()) {
+            parts.push(format!("{split} {completeness}"));
+        }
+        if self.train_used < self.train.found {
+            parts.push(format!("trained on {} of {} examples", self.train_used, self.train.found));
+        }
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
+}
+
+/// The loss of one training step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepLoss {
+    /// From 1.
+    pub step: usize,
+    /// Passes over the training set, this step included: 1.0 after the first.
+    pub epoch: f64,
+    /// The mean loss of the batch, before the step.
+    pub loss: f64,
+    /// The learning rate of the step.
+    pub learning_rate: f64,
+}
+
+/// The model on validation data, without dropout.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// After this many steps.
+    pub step: usize,
+    /// After this many passes over the training set.
+    pub epoch: f64,
+    /// The mean loss on the first validation split.
+    pub loss: f64,
+    /// The metrics on the first validation split.
+    pub scores: Scores,
+    /// The metrics on the others: MNLI's mismatched one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_scores: Vec<(Split, Scores)>,
+}
+
+/// Why a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stop {
+    /// All steps were taken.
+    Finished,
+    /// The score did not improve for `patience` evaluations.
+    EarlyStopping,
+    /// The loss was not a finite number: the learning rate is too high.
+    Diverged,
+    /// The wall-clock budget was spent. Asked for again, the run goes on.
+    TimeBudget,
+    /// The stop file was there. Asked for again, the run goes on.
+    StopFile,
+}
+
+impl Stop {
+    /// Whether there is nothing left to do.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Finished | Self::EarlyStopping | Self::Diverged)
+    }
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Finished => "all steps taken",
+            Self::EarlyStopping => "stopped early: the score did not improve",
+            Self::Diverged => "diverged: the loss is not finite, try a lower learning rate",
+            Self::TimeBudget => "time budget spent: run it again to go on",
+            Self::StopFile => "stop file found: remove it and run again to go on",
+        })
+    }
+}
+
+/// Under what a run ran.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Environment {
+    /// This crate's version.
+    pub version: String,
+    /// Operating system and processor architecture.
+    pub platform: String,
+    /// The processor's name, where the system tells.
+    pub processor: String,
+    /// Threads of the computation.
+    pub threads: usize,
+    /// When the run ended, in seconds since 1970.
+    pub finished_at: u64,
+}

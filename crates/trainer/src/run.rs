@@ -1,0 +1,145 @@
+//! What a run is: the value that determines its result.
+
+use glue::Task;
+use peft::{Method, Pooling};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// A fine-tuning run. Equal runs give equal results, bit for bit, on one machine with one number of threads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// The GLUE task.
+    pub task: Task,
+    /// The pretrained model: a folder, a folder below `models/`, or a hub id.
+    pub model: String,
+    /// What is trained.
+    pub method: Method,
+    /// How it is trained.
+    pub settings: Settings,
+    /// Of the new parameters, the order of the examples, and dropout.
+    pub seed: u64,
+}
+
+impl Run {
+    /// A run with the default settings and seed 1.
+    pub fn new(task: Task, model: &str, method: Method) -> Self {
+        Self { task, model: model.into(), method, settings: Settings::default(), seed: 1 }
+    }
+
+    /// With another seed.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// With other settings.
+    pub fn with(mut self, change: impl FnOnce(&mut Settings)) -> Self {
+        change(&mut self.settings);
+        self
+    }
+
+    /// A name for the run's folder: task, method, and a hash of everything else.
+    pub fn key(&self) -> String {
+        // Serialising a plain value of numbers and strings does not fail; if it did, the debug form is as unique.
+        let text = serde_json::to_string(self).unwrap_or_else(|_| format!("{self:?}"));
+        let hash: String = Sha256::digest(text).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        format!("{}-{}-{hash}", self.task.id(), self.method.id())
+    }
+}
+
+/// When a model is evaluated while it trains. It always is after the last step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Evaluate {
+    /// After each epoch.
+    Epoch,
+    /// After every so many steps.
+    Steps(usize),
+}
+
+/// How a model is trained. AdamW with betas 0.9 and 0.999 and epsilon 1e-8; the rate rises linearly from 0, then falls
+/// linearly to 0.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    /// The highest learning rate.
+    pub learning_rate: f64,
+    /// The classifier's, if it has one of its own.
+    pub head_learning_rate: Option<f64>,
+    /// Passes over the training set.
+    pub epochs: usize,
+    /// Sequences per step.
+    pub batch_size: usize,
+    /// The share of all steps over which the learning rate rises.
+    pub warmup_ratio: f64,
+    /// Decoupled weight decay, on matrices only: biases and layer norms have none.
+    pub weight_decay: f64,
+    /// The gradient's global norm is clipped to this; `None`: not clipped.
+    pub max_grad_norm: Option<f64>,
+    /// Every dropout probability; `None`: as the checkpoint's configuration says.
+    pub dropout: Option<f64>,
+    /// Tokens of a sequence, special ones among them; longer ones are cut, the longer sentence first.
+    pub max_length: usize,
+    /// From hidden states to the classifier's input.
+    pub pooling: Pooling,
+    /// Train the pooler whole, whatever the method.
+    pub train_pooler: bool,
+    /// Batches of like lengths, drawn as transformers' `group_by_length`. Batches are packed, so there is no padding to
+    /// save: off by default, since a batch drawn at random is the better sample.
+    pub group_by_length: bool,
+    /// Train on this many examples only: the same ones for every seed.
+    pub train_limit: Option<usize>,
+    /// When to evaluate.
+    pub evaluate: Evaluate,
+    /// Stop after this many evaluations without a better score; `None`: never.
+    pub patience: Option<usize>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-3,
+            head_learning_rate: None,
+            epochs: 3,
+            batch_size: 32,
+            warmup_ratio: 0.06,
+            weight_decay: 0.01,
+            max_grad_norm: Some(1.0),
+            dropout: None,
+            max_length: 128,
+            pooling: Pooling::Cls,
+            train_pooler: false,
+            group_by_length: false,
+            train_limit: None,
+            evaluate: Evaluate::Epoch,
+            patience: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_that_differ_in_anything_have_different_keys() {
+        let run = Run::new(Task::Mrpc, "m", Method::lora(8));
+        let others = [
+            run.clone().seed(2),
+            run.clone().with(|s| s.learning_rate = 2e-3),
+            Run { method: Method::lora(4), ..run.clone() },
+            Run { task: Task::Rte, ..run.clone() },
+        ];
+        assert!(others.iter().all(|other| other.key() != run.key()));
+        assert_eq!(run.key(), run.clone().key());
+    }
+
+    #[test]
+    fn a_run_reads_back_from_its_json_and_missing_settings_take_their_defaults() {
+        let run = Run::new(Task::Mrpc, "m", Method::bitfit()).with(|s| s.evaluate = Evaluate::Steps(10));
+        let json = serde_json::to_string(&run).unwrap();
+        assert_eq!(serde_json::from_str::<Run>(&json).unwrap(), run);
+        let short = r#"{"task":"mrpc","model":"m","method":{"name":"full"},"settings":{"epochs":1},"seed":1}"#;
+        assert_eq!(serde_json::from_str::<Run>(short).unwrap().settings.batch_size, 32);
+    }
+}

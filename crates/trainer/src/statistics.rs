@@ -1,0 +1,29 @@
+//! Means and their spread over seeds.
+
+/// The mean and the sample standard deviation (n - 1 in the denominator; 0 for a single value) of the values that are
+/// numbers; not numbers if there are none.
+pub fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
+    let values: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    (mean, if values.len() == 1 { 0.0 } else { (squares / (count - 1.0)).sqrt() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mean_and_deviation;
+
+    #[test]
+    fn the_deviation_of_2_4_4_4_5_5_7_9_is_the_textbooks() {
+        let (mean, deviation) = mean_and_deviation(&[2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]);
+        assert_eq!(mean, 5.0);
+        assert!((deviation - (32.0f64 / 7.0).sqrt()).abs() < 1e-15);
+    }
+
+    #[test]
+    fn one_value_has_no_spread_and_a_failed_run_does_not_count() {
+        assert_eq!(mean_and_deviation(&[3.0, f64::NAN]), (3.0, 0.0));
+        assert!(mean_and_deviation(&[]).0.is_nan());
+    }
+}

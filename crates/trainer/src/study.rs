@@ -1,0 +1,89 @@
+//! Studies: many runs that differ in a few settings.
+
+use peft::{Lora, Method};
+
+use crate::error::Result;
+use crate::record::Record;
+use crate::run::Run;
+use crate::trainer::Trainer;
+
+/// What a search tries for each of three settings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SearchSpace {
+    /// Learning rates.
+    pub learning_rates: Vec<f64>,
+    /// Batch sizes.
+    pub batch_sizes: Vec<usize>,
+    /// Warm-up ratios.
+    pub warmup_ratios: Vec<f64>,
+}
+
+/// What a search found.
+#[derive(Clone, Debug)]
+pub struct Search {
+    /// Every run, in the order it was made.
+    pub records: Vec<Record>,
+    /// The run with the best score.
+    pub best: Run,
+}
+
+/// Searches one setting after the other: the learning rate, then the batch size and then the warm-up at the best of what
+/// came before. Settings that interact strongly would need the whole grid; this costs their sum instead of their product.
+///
+/// # Errors
+/// As [`Trainer::run`].
+pub fn search(trainer: &mut Trainer, start: &Run, space: &SearchSpace) -> Result<Search> {
+    let mut search = Search { records: Vec::new(), best: start.clone() };
+    search.try_all(
+        trainer,
+        space.learning_rates.iter().map(|&rate| move |run: &mut Run| run.settings.learning_rate = rate),
+    )?;
+    search
+        .try_all(trainer, space.batch_sizes.iter().map(|&size| move |run: &mut Run| run.settings.batch_size = size))?;
+    search.try_all(
+        trainer,
+        space.warmup_ratios.iter().map(|&ratio| move |run: &mut Run| run.settings.warmup_ratio = ratio),
+    )?;
+    Ok(search)
+}
+
+impl Search {
+    fn try_all(&mut self, trainer: &mut Trainer, changes: impl Iterator<Item = impl FnOnce(&mut Run)>) -> Result<()> {
+        let start = self.best.clone();
+        for change in changes {
+            let mut run = start.clone();
+            change(&mut run);
+            if self.records.iter().all(|record| record.run != run) {
+                self.records.push(trainer.run(&run)?);
+            }
+        }
+        if let Some(record) = best_record(&self.records) {
+            self.best = record.run.clone();
+        }
+        Ok(())
+    }
+}
+
+/// The record with the highest score, the first of equals; never one without a score.
+pub fn best_record(records: &[Record]) -> Option<&Record> {
+    records.iter().filter(|record| record.best_score().is_finite()).fold(None, |best: Option<&Record>, record| {
+        if best.is_none_or(|best| record.best_score() > best.best_score()) { Some(record) } else { best }
+    })
+}
+
+/// `run` with each seed.
+pub fn over_seeds(run: &Run, seeds: &[u64]) -> Vec<Run> {
+    seeds.iter().map(|&seed| run.clone().seed(seed)).collect()
+}
+
+/// A LoRA run at each rank, `lora_alpha` growing with it so that the scaling stays. Empty for another method.
+pub fn over_ranks(run: &Run, ranks: &[usize]) -> Vec<Run> {
+    let Method::Lora(lora) = &run.method else { return Vec::new() };
+    ranks
+        .iter()
+        .map(|&r| Run {
+            method: Method::Lora(Lora { r, lora_alpha: lora.scaling() * r as f64, ..lora.clone() }),
+            ..run.clone()
+        })
+        .collect()
+}

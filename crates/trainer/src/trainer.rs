@@ -1,0 +1,290 @@
+//! Runs and their records.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use glue::{Glue, Split, Targets, Task};
+use peft::{Model, ModelOptions, Pretrained};
+
+use crate::checkpoint;
+use crate::data::TaskData;
+use crate::error::{Error, Result};
+use crate::evaluation::predict;
+use crate::files;
+use crate::progress::{Verbosity, clock};
+use crate::record::{Environment, ParameterCounts, Record};
+use crate::run::Run;
+use crate::tokenizer::Tokenizer;
+use crate::training::{Conditions, best, train};
+
+/// Turns runs into records. A run that has a finished record is not run again; one that was interrupted goes on.
+///
+/// Each run has a folder of its own below the runs folder: `record.json`, the checkpoint while it runs, and the trained
+/// weights of the best evaluation if they are kept. A file named `stop` in that folder, or in the runs folder, ends a run
+/// after its present step.
+pub struct Trainer {
+    glue: Glue,
+    runs: PathBuf,
+    keep_weights: bool,
+    time_budget: Option<Duration>,
+    verbosity: Verbosity,
+    pretrained: HashMap<String, Arc<Pretrained>>,
+    data: HashMap<String, Arc<TaskData>>,
+}
+
+impl Trainer {
+    /// A trainer on this data, its records below `runs`.
+    pub fn new(glue: Glue, runs: impl Into<PathBuf>) -> Self {
+        Self {
+            glue,
+            runs: runs.into(),
+            keep_weights: false,
+            time_budget: None,
+            verbosity: Verbosity::default(),
+            pretrained: HashMap::new(),
+            data: HashMap::new(),
+        }
+    }
+
+    /// Keep the trained weights of each run's best evaluation.
+    pub fn keep_weights(mut self, keep: bool) -> Self {
+        self.keep_weights = keep;
+        self
+    }
+
+    /// Stop a run after this much time; asked for again, it goes on.
+    pub fn time_budget(mut self, budget: Option<Duration>) -> Self {
+        self.time_budget = budget;
+        self
+    }
+
+    /// How much runs say.
+    pub fn verbosity(mut self, verbosity: Verbosity) -> Self {
+        self.verbosity = verbosity;
+        self
+    }
+
+    /// The data.
+    pub fn glue(&self) -> &Glue {
+        &self.glue
+    }
+
+    /// The folder of a run.
+    pub fn folder(&self, run: &Run) -> PathBuf {
+        self.runs.join(run.key())
+    }
+
+    /// The finished record of a run, if it has one.
+    ///
+    /// # Errors
+    /// When there is a record that does not parse.
+    pub fn record(&self, run: &Run) -> Result<Option<Record>> {
+        let path = self.folder(run).join("record.json");
+        let Some(bytes) = files::read(&path)? else { return Ok(None) };
+        let record: Record = serde_json::from_slice(&bytes).map_err(|error| Error::Content {
+            path,
+            expected: "the record of a run",
+            found: error.to_string(),
+        })?;
+        Ok((record.run == *run && record.stop.is_final()).then_some(record))
+    }
+
+    /// The record of a run: the one it has, or that of running it now.
+    ///
+    /// # Errors
+    /// When data or model are missing or broken, a setting makes no sense, or a file cannot be written.
+    pub fn run(&mut self, run: &Run) -> Result<Record> {
+        let weights_missing = self.keep_weights && !self.conditions(run).weights().exists();
+        if let Some(record) = self.record(run)?.filter(|_| !weights_missing) {
+            self.say(&format!("{}: found its record", describe(run)));
+            return Ok(record);
+        }
+        let (data, model) = (self.data(run)?, self.untrained_model(run)?);
+        let conditions = self.conditions(run);
+        self.say(&describe(run));
+        let (progress, stop) = train(run, &data, &model, &conditions)?;
+        let parameters = model.parameters();
+        let record = Record {
+            run: run.clone(),
+            parameters: ParameterCounts {
+                trainable: parameters.trainable_count(),
+                without_head: parameters.trainable_count_without_head(),
+                total: parameters.total_count(),
+            },
+            data: data.summary.clone(),
+            best: best(&progress.evaluations).cloned(),
+            losses: progress.losses,
+            evaluations: progress.evaluations,
+            stop,
+            train_seconds: progress.train_seconds,
+            tokens: progress.tokens,
+            peak_memory: peak_memory(),
+            environment: environment(),
+        };
+        let path = conditions.folder.join("record.json");
+        let json = serde_json::to_vec_pretty(&record).map_err(|error| Error::Content {
+            path: path.clone(),
+            expected: "a record that serialises",
+            found: error.to_string(),
+        })?;
+        files::write_atomically(&path, &json)?;
+        if stop.is_final() {
+            // The record is written first: killed in between, the run is finished all the same.
+            let _ = std::fs::remove_file(conditions.checkpoint());
+        }
+        self.say(&format!("  {stop}; {} of training", clock(record.train_seconds)));
+        Ok(record)
+    }
+
+    /// The records of several runs, in their order.
+    ///
+    /// # Errors
+    /// As [`Trainer::run`].
+    pub fn run_all(&mut self, runs: &[Run]) -> Result<Vec<Record>> {
+        runs.iter()
+            .enumerate()
+            .map(|(index, run)| {
+                self.say(&format!("[{}/{}]", index + 1, runs.len()));
+                self.run(run)
+            })
+            .collect()
+    }
+
+    /// The model a run starts from.
+    ///
+    /// # Errors
+    /// When the model is missing or broken, or the method does not fit it.
+    pub fn untrained_model(&mut self, run: &Run) -> Result<Model> {
+        let options = ModelOptions {
+            pooling: run.settings.pooling,
+            train_pooler: run.settings.train_pooler,
+            dropout: run.settings.dropout,
+            seed: run.seed,
+            ..ModelOptions::new(run.method.clone(), run.task.num_labels())
+        };
+        Ok(Model::new(&*self.pretrained(&run.model)?, &options)?)
+    }
+
+    /// The model as it was at the best evaluation of a run whose weights were kept.
+    ///
+    /// # Errors
+    /// When no weights were kept.
+    pub fn trained_model(&mut self, run: &Run) -> Result<Model> {
+        let model = self.untrained_model(run)?;
+        let found = checkpoint::load_weights(&self.conditions(run).weights(), model.parameters())?;
+        if found { Ok(model) } else { Err(Error::NoWeights { key: run.key() }) }
+    }
+
+    /// The predictions of a run's best model for a split: of its own task, or of AX by a model for MNLI.
+    ///
+    /// # Errors
+    /// When no weights were kept, or the split is missing.
+    pub fn predict(&mut self, run: &Run, task: Task, split: Split) -> Result<Targets> {
+        let model = self.trained_model(run)?;
+        let tokenizer = self.tokenizer(run)?;
+        let sequences = tokenizer.encode(&self.glue.load(task, split)?.examples()?)?;
+        predict(&model, task, &sequences)
+    }
+
+    /// Writes a run's predictions for each test split of its task that is here as GLUE's submission files; returns their
+    /// paths.
+    ///
+    /// # Errors
+    /// As [`Trainer::predict`], or when a file cannot be written.
+    pub fn write_predictions(&mut self, run: &Run, folder: &Path) -> Result<Vec<PathBuf>> {
+        let mut paths = Vec::new();
+        for &split in run.task.test_splits() {
+            let rows = self.glue.load(run.task, split)?.len();
+            let predictions = self.predict(run, run.task, split)?;
+            paths.push(glue::submission::write(folder, run.task, split, &predictions, rows)?);
+        }
+        Ok(paths)
+    }
+
+    /// The tokenizer of a run.
+    ///
+    /// # Errors
+    /// When the model or its tokenizer is missing or broken.
+    pub fn tokenizer(&mut self, run: &Run) -> Result<Tokenizer> {
+        Tokenizer::load(&*self.pretrained(&run.model)?, run.settings.max_length)
+    }
+
+    /// A run's tokenised data. It is kept for the runs that follow.
+    ///
+    /// # Errors
+    /// When a file is missing or broken.
+    pub fn data(&mut self, run: &Run) -> Result<Arc<TaskData>> {
+        let settings = &run.settings;
+        let key = format!("{} {} {} {:?}", run.task, run.model, settings.max_length, settings.train_limit);
+        if let Some(data) = self.data.get(&key) {
+            return Ok(data.clone());
+        }
+        let tokenizer = self.tokenizer(run)?;
+        let data = Arc::new(TaskData::load(&self.glue, run.task, &tokenizer, settings.train_limit)?);
+        self.data.insert(key, data.clone());
+        Ok(data)
+    }
+
+    fn pretrained(&mut self, name: &str) -> Result<Arc<Pretrained>> {
+        if let Some(pretrained) = self.pretrained.get(name) {
+            return Ok(pretrained.clone());
+        }
+        let pretrained = Arc::new(Pretrained::load(name)?);
+        self.pretrained.insert(name.into(), pretrained.clone());
+        Ok(pretrained)
+    }
+
+    fn conditions(&self, run: &Run) -> Conditions {
+        let folder = self.folder(run);
+        Conditions {
+            stop_files: vec![folder.join("stop"), self.runs.join("stop")],
+            folder,
+            time_budget: self.time_budget,
+            keep_weights: self.keep_weights,
+            verbosity: self.verbosity,
+        }
+    }
+
+    fn say(&self, line: &str) {
+        if self.verbosity == Verbosity::Lines {
+            println!("{line}");
+        }
+    }
+}
+
+/// A run in one line.
+fn describe(run: &Run) -> String {
+    let Run { task, method, settings, seed, .. } = run;
+    format!(
+        "{task}, {method}, learning rate {}, batch size {}, warm-up {} %, {} epochs, seed {seed}",
+        settings.learning_rate,
+        settings.batch_size,
+        settings.warmup_ratio * 100.0,
+        settings.epochs,
+    )
+}
+
+/// The first value of a line `key ...: value` in one of Linux' process files.
+fn system_value(file: &str, key: &str) -> Option<String> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find(|line| line.starts_with(key))?;
+    Some(line.split_once(':')?.1.trim().to_string())
+}
+
+fn peak_memory() -> u64 {
+    let kibibytes = system_value("/proc/self/status", "VmHWM");
+    kibibytes.and_then(|value| value.split(' ').next()?.parse::<u64>().ok()).map_or(0, |value| value * 1024)
+}
+
+/// The conditions of this process.
+pub fn environment() -> Environment {
+    Environment {
+        version: env!("CARGO_PKG_VERSION").into(),
+        platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+        processor: system_value("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".into()),
+        threads: ops::threads(),
+        finished_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+    }
+}

@@ -1,0 +1,227 @@
+//! The training loop.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use peft::{Model, Pass};
+
+use crate::batches::epoch_batches;
+use crate::checkpoint::{self, Progress};
+use crate::data::TaskData;
+use crate::error::{Error, Result};
+use crate::evaluation::{evaluate, loss};
+use crate::optimizer::Optimizer;
+use crate::progress::{Lines, Verbosity};
+use crate::record::{Evaluation, StepLoss, Stop};
+use crate::run::{Evaluate, Run, Settings};
+use crate::schedule::Schedule;
+
+/// What may end a run before its last step, and what it keeps.
+pub(crate) struct Conditions {
+    /// Where checkpoint and weights lie.
+    pub folder: PathBuf,
+    /// Stop after this much time in this sitting.
+    pub time_budget: Option<Duration>,
+    /// Stop when one of these files exists.
+    pub stop_files: Vec<PathBuf>,
+    /// Keep the weights of the best evaluation.
+    pub keep_weights: bool,
+    pub verbosity: Verbosity,
+}
+
+impl Conditions {
+    pub fn checkpoint(&self) -> PathBuf {
+        self.folder.join("checkpoint.safetensors")
+    }
+
+    pub fn weights(&self) -> PathBuf {
+        self.folder.join("weights.safetensors")
+    }
+}
+
+/// Time between two checkpoints.
+const CHECKPOINT_PAUSE: Duration = Duration::from_secs(60);
+
+/// Trains `model` from its checkpoint, if it has one, to the end or until a condition stops it.
+pub(crate) fn train(run: &Run, data: &TaskData, model: &Model, conditions: &Conditions) -> Result<(Progress, Stop)> {
+    check(&run.settings)?;
+    let settings = &run.settings;
+    let lengths = data.train.lengths();
+    let steps_per_epoch = lengths.len().div_ceil(settings.batch_size);
+    let steps = settings.epochs * steps_per_epoch;
+    let schedule = Schedule::new(steps, settings.warmup_ratio);
+    let mut optimizer = Optimizer::new(model.parameters(), settings);
+    let mut progress = checkpoint::load(&conditions.checkpoint(), &mut optimizer)?.unwrap_or_default();
+    let mut lines = Lines::new(conditions.verbosity, steps, progress.step);
+    if progress.step > 0 {
+        lines.say(&format!("  going on after step {} of {steps}", progress.step));
+    }
+    let (began, mut saved) = (Instant::now(), Instant::now());
+    let mut batches = Vec::new();
+
+    while progress.step < steps {
+        let step = progress.step;
+        let (epoch, index) = (step / steps_per_epoch, step % steps_per_epoch);
+        if index == 0 || batches.is_empty() {
+            batches = epoch_batches(&lengths, settings.batch_size, settings.group_by_length, run.seed, epoch);
+        }
+        let step_began = Instant::now();
+        let (batch, targets) = data.train.batch(&batches[index], model.device())?;
+        let step_seed = run.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (step as u64) << 20;
+        let logits = model.forward(&batch, &Pass::training(&batch.segments, step_seed))?; // (sequences, num_labels)
+        let batch_loss = loss(&logits, &targets)?;
+        let value = batch_loss.to_scalar::<f32>()? as f64;
+        if !value.is_finite() {
+            lines.say(&format!("  step {}: the loss is {value}", step + 1));
+            return Ok((progress, Stop::Diverged));
+        }
+        let factor = schedule.factor(step);
+        optimizer.step(&batch_loss.backward()?, factor, step)?;
+
+        progress.step = step + 1;
+        progress.tokens += batch.tokens();
+        progress.train_seconds += step_began.elapsed().as_secs_f64();
+        let epoch = progress.step as f64 / steps_per_epoch as f64;
+        let logged =
+            StepLoss { step: progress.step, epoch, loss: value, learning_rate: settings.learning_rate * factor };
+        lines.step(&logged, batch.tokens());
+        progress.losses.push(logged);
+
+        if due(settings.evaluate, progress.step, steps_per_epoch, steps) {
+            let evaluation = evaluation(model, data, progress.step, epoch)?;
+            let best = is_better(&evaluation, best(&progress.evaluations));
+            lines.evaluation(&evaluation, best);
+            progress.evaluations.push(evaluation);
+            if best && conditions.keep_weights {
+                checkpoint::save_weights(&conditions.weights(), model.parameters())?;
+            }
+            if stale(&progress.evaluations, settings.patience) && progress.step < steps {
+                return Ok((progress, Stop::EarlyStopping));
+            }
+        }
+        if progress.step == steps {
+            break;
+        }
+        let stop = if conditions.time_budget.is_some_and(|budget| began.elapsed() >= budget) {
+            Some(Stop::TimeBudget)
+        } else if conditions.stop_files.iter().any(|file| file.exists()) {
+            Some(Stop::StopFile)
+        } else {
+            None
+        };
+        if stop.is_some() || saved.elapsed() >= CHECKPOINT_PAUSE {
+            checkpoint::save(&conditions.checkpoint(), &optimizer, &progress)?;
+            saved = Instant::now();
+        }
+        if let Some(stop) = stop {
+            // What there is so far is measured for the caller, but not logged: the run that goes on equals one that was
+            // never interrupted.
+            if progress.evaluations.last().is_none_or(|last| last.step < progress.step) {
+                let evaluation = evaluation(model, data, progress.step, epoch)?;
+                lines.evaluation(&evaluation, false);
+                if progress.evaluations.is_empty() && conditions.keep_weights {
+                    checkpoint::save_weights(&conditions.weights(), model.parameters())?;
+                }
+                progress.evaluations.push(evaluation);
+            }
+            return Ok((progress, stop));
+        }
+    }
+    Ok((progress, Stop::Finished))
+}
+
+fn evaluation(model: &Model, data: &TaskData, step: usize, epoch: f64) -> Result<Evaluation> {
+    let mut results = Vec::new();
+    for (split, labelled) in &data.validation {
+        results.push((*split, evaluate(model, data.task, labelled)?));
+    }
+    let mut results = results.into_iter();
+    let (_, (loss, scores)) = results.next().ok_or(Error::NotTrainable {
+        task: data.task.to_string(),
+        what: "validation data",
+        hint: "a run is measured on it",
+    })?;
+    Ok(Evaluation { step, epoch, loss, scores, other_scores: results.map(|(split, (_, s))| (split, s)).collect() })
+}
+
+/// The best evaluation: the highest score, the first of equals; never one that is not a number.
+pub(crate) fn best(evaluations: &[Evaluation]) -> Option<&Evaluation> {
+    evaluations.iter().fold(None, |best, evaluation| if is_better(evaluation, best) { Some(evaluation) } else { best })
+}
+
+fn is_better(evaluation: &Evaluation, best: Option<&Evaluation>) -> bool {
+    let score = evaluation.scores.mean();
+    score.is_finite() && best.is_none_or(|best| score > best.scores.mean())
+}
+
+/// Whether the last `patience` evaluations brought nothing better.
+fn stale(evaluations: &[Evaluation], patience: Option<usize>) -> bool {
+    let since = match best(evaluations) {
+        Some(best) => evaluations.iter().rev().take_while(|evaluation| evaluation.step > best.step).count(),
+        None => evaluations.len(),
+    };
+    patience.is_some_and(|patience| since >= patience)
+}
+
+fn due(evaluate: Evaluate, step: usize, steps_per_epoch: usize, steps: usize) -> bool {
+    step == steps
+        || match evaluate {
+            Evaluate::Epoch => step.is_multiple_of(steps_per_epoch),
+            Evaluate::Steps(every) => step.is_multiple_of(every.max(1)),
+        }
+}
+
+fn check(settings: &Settings) -> Result<()> {
+    let wrong = |name, found: String, expected: &str| Err(Error::Setting { name, found, expected: expected.into() });
+    let positive = |value: f64| value.is_finite() && value > 0.0;
+    match settings {
+        s if !positive(s.learning_rate) => wrong("learning_rate", s.learning_rate.to_string(), "a number above 0"),
+        Settings { head_learning_rate: Some(rate), .. } if !positive(*rate) => {
+            wrong("head_learning_rate", rate.to_string(), "a number above 0")
+        }
+        Settings { epochs: 0, .. } => wrong("epochs", "0".into(), "at least 1"),
+        Settings { batch_size: 0, .. } => wrong("batch_size", "0".into(), "at least 1"),
+        s if !(0.0..=1.0).contains(&s.warmup_ratio) => wrong("warmup_ratio", s.warmup_ratio.to_string(), "0 to 1"),
+        s if !(0.0..=1.0).contains(&s.weight_decay) => wrong("weight_decay", s.weight_decay.to_string(), "0 to 1"),
+        Settings { max_grad_norm: Some(norm), .. } if !positive(*norm) => {
+            wrong("max_grad_norm", norm.to_string(), "a number above 0")
+        }
+        Settings { dropout: Some(p), .. } if !(0.0..1.0).contains(p) => {
+            wrong("dropout", p.to_string(), "at least 0 and below 1")
+        }
+        Settings { evaluate: Evaluate::Steps(0), .. } => wrong("evaluate", "every 0 steps".into(), "at least every 1"),
+        Settings { patience: Some(0), .. } => wrong("patience", "0".into(), "at least 1"),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use glue::{Metric, Scores};
+
+    use super::*;
+
+    fn scored(step: usize, value: f64) -> Evaluation {
+        let scores = Scores([(Metric::Pearson, value)].into());
+        Evaluation { step, epoch: 0.0, loss: 0.0, scores, other_scores: Vec::new() }
+    }
+
+    #[test]
+    fn a_score_that_is_not_a_number_never_wins_and_never_blocks() {
+        let evaluations = [scored(1, f64::NAN), scored(2, 0.3), scored(3, f64::NAN), scored(4, 0.5), scored(5, 0.5)];
+        assert_eq!(best(&evaluations).unwrap().step, 4);
+        assert!(best(&evaluations[..1]).is_none());
+    }
+
+    #[test]
+    fn patience_counts_evaluations_since_the_best() {
+        let evaluations = [scored(1, 0.5), scored(2, 0.4), scored(3, f64::NAN)];
+        assert!(stale(&evaluations, Some(2)) && !stale(&evaluations, Some(3)) && !stale(&evaluations, None));
+    }
+
+    #[test]
+    fn a_learning_rate_of_zero_is_refused_by_name() {
+        let error = check(&Settings { learning_rate: 0.0, ..Settings::default() }).unwrap_err().to_string();
+        assert!(error.contains("learning_rate") && error.contains("above 0"), "{error}");
+    }
+}
