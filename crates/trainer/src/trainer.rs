@@ -37,6 +37,7 @@ pub struct Trainer {
 impl Trainer {
     /// A trainer on this data, its records below `runs`.
     pub fn new(glue: Glue, runs: impl Into<PathBuf>) -> Self {
+        ops::keep_freed_memory();
         Self {
             glue,
             runs: runs.into(),
