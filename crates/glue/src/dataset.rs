@@ -13,7 +13,7 @@ use crate::tsv::{self, Line};
 
 /// A split in a polars frame.
 ///
-/// Columns: `index` (i64, the row in the file from 0, which a submission names), `sentence1` and for pairs `sentence2`
+/// Columns: `index` (i64, the row in the file from 0, left-out rows counted; a submission names it), `sentence1` and for pairs `sentence2`
 /// (strings), and where there are labels `label` (i64 class id, or f64 score) and for classes `label_name`.
 #[derive(Clone, Debug)]
 pub struct Dataset {
@@ -25,7 +25,8 @@ pub struct Dataset {
     pub frame: DataFrame,
     /// How many rows there are, and how many the official file has.
     pub completeness: Completeness,
-    /// Rows left out because a field was missing: of QQP's training file, which has a few such rows; never of another.
+    /// Lines left out because a field was missing: of QQP's training file, where line breaks inside questions tore about
+    /// 20 rows apart and two have no second question; never of another.
     pub dropped: usize,
     /// The file.
     pub path: PathBuf,
@@ -43,7 +44,7 @@ pub struct Example {
 /// Rows found against rows of the official file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Completeness {
-    /// Rows found.
+    /// Rows found. As in the official count, QQP's training rows with an empty question are among them, torn lines are not.
     pub found: usize,
     /// Rows of the official file; none for the synthetic task.
     pub official: Option<usize>,
@@ -117,22 +118,36 @@ impl Dataset {
         let ends_in_newline = bytes.ends_with(b"\n");
         let last = lines.len();
         let mut rows = Rows::default();
-        let mut dropped = 0;
+        let (mut torn, mut without_question) = (0, 0);
         for (index, line) in lines.iter().enumerate() {
-            match rows.push(task, split, &format, path, line) {
-                Err(_) if task == Task::Qqp && split == Split::Train => dropped += 1,
-                Err(Error::Line { path, line, expected, found }) if index + 1 == last && !ends_in_newline => {
-                    return Err(Error::Line {
-                        path,
-                        line,
-                        expected,
-                        found: format!("{found} in a truncated last line"),
-                    });
+            // Official files may lack the last line's end, so that alone is no error.
+            let truncated = index + 1 == last && !ends_in_newline;
+            if task == Task::Qqp && split == Split::Train && !truncated {
+                if format.is_torn(line) {
+                    torn += 1;
+                    continue;
                 }
-                result => result?,
+                if format.empty_sentence(line).is_some() {
+                    without_question += 1;
+                    continue;
+                }
             }
+            rows.push(task, split, &format, path, index, line).map_err(|error| match error {
+                Error::Line { path, line, expected, found } if truncated => {
+                    Error::Line { path, line, expected, found: format!("{found} in a truncated last line") }
+                }
+                other => other,
+            })?;
         }
-        let completeness = Completeness { found: rows.first.len() + dropped, official: task.official_rows(split) };
+        if rows.first.is_empty() {
+            let line = lines.last().map_or(1, |line| line.number);
+            return Err(tsv::error(path, line, "rows after the header", "none that is whole"));
+        }
+        // The official 363846 rows of QQP's training file count the rows without a question and not the torn lines
+        // (huggingface/datasets issue 277 gives the rows of both).
+        let found = rows.first.len() + without_question;
+        let completeness = Completeness { found, official: task.official_rows(split) };
+        let dropped = torn + without_question;
         let frame = rows.into_frame(task, labelled)?;
         Ok(Self { task, split, frame, completeness, dropped, path: path.into() })
     }
@@ -176,10 +191,21 @@ impl Format {
             label: if labelled { Some(position(label)?) } else { None },
         })
     }
+
+    /// Whether the line is a part of a row: fields are missing, or the label is.
+    fn is_torn(&self, line: &Line) -> bool {
+        line.fields.len() != self.columns || self.label.is_some_and(|label| line.fields[label].trim().is_empty())
+    }
+
+    /// The column of the first sentence that is empty. The line must have all columns.
+    fn empty_sentence(&self, line: &Line) -> Option<usize> {
+        std::iter::once(self.first).chain(self.second).find(|&column| line.fields[column].trim().is_empty())
+    }
 }
 
 #[derive(Default)]
 struct Rows {
+    index: Vec<i64>,
     first: Vec<String>,
     second: Vec<String>,
     classes: Vec<i64>,
@@ -187,17 +213,23 @@ struct Rows {
 }
 
 impl Rows {
-    fn push(&mut self, task: Task, split: Split, format: &Format, path: &Path, line: &Line) -> Result<()> {
+    fn push(
+        &mut self,
+        task: Task,
+        split: Split,
+        format: &Format,
+        path: &Path,
+        index: usize,
+        line: &Line,
+    ) -> Result<()> {
         let wrong = |expected: String, found: String| Err(tsv::error(path, line.number, expected, found));
         if line.fields.len() != format.columns {
             return wrong(format!("{} columns", format.columns), format!("{} columns", line.fields.len()));
         }
         // A test row is never refused for its text: each must be predicted.
         let may_be_empty = matches!(split, Split::Test | Split::TestMismatched);
-        for column in std::iter::once(format.first).chain(format.second) {
-            if !may_be_empty && line.fields[column].trim().is_empty() {
-                return wrong(format!("a sentence in column {}", column + 1), "nothing".into());
-            }
+        if let Some(column) = format.empty_sentence(line).filter(|_| !may_be_empty) {
+            return wrong(format!("a sentence in column {}", column + 1), "nothing".into());
         }
         if let Some(column) = format.label {
             let text = line.fields[column].trim();
@@ -213,6 +245,7 @@ impl Rows {
                 }
             }
         }
+        self.index.push(index as i64);
         self.first.push(line.fields[format.first].into());
         if let Some(second) = format.second {
             self.second.push(line.fields[second].into());
@@ -222,8 +255,7 @@ impl Rows {
 
     fn into_frame(self, task: Task, labelled: bool) -> Result<DataFrame> {
         let rows = self.first.len();
-        let index: Vec<i64> = (0..rows as i64).collect();
-        let mut columns = vec![Column::new("index".into(), index), Column::new("sentence1".into(), self.first)];
+        let mut columns = vec![Column::new("index".into(), self.index), Column::new("sentence1".into(), self.first)];
         if task.has_pairs() {
             columns.push(Column::new("sentence2".into(), self.second));
         }
@@ -253,7 +285,11 @@ fn label_texts(task: Task) -> Vec<String> {
 }
 
 fn class(task: Task, text: &str) -> Option<usize> {
-    label_texts(task).iter().position(|label| label == text)
+    if has_label_names(task) {
+        return task.labels().iter().position(|label| *label == text);
+    }
+    // One digit: the tasks whose files give ids have two classes.
+    text.parse().ok().filter(|&id| text.len() == 1 && id < task.labels().len())
 }
 
 #[cfg(test)]
@@ -268,6 +304,7 @@ mod tests {
         parse(task, Split::Train, text).unwrap_err().to_string()
     }
 
+    const QQP: &str = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n";
     const RTE: &str = "index\tsentence1\tsentence2\tlabel\n";
 
     #[test]
@@ -322,11 +359,58 @@ mod tests {
 
     #[test]
     fn broken_rows_are_dropped_and_counted_in_qqps_training_file_only() {
+        // A line break tore row 1; row 3 lacks a question; row 4 lacks its label.
         let text =
-            "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\ta\tb\t1\n1\t1\t2\ta\n2\t1\t2\t\tb\t0\n";
+            format!("{QQP}0\t1\t2\ta\tb\t1\n1\t1\t2\ta\n\tb\t0\n3\t1\t2\t\tb\t0\n4\t1\t2\ta\tb\t\n5\t1\t2\tc\td\t0\n");
+        let data = parse(Task::Qqp, Split::Train, &text).unwrap();
+        assert_eq!((data.len(), data.dropped), (2, 4));
+        assert!(parse(Task::Qqp, Split::Validation, &text).is_err());
+    }
+
+    #[test]
+    fn qqps_official_count_holds_the_rows_without_a_question_but_not_the_torn_lines() {
+        let rows: String = (0..363_844).map(|row| format!("{row}\t1\t2\ta\tb\t1\n")).collect();
+        let text = format!("{QQP}{rows}0\t1\t2\ta\t\t0\n0\t1\t2\ta\t\t0\n\ttorn\t0\n");
         let data = parse(Task::Qqp, Split::Train, text).unwrap();
-        assert_eq!((data.len(), data.dropped), (1, 2));
-        assert!(parse(Task::Qqp, Split::Validation, text).is_err());
+        assert_eq!((data.len(), data.dropped), (363_844, 3));
+        assert!(!data.completeness.is_partial(), "{}", data.completeness);
+    }
+
+    #[test]
+    fn the_index_is_the_row_of_the_file_even_after_a_row_that_was_left_out() {
+        let text = format!("{QQP}0\t1\t2\ta\tb\t1\n1\t1\t2\ta\n2\t1\t2\tc\td\t0\n");
+        let data = parse(Task::Qqp, Split::Train, text).unwrap();
+        let index: Vec<i64> = data.frame.column("index").unwrap().i64().unwrap().iter().flatten().collect();
+        assert_eq!(index, [0, 2]);
+    }
+
+    #[test]
+    fn a_wrong_label_or_a_truncated_last_line_is_an_error_in_qqps_training_file_too() {
+        let wrong = message(Task::Qqp, format!("{QQP}0\t1\t2\ta\tb\t7\n"));
+        assert!(wrong.contains("line 2") && wrong.contains("\"7\""), "{wrong}");
+        let cut = message(Task::Qqp, format!("{QQP}0\t1\t2\ta\tb\t1\n1\t1\t2\ta"));
+        assert!(cut.contains("line 3") && cut.contains("truncated last line"), "{cut}");
+    }
+
+    #[test]
+    fn a_last_line_without_a_line_end_is_read_when_it_is_whole_and_refused_when_its_label_is_cut() {
+        assert_eq!(parse(Task::Rte, Split::Train, format!("{RTE}0\ta\tb\tentailment")).unwrap().len(), 1);
+        let cut = message(Task::Rte, format!("{RTE}0\ta\tb\tentail"));
+        assert!(cut.contains("\"entail\" in a truncated last line"), "{cut}");
+    }
+
+    #[test]
+    fn a_file_of_a_header_alone_is_an_error() {
+        let error = message(Task::Rte, RTE);
+        assert!(error.contains("rows after the header"), "{error}");
+    }
+
+    #[test]
+    fn a_score_that_is_no_number_is_an_error() {
+        for score in ["NaN", "inf", "-0.1", "", "4,5"] {
+            let error = message(Task::StsB, format!("sentence1\tsentence2\tscore\na\tb\t{score}\n"));
+            assert!(error.contains("a score from 0 to 5") && error.contains("line 2"), "{error}");
+        }
     }
 
     #[test]

@@ -13,27 +13,28 @@ const SENT_EVAL: &str = "https://dl.fbaipublicfiles.com/senteval/senteval_data";
 
 /// Downloads every task into `root`. A task that is there already is left as it is, so that a download that failed goes on.
 pub(crate) fn all(root: &Path) -> Result<()> {
-    for task in Task::ALL {
-        if root.join(task.name()).is_dir() {
-            continue;
-        }
+    for task in Task::ALL.into_iter().filter(|task| !root.join(task.name()).is_dir()) {
         println!("  {task}");
-        match task {
-            Task::Mrpc => {
-                let [train, test] = ["train", "test"].map(|part| format!("{SENT_EVAL}/msr_paraphrase_{part}.txt"));
-                let ids = fetch(&format!("{GLUE}/mrpc_dev_ids.tsv"))?;
-                unpack_into_place(root, task, mrpc(&fetch(&train)?, &fetch(&test)?, &ids))?;
-            }
-            Task::Ax => {
-                unpack_into_place(root, task, Ok(vec![("diagnostic.tsv".into(), fetch(&format!("{GLUE}/AX.tsv"))?)]))?
-            }
-            _ => {
-                let url = format!("{GLUE}/{}.zip", archive(task));
-                unpack_into_place(root, task, unzip(&url, fetch(&url)?))?;
-            }
-        }
+        download(task, root)?;
     }
     Ok(())
+}
+
+/// Downloads a task into its folder in `root`.
+fn download(task: Task, root: &Path) -> Result<()> {
+    let files = match task {
+        Task::Mrpc => {
+            let [train, test] = ["train", "test"].map(|part| format!("{SENT_EVAL}/msr_paraphrase_{part}.txt"));
+            let ids = fetch(&format!("{GLUE}/mrpc_dev_ids.tsv"))?;
+            mrpc(&fetch(&train)?, &fetch(&test)?, &ids)?
+        }
+        Task::Ax => vec![("diagnostic.tsv".into(), fetch(&format!("{GLUE}/AX.tsv"))?)],
+        _ => {
+            let url = format!("{GLUE}/{}.zip", archive(task));
+            unzip(&url, fetch(&url)?)?
+        }
+    };
+    put_into_place(root, task, files)
 }
 
 /// The official download script exchanges QQP and STS-B, and names QNLI's first version; these are the right ones.
@@ -48,6 +49,7 @@ fn archive(task: Task) -> &'static str {
 fn fetch(url: &str) -> Result<Vec<u8>> {
     let failed = |reason: String| Error::Download { url: url.into(), reason };
     let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_resolve(Some(Duration::from_secs(5)))
         .timeout_connect(Some(Duration::from_secs(5)))
         .timeout_global(Some(Duration::from_secs(1200)))
         .build()
@@ -74,14 +76,17 @@ fn unzip(url: &str, bytes: Vec<u8>) -> Result<Vec<(String, Vec<u8>)>> {
         file.read_to_end(&mut content).map_err(|error| failed(error.to_string()))?;
         files.push((name.to_string(), content));
     }
+    if files.is_empty() {
+        return Err(failed("its archive holds no .tsv file".into()));
+    }
     Ok(files)
 }
 
 /// Writes a task's files beside its folder's place and then renames the folder, so that it is whole or not there.
-fn unpack_into_place(root: &Path, task: Task, files: Result<Vec<(String, Vec<u8>)>>) -> Result<()> {
+fn put_into_place(root: &Path, task: Task, files: Vec<(String, Vec<u8>)>) -> Result<()> {
     let folder = root.join(task.name());
     let partial = root.join(format!("{}.partial", task.name()));
-    for (name, content) in files? {
+    for (name, content) in files {
         write_atomically(&partial.join(name), &content)?;
     }
     std::fs::rename(&partial, &folder).map_err(|source| Error::Write { path: folder, source })
@@ -125,7 +130,8 @@ mod tests {
         let train = format!("{header}1\t10\t11\ta\tb\r\n0\t12\t13\tc\td\r\n");
         let test = format!("{header}1\t20\t21\te\tf\r\n");
         let folder = tempfile::tempdir().unwrap();
-        unpack_into_place(folder.path(), Task::Mrpc, mrpc(train.as_bytes(), test.as_bytes(), b"12\t13\n")).unwrap();
+        let files = mrpc(train.as_bytes(), test.as_bytes(), b"12\t13\n").unwrap();
+        put_into_place(folder.path(), Task::Mrpc, files).unwrap();
         let glue = Glue::at(folder.path()).unwrap();
         let first = |split| glue.load(Task::Mrpc, split).unwrap().examples().unwrap()[0].first.clone();
         assert_eq!([first(Split::Train), first(Split::Validation), first(Split::Test)], ["a", "c", "e"]);
@@ -147,6 +153,33 @@ mod tests {
         let files = unzip("test", bytes).unwrap();
         assert_eq!(files.iter().filter(|(name, _)| name == "train.tsv").count(), 1);
         assert!(files.iter().all(|(name, _)| name != "evil.tsv" && name != "dev.tsv"));
+    }
+
+    #[test]
+    fn a_task_that_was_unpacked_loads() {
+        let mut writer = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        let options = zip::write::SimpleFileOptions::default();
+        for (name, text) in [
+            ("RTE/train.tsv", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n"),
+            ("__MACOSX/RTE/._train.tsv", "not a table"),
+            ("RTE/test.tsv", "index\tsentence1\tsentence2\n0\tc\td\n"),
+        ] {
+            writer.start_file(name, options).unwrap();
+            writer.write_all(text.as_bytes()).unwrap();
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let files = unzip("test", writer.finish().unwrap().into_inner()).unwrap();
+        put_into_place(folder.path(), Task::Rte, files).unwrap();
+        let glue = Glue::at(folder.path()).unwrap();
+        assert_eq!(glue.splits(Task::Rte), [Split::Train, Split::Test]);
+        assert_eq!(glue.load(Task::Rte, Split::Train).unwrap().len(), 1);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no partial folder is left");
+    }
+
+    #[test]
+    fn an_answer_that_is_no_archive_is_an_error_that_names_the_address() {
+        let error = unzip("https://example.org/RTE.zip", b"<html>".to_vec()).unwrap_err().to_string();
+        assert!(error.contains("https://example.org/RTE.zip"), "{error}");
     }
 
     #[test]

@@ -53,29 +53,40 @@ impl Glue {
     /// # Errors
     /// When `GLUE_DIR` is set and there is no GLUE.
     pub fn locate() -> Result<Self> {
-        if let Some(folder) = std::env::var_os("GLUE_DIR") {
-            return Ok(Self { origin: Origin::Variable, ..Self::at(folder)? });
-        }
-        let project = project_root();
-        let own = project.join("data/glue");
-        if has_tasks(&own) {
-            return Ok(Self { root: Some(own), origin: Origin::Project });
-        }
-        let shared = project.join("../shared/glue");
-        if has_tasks(&shared) {
-            return Ok(Self { root: Some(shared), origin: Origin::Shared });
+        if let Some(glue) = Self::find()? {
+            return Ok(glue);
         }
         if std::env::var_os("GLUE_OFFLINE").is_some_and(|value| value == "1") {
             return Ok(Self::synthetic("no GLUE found, and GLUE_OFFLINE is set"));
         }
         println!("No GLUE found in GLUE_DIR, data/glue or ../shared/glue: trying to download it.");
-        match download::all(&own) {
-            Ok(()) => Ok(Self { root: Some(own), origin: Origin::Downloaded }),
-            Err(error) => {
-                println!("{error}");
-                Ok(Self::synthetic("no GLUE found, and none could be downloaded"))
-            }
+        let own = project_root().join("data/glue");
+        if let Err(error) = download::all(&own) {
+            println!("{error}");
         }
+        // Tasks that arrived before a failure are of use.
+        Ok(Self::in_folder(own, Origin::Downloaded)
+            .unwrap_or_else(|| Self::synthetic("no GLUE found, and none could be downloaded")))
+    }
+
+    /// The first copy of GLUE on this machine, in `locate`'s order; none where only a download is left. Never opens a
+    /// connection.
+    ///
+    /// # Errors
+    /// When `GLUE_DIR` is set and there is no GLUE.
+    pub fn find() -> Result<Option<Self>> {
+        if let Some(folder) = std::env::var_os("GLUE_DIR") {
+            return Ok(Some(Self { origin: Origin::Variable, ..Self::at(folder)? }));
+        }
+        let project = project_root();
+        Ok(Self::in_folder(project.join("data/glue"), Origin::Project)
+            .or_else(|| Self::in_folder(project.join("../shared/glue"), Origin::Shared)))
+    }
+
+    /// A folder with at least one file of a task.
+    fn in_folder(root: PathBuf, origin: Origin) -> Option<Self> {
+        let glue = Self { root: Some(root), origin };
+        (!glue.tasks().is_empty()).then_some(glue)
     }
 
     /// The copy of GLUE in a folder.
@@ -84,11 +95,8 @@ impl Glue {
     /// When the folder has none of its tasks.
     pub fn at(root: impl Into<PathBuf>) -> Result<Self> {
         let root = root.into();
-        if has_tasks(&root) {
-            return Ok(Self { root: Some(root), origin: Origin::Folder });
-        }
         let found = if root.is_dir() { "a folder without them" } else { "no folder" };
-        Err(Error::NoGlue { path: root, found: found.into() })
+        Self::in_folder(root.clone(), Origin::Folder).ok_or_else(|| Error::NoGlue { path: root, found: found.into() })
     }
 
     /// No GLUE, for this reason: the synthetic task alone.
@@ -125,7 +133,7 @@ impl Glue {
             task: task.name(),
             split: split.to_string(),
             place: place.into(),
-            choices: choices.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            choices: listed(&choices),
         };
         if !task.splits().contains(&split) {
             return Err(no_split("in GLUE", task.splits()));
@@ -134,7 +142,7 @@ impl Glue {
             return Dataset::parse(task, split, Path::new("synthetic"), synthetic::text(split).as_bytes());
         }
         let path = self.path(task, split).ok_or_else(|| no_split("without GLUE's data", Vec::new()))?;
-        let expected = format!("the {split} split of {task}; here are: {:?}", self.splits(task));
+        let expected = format!("the {split} split of {task}; here are: {}", listed(&self.splits(task)));
         let bytes = std::fs::read(&path).map_err(|source| Error::Missing { path: path.clone(), expected, source })?;
         Dataset::parse(task, split, &path, &bytes)
     }
@@ -159,8 +167,11 @@ impl Glue {
     }
 }
 
-fn has_tasks(root: &Path) -> bool {
-    Task::ALL.iter().any(|task| root.join(task.name()).is_dir())
+fn listed(splits: &[Split]) -> String {
+    if splits.is_empty() {
+        return "none".into();
+    }
+    splits.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// The nearest folder above the present one that holds both `Cargo.toml` and `crates/`, else the present one.
@@ -189,7 +200,28 @@ mod tests {
         std::fs::create_dir(folder.path().join("QQP")).unwrap();
         std::fs::write(folder.path().join("QQP/dev.tsv"), "").unwrap();
         let error = Glue::at(folder.path()).unwrap().load(Task::Qqp, Split::Test).unwrap_err().to_string();
-        assert!(error.contains("QQP/test.tsv") && error.contains("Validation"), "{error}");
+        assert!(error.contains("QQP/test.tsv") && error.contains("here are: validation"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_whose_task_folders_are_empty_is_not_glue() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("RTE")).unwrap();
+        let error = Glue::at(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("a folder without them"), "{error}");
+    }
+
+    #[test]
+    fn ax_is_found_under_each_of_its_official_names() {
+        for place in ["AX/diagnostic.tsv", "AX/AX.tsv", "AX.tsv", "diagnostic/diagnostic.tsv"] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join(place);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, "index\tsentence1\tsentence2\n0\ta\tb\n").unwrap();
+            let glue = Glue::at(folder.path()).unwrap();
+            assert_eq!(glue.tasks(), [Task::Ax], "{place}");
+            assert_eq!(glue.load(Task::Ax, Split::Test).unwrap().len(), 1);
+        }
     }
 
     #[test]

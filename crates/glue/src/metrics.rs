@@ -151,7 +151,9 @@ pub fn pearson(a: &[f64], b: &[f64]) -> f64 {
         squares_a += (x - mean_a).powi(2);
         squares_b += (y - mean_b).powi(2);
     }
-    if squares_a == 0.0 || squares_b == 0.0 {
+    // By the values: the mean of equal ones can differ from them by rounding, which would leave squares that are not 0.
+    let constant = |values: &[f64]| values.iter().all(|&value| value == values[0]);
+    if constant(a) || constant(b) || squares_a == 0.0 || squares_b == 0.0 {
         return f64::NAN;
     }
     (products / (squares_a.sqrt() * squares_b.sqrt())).clamp(-1.0, 1.0)
@@ -201,6 +203,9 @@ mod tests {
         assert_eq!(f1(&[0, 0], &[0, 0]), 0.0);
         assert_eq!(matthews(&[1, 1, 1], &[1, 0, 1]), 0.0);
         assert!(pearson(&[1.0, 1.0], &[1.0, 2.0]).is_nan());
+        // The mean of three times 0.1 is not 0.1 in floating point.
+        assert!(pearson(&[0.1, 0.1, 0.1], &[1.0, 2.0, 4.0]).is_nan());
+        assert!(pearson(&[1.0, 2.0, 4.0], &[0.1, 0.1, 0.1]).is_nan());
         assert!(spearman(&[f64::NAN, 1.0], &[1.0, 2.0]).is_nan());
     }
 

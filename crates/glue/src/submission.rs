@@ -12,7 +12,7 @@ use crate::task::{Split, Task};
 /// QNLI, RTE and AX are written as class names; STS-B's scores are clamped to 0 to 5 and have three decimals.
 ///
 /// # Errors
-/// When there are not `rows` predictions, a class is none of the task's, or the file cannot be written.
+/// When there are not `rows` predictions, a score is not a number, a class is none of the task's, or the file cannot be written.
 pub fn write(folder: &Path, task: Task, split: Split, predictions: &Targets, rows: usize) -> Result<PathBuf> {
     let wrong = |expected: String, found: String| {
         Err(Error::Predictions { what: format!("predictions for {task}, {split}"), expected, found })
@@ -24,6 +24,9 @@ pub fn write(folder: &Path, task: Task, split: Split, predictions: &Targets, row
     match predictions {
         Targets::Values(scores) if task.is_regression() => {
             for (index, score) in scores.iter().enumerate() {
+                if score.is_nan() {
+                    return wrong("numbers".into(), format!("NaN in row {index}"));
+                }
                 text += &format!("{index}\t{:.3}\n", score.clamp(0.0, 5.0));
             }
         }
@@ -91,6 +94,7 @@ mod tests {
             write(folder.path(), Task::Rte, Split::Test, &Targets::Classes(vec![0]), 2).unwrap_err().to_string();
         assert!(error.contains("expected 2 rows, found 1 rows"), "{error}");
         assert!(write(folder.path(), Task::Rte, Split::Test, &Targets::Classes(vec![2]), 1).is_err());
+        assert!(write(folder.path(), Task::StsB, Split::Test, &Targets::Values(vec![f64::NAN]), 1).is_err());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }
