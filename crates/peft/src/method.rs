@@ -212,19 +212,31 @@ impl Tuner {
         }
     }
 
-    /// A method whose targets match no module would train the head alone, silently.
-    pub fn check_targets(&self, modules: &BTreeSet<String>) -> Result<()> {
-        let targets = match (&self.method, &self.targets) {
-            (Method::Lora(lora), Some(_)) => &lora.target_modules,
-            (Method::BitFit(BitFit { target_modules: Some(targets) }), Some(_)) => targets,
+    /// With a target that names nothing, less would be trained than was asked for, silently. LoRA's targets name linear layers,
+    /// BitFit's name modules that have a bias.
+    pub fn check_targets(&self, linear_layers: &BTreeSet<String>, biased_modules: &BTreeSet<String>) -> Result<()> {
+        let (targets, modules) = match &self.method {
+            Method::Lora(lora) => (&lora.target_modules, linear_layers),
+            Method::BitFit(BitFit { target_modules: Some(targets) }) => (targets, biased_modules),
             _ => return Ok(()),
         };
-        if modules.iter().any(|module| self.targets.as_ref().is_some_and(|targets| targets.matches(module))) {
+        let each = match targets {
+            Targets::Suffixes(names) => names.iter().map(|name| Targets::suffixes([name])).collect(),
+            Targets::Pattern(_) => vec![targets.clone()],
+        };
+        let mut unmatched = Vec::new();
+        for target in &each {
+            let matcher = target.compile()?;
+            if !modules.iter().any(|module| matcher.matches(module)) {
+                unmatched.push(target.to_string());
+            }
+        }
+        if unmatched.is_empty() && !each.is_empty() {
             return Ok(());
         }
         let ends: BTreeSet<&str> = modules.iter().filter_map(|path| path.rsplit('.').next()).collect();
         let choices = ends.into_iter().collect::<Vec<_>>().join(", ");
-        Err(Error::NoTarget { targets: targets.to_string(), choices })
+        Err(Error::NoTarget { method: self.method.to_string(), targets: unmatched.join(", "), choices })
     }
 }
 

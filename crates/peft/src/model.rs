@@ -89,7 +89,8 @@ impl Model {
             device: &options.device,
             seed: options.seed,
             parameters: Parameters::default(),
-            modules: Default::default(),
+            linear_layers: Default::default(),
+            biased_modules: Default::default(),
         };
         let hidden_dropout = options.dropout.unwrap_or(config.hidden_dropout_prob);
         let attention_dropout = options.dropout.unwrap_or(pretrained.attention_dropout);
@@ -99,7 +100,7 @@ impl Model {
             Pooling::Cls => Some(Linear::new(&mut builder, POOLER, hidden, hidden, new)?),
             Pooling::Mean => None,
         };
-        builder.tuner.check_targets(&builder.modules)?;
+        builder.check_targets()?;
         let classifier = Linear::new(&mut builder, CLASSIFIER, hidden, options.num_labels, new)?;
         let parameters = builder.parameters;
         Ok(Self {

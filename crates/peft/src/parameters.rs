@@ -82,14 +82,18 @@ pub(crate) struct Builder<'a> {
     pub device: &'a Device,
     pub seed: u64,
     pub parameters: Parameters,
-    /// The paths of all modules so far, for a message when a target matches none.
-    pub modules: BTreeSet<String>,
+    /// The linear layers so far that may get a branch: what LoRA's targets may name.
+    pub linear_layers: BTreeSet<String>,
+    /// The modules so far that have a bias: what BitFit's targets may name.
+    pub biased_modules: BTreeSet<String>,
 }
 
 impl Builder<'_> {
     /// The parameter `{module}.{name}`: the checkpoint's value, or a new one; a variable if the tuner trains it.
     pub fn parameter(&mut self, module: &str, name: &str, shape: &[usize], start: Start) -> Result<Tensor> {
-        self.modules.insert(module.into());
+        if name == "bias" {
+            self.biased_modules.insert(module.into());
+        }
         let trains = self.tuner.trains(module, name);
         let path = format!("{module}.{name}");
         let value = match (self.pretrained.tensor(&path, shape), start) {
@@ -104,6 +108,11 @@ impl Builder<'_> {
     pub fn adapter(&mut self, path: String, shape: &[usize], start: Start) -> Result<Tensor> {
         let value = self.start(&path, shape, start)?;
         self.register(path, value, true)
+    }
+
+    /// Fails if a target of the method names nothing so far.
+    pub fn check_targets(&self) -> Result<()> {
+        self.tuner.check_targets(&self.linear_layers, &self.biased_modules)
     }
 
     fn register(&mut self, path: String, value: Tensor, trains: bool) -> Result<Tensor> {

@@ -25,6 +25,7 @@ pub struct Pretrained {
 
 #[derive(serde::Deserialize)]
 struct Extra {
+    model_type: Option<String>,
     attention_probs_dropout_prob: Option<f64>,
 }
 
@@ -46,13 +47,14 @@ impl Pretrained {
         let path = folder.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
         let invalid = |e: serde_json::Error| Error::Config { path: path.clone(), found: e.to_string() };
-        let config: Config = serde_json::from_str(&text).map_err(invalid)?;
+        // The kind first: another model's configuration would otherwise be told by the fields that it lacks.
         let extra: Extra = serde_json::from_str(&text).map_err(invalid)?;
-        if let Some(kind) = config.model_type.as_deref().filter(|kind| *kind != "bert") {
+        if let Some(kind) = extra.model_type.filter(|kind| kind != "bert") {
             return Err(Error::Config { path, found: format!("model_type {kind:?}") });
         }
+        let config: Config = serde_json::from_str(&text).map_err(invalid)?;
         let heads = config.num_attention_heads;
-        if heads == 0 || config.hidden_size % heads != 0 {
+        if heads == 0 || !config.hidden_size.is_multiple_of(heads) {
             let found = format!("hidden_size {} that {heads} attention heads do not divide", config.hidden_size);
             return Err(Error::Config { path, found });
         }
@@ -165,6 +167,6 @@ mod tests {
     #[test]
     fn a_model_that_is_nowhere_is_an_error_that_says_where_it_was_looked_for() {
         let error = Pretrained::load("./no/such/model").err().unwrap().to_string();
-        assert!(error.contains("models/./no/such/model") && error.contains("make model"), "{error}");
+        assert!(error.contains("models/./no/such/model") && error.contains("make setup"), "{error}");
     }
 }

@@ -87,7 +87,7 @@ mod tests {
     fn thousands_are_parted_by_commas() {
         assert_eq!(
             ["0", "999", "1,000", "1,234,567"],
-            [0, 999, 1000, 1_234_567].map(|n| thousands(n)).each_ref().map(|s| s.as_str())
+            [0, 999, 1000, 1_234_567].map(thousands).each_ref().map(|s| s.as_str())
         );
     }
 }

@@ -1,5 +1,6 @@
 //! Studies: many runs that differ in a few settings.
 
+use glue::Task;
 use peft::{Lora, Method};
 
 use crate::error::Result;
@@ -69,6 +70,13 @@ pub fn best_record(records: &[Record]) -> Option<&Record> {
     records.iter().filter(|record| record.best_score().is_finite()).fold(None, |best: Option<&Record>, record| {
         if best.is_none_or(|best| record.best_score() > best.best_score()) { Some(record) } else { best }
     })
+}
+
+/// The run with the highest score among those of a method on a task, if there is one.
+pub fn best_run(records: &[Record], task: Task, method: &Method) -> Option<Run> {
+    let of_both = |record: &&Record| record.run.task == task && record.run.method == *method;
+    let records: Vec<Record> = records.iter().filter(of_both).cloned().collect();
+    best_record(&records).map(|record| record.run.clone())
 }
 
 /// `run` with each seed.

@@ -1,0 +1,106 @@
+//! Numbers of trained parameters, against those of the papers.
+
+use candle_core::{DType, Device, Tensor};
+use peft::{BitFit, Method, Model, ModelOptions, Pretrained, Targets, TrainableReport};
+use std::collections::HashMap;
+
+/// BERT-base's sizes (Devlin et al. 2019, section 3).
+const HIDDEN: usize = 768;
+const INTERMEDIATE: usize = 3072;
+const LAYERS: usize = 12;
+const VOCABULARY: usize = 30_522;
+const POSITIONS: usize = 512;
+/// What [`narrow_base`]'s tables of 10 words and 4 positions lack.
+const REST_OF_TABLES: usize = (VOCABULARY - 10 + POSITIONS - 4) * HIDDEN;
+
+/// A checkpoint of BERT-base's width with two layers, 10 words and 4 positions: zeros in f16, 28 MB instead of 440.
+fn narrow_base(folder: &std::path::Path) -> Pretrained {
+    let mut shapes: Vec<(String, Vec<usize>)> = vec![
+        ("embeddings.word_embeddings.weight".into(), vec![10, HIDDEN]),
+        ("embeddings.position_embeddings.weight".into(), vec![4, HIDDEN]),
+        ("embeddings.token_type_embeddings.weight".into(), vec![2, HIDDEN]),
+    ];
+    let mut module = |path: &str, weight: &[usize]| {
+        shapes.push((format!("{path}.weight"), weight.to_vec()));
+        shapes.push((format!("{path}.bias"), vec![weight[0]]));
+    };
+    module("embeddings.LayerNorm", &[HIDDEN]);
+    module("pooler.dense", &[HIDDEN, HIDDEN]);
+    for layer in ["encoder.layer.0", "encoder.layer.1"] {
+        for name in ["self.query", "self.key", "self.value", "output.dense"] {
+            module(&format!("{layer}.attention.{name}"), &[HIDDEN, HIDDEN]);
+        }
+        module(&format!("{layer}.intermediate.dense"), &[INTERMEDIATE, HIDDEN]);
+        module(&format!("{layer}.output.dense"), &[HIDDEN, INTERMEDIATE]);
+        module(&format!("{layer}.attention.output.LayerNorm"), &[HIDDEN]);
+        module(&format!("{layer}.output.LayerNorm"), &[HIDDEN]);
+    }
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F16, &Device::Cpu).unwrap();
+    let tensors: HashMap<String, Tensor> = shapes.into_iter().map(|(name, shape)| (name, zeros(&shape))).collect();
+    candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
+    let config = serde_json::json!({
+        "model_type": "bert", "vocab_size": 10, "hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 12,
+        "intermediate_size": INTERMEDIATE, "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "max_position_embeddings": 4,
+        "type_vocab_size": 2, "initializer_range": 0.02, "layer_norm_eps": 1e-12, "pad_token_id": 0,
+    });
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    Pretrained::from_folder(folder).unwrap()
+}
+
+/// The reports for BERT-base's width with one and with two layers and two labels, the whole tables in their totals.
+pub fn base_without_layers(method: &Method) -> [TrainableReport; 2] {
+    let folder = tempfile::tempdir().unwrap();
+    let mut pretrained = narrow_base(folder.path());
+    [1, 2].map(|layers| {
+        pretrained.config.num_hidden_layers = layers;
+        let mut report = Model::new(&pretrained, &ModelOptions::new(method.clone(), 2)).unwrap().trainable_report();
+        report.total += REST_OF_TABLES;
+        report
+    })
+}
+
+/// Trained numbers without the head, and the total, of all twelve layers: each layer adds the same.
+fn at_twelve_layers(method: &Method) -> (usize, usize) {
+    let [one, two] = base_without_layers(method);
+    let extend = |count: &dyn Fn(&TrainableReport) -> usize| count(&one) + (LAYERS - 1) * (count(&two) - count(&one));
+    (extend(&|report| report.trainable_without_head()), extend(&|report| report.total))
+}
+
+/// transformers' `BertModel` of bert-base-uncased.
+const BERT_BASE: usize = 109_482_240;
+/// A classifier of two labels.
+const HEAD: usize = 2 * HIDDEN + 2;
+
+#[test]
+fn full_fine_tuning_trains_all_of_bert_base() {
+    let (trained, total) = at_twelve_layers(&Method::Full);
+    assert_eq!((trained + REST_OF_TABLES, total), (BERT_BASE, BERT_BASE + HEAD));
+}
+
+#[test]
+fn head_only_trains_nothing_of_bert_base() {
+    assert_eq!(at_twelve_layers(&Method::Head), (0, BERT_BASE + HEAD));
+}
+
+/// Ben Zaken et al. 2022, table 1: 0.09 % of BERT-base, and 0.04 % for the biases of query and of the first feed-forward layer.
+#[test]
+fn bitfit_trains_as_much_of_bert_base_as_its_paper_says() {
+    let per_layer = 3 * 768 + 768 + 768 + 3072 + 768 + 768; // q k v, output, its norm, feed-forward in and out, its norm
+    let (all, total) = at_twelve_layers(&Method::bitfit());
+    assert_eq!((all, total), (12 * per_layer + 768 + 768, BERT_BASE + HEAD)); // the embeddings' norm, the pooler
+    assert_eq!(all, 102_912);
+    assert_eq!(format!("{:.2}", 100.0 * all as f64 / BERT_BASE as f64), "0.09");
+
+    let target_modules = Some(Targets::suffixes(["query", "intermediate.dense"]));
+    let (subset, _) = at_twelve_layers(&Method::BitFit(BitFit { target_modules }));
+    assert_eq!(subset, 12 * (768 + 3072) + 768); // the pooler, which the paper's code always trains
+    assert_eq!(format!("{:.2}", 100.0 * subset as f64 / BERT_BASE as f64), "0.04");
+}
+
+/// Hu et al. 2021, section 4.2: `2 * layers * matrices * hidden * r`.
+#[test]
+fn lora_trains_as_much_of_bert_base_as_its_paper_says() {
+    let lora = 2 * 12 * 2 * 768 * 8;
+    assert_eq!(at_twelve_layers(&Method::lora(8)), (lora, BERT_BASE + HEAD + lora));
+    assert_eq!(lora, 294_912);
+}

@@ -1,0 +1,121 @@
+//! The gradients of every method: who gets one, and whether it is right.
+
+use std::collections::BTreeSet;
+
+use candle_core::TensorId;
+use peft::{BitFit, Lora, Method, Model, ModelOptions, Pooling, Targets};
+
+use crate::reference::Reference;
+use crate::support::*;
+
+const LENGTHS: [usize; 4] = [7, 1, 12, 2];
+const LABELS: [u32; 4] = [2, 0, 1, 1];
+
+fn methods() -> Vec<Method> {
+    let subset = BitFit { target_modules: Some(Targets::suffixes(["query", "intermediate.dense"])) };
+    vec![
+        Method::Full,
+        Method::Head,
+        Method::bitfit(),
+        Method::BitFit(subset),
+        Method::lora(2),
+        Method::Lora(lora_everywhere()),
+        Method::Lora(Lora { lora_alpha: 3.0, ..lora_everywhere() }),
+    ]
+}
+
+/// With a LoRA branch that does something.
+fn started(options: &ModelOptions) -> Model {
+    let model = Model::new(&tiny(), options).unwrap();
+    fill_lora_b(&model);
+    model
+}
+
+/// The largest gradient of each tensor and three at random, against central differences of the fourth order with step 1e-4:
+/// in f64 the rounding error is of the order 1e-12, and the truncation error 3e-18 times the fifth derivative.
+fn agrees_with_finite_differences(model: &Model, step_seed: Option<u64>) {
+    let batch = batch(&sequences(&LENGTHS, 100));
+    let store = loss(model, &batch, &LABELS, step_seed).backward().unwrap();
+    for (index, (name, analytic)) in gradients(model, &store).into_iter().enumerate() {
+        let scale = largest(&analytic);
+        assert!(scale > 1e-4 || has_zero_gradient(&name), "{name}: no gradient above {scale}");
+        let original = flat(model.parameters().get(&name).unwrap());
+        let random = numbers(3, 1000 + index as u64);
+        let mut elements: BTreeSet<usize> = random.iter().map(|x| (x.abs() * original.len() as f64) as usize).collect();
+        elements.extend(analytic.iter().position(|gradient| gradient.abs() == scale));
+        for element in elements {
+            let at = |offset: f64| {
+                let mut values = original.clone();
+                values[element] += offset;
+                set(model, &name, values);
+                loss(model, &batch, &LABELS, step_seed).to_scalar::<f64>().unwrap()
+            };
+            let step = 1e-4;
+            let numeric = (8.0 * (at(step) - at(-step)) - (at(2.0 * step) - at(-2.0 * step))) / (12.0 * step);
+            close(&format!("{name}[{element}]"), &[analytic[element]], &[numeric], 1e-8 * scale.max(0.1));
+        }
+        set(model, &name, original);
+    }
+}
+
+#[test]
+fn every_trained_parameter_of_every_method_has_the_gradient_of_finite_differences() {
+    for method in methods() {
+        for pooling in [Pooling::Cls, Pooling::Mean] {
+            agrees_with_finite_differences(&started(&ModelOptions { pooling, ..exact(method.clone()) }), None);
+        }
+    }
+}
+
+#[test]
+fn with_dropout_in_the_model_and_in_the_branch_gradients_are_those_of_the_same_masks() {
+    for method in methods() {
+        let method = match method {
+            Method::Lora(lora) => Method::Lora(Lora { lora_dropout: 0.3, ..lora }),
+            other => other,
+        };
+        let model = started(&ModelOptions { dropout: Some(0.2), ..exact(method) });
+        let batch = batch(&sequences(&LENGTHS, 100));
+        let [with, without] = [Some(5), None].map(|seed| flat(&loss(&model, &batch, &LABELS, seed)));
+        assert_ne!(with, without, "dropout does nothing");
+        agrees_with_finite_differences(&model, Some(5));
+    }
+}
+
+#[test]
+fn no_frozen_parameter_has_a_gradient_tensor() {
+    for method in methods() {
+        for (pooling, dropout) in [(Pooling::Cls, 0.0), (Pooling::Mean, 0.2)] {
+            let model = started(&ModelOptions { pooling, dropout: Some(dropout), ..exact(method.clone()) });
+            let store = loss(&model, &batch(&sequences(&LENGTHS, 100)), &LABELS, Some(5)).backward().unwrap();
+            // candle drops the gradients of intermediate results itself: what is left belongs to parameters.
+            let mut with_gradient: Vec<TensorId> = store.get_ids().copied().collect();
+            for (name, variable) in model.parameters().trainable() {
+                assert!(with_gradient.contains(&variable.id()), "{method}: {name} has none");
+                with_gradient.retain(|&id| id != variable.id());
+            }
+            assert!(with_gradient.is_empty(), "{method}: {} frozen tensors have one", with_gradient.len());
+        }
+    }
+}
+
+#[test]
+fn logits_and_gradients_equal_those_of_the_model_in_basic_operations() {
+    let sequences = sequences(&LENGTHS, 100);
+    for method in methods() {
+        for pooling in [Pooling::Cls, Pooling::Mean] {
+            let model = started(&ModelOptions { pooling, ..exact(method.clone()) });
+            let scaling = if let Method::Lora(lora) = &method { lora.lora_alpha / lora.r as f64 } else { 0.0 };
+            let reference = Reference::of(&model, scaling, pooling).unwrap();
+
+            let logits = reference.forward(&sequences).unwrap();
+            close("logits", &flat(&model.predict(&batch(&sequences)).unwrap()), &flat(&logits), 1e-12);
+            let expected = cross_entropy(&logits, &LABELS).backward().unwrap();
+            let store = loss(&model, &batch(&sequences), &LABELS, None).backward().unwrap();
+            for (name, found) in gradients(&model, &store) {
+                let expected = flat(expected.get(&reference.variables[&name]).unwrap());
+                close(&name, &found, &expected, 1e-11 * largest(&expected).max(0.1));
+            }
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The models of this crate against independent sources: transformers and PEFT, candle-transformers, the same encoder in
+//! candle's basic operations, finite differences, and the counts of the papers.
+
+#![cfg(test)] // clippy then knows the helpers, too, for tests
+
+mod behaviour;
+mod counts;
+mod files;
+mod gradients;
+mod logits;
+mod python;
+mod reference;
+mod support;

@@ -1,0 +1,121 @@
+//! What the tests share: the tiny checkpoint, models on it, fixed numbers, comparisons.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Tensor};
+use peft::{Batch, Lora, Method, Model, ModelOptions, Pass, Pretrained, Sequence, Targets};
+
+/// Where `make_oracle.py` and what it made are.
+pub fn oracle_folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/oracle")
+}
+
+/// A random BERT of 2 layers and 32 dimensions, with a classifier of 3 labels.
+pub fn tiny() -> Pretrained {
+    Pretrained::from_folder(&oracle_folder().join("tiny-bert")).unwrap()
+}
+
+/// Three labels in f64, without dropout.
+pub fn exact(method: Method) -> ModelOptions {
+    ModelOptions { dtype: DType::F64, dropout: Some(0.0), ..ModelOptions::new(method, 3) }
+}
+
+/// Every linear layer of BERT but the classifier.
+pub fn all_linear() -> Targets {
+    Targets::suffixes(["query", "key", "value", "dense"])
+}
+
+/// LoRA of rank 2 on all linear layers.
+pub fn lora_everywhere() -> Lora {
+    Lora::rank(2).on(all_linear())
+}
+
+/// Reproducible numbers in (-1, 1), without candle's generator, which has no seed on the CPU.
+pub fn numbers(count: usize, seed: u64) -> Vec<f64> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// Sequences of these lengths: random ids below `vocabulary`, the second half of each of the other type.
+pub fn sequences(lengths: &[usize], vocabulary: u32) -> Vec<Sequence> {
+    let one = |(index, &length): (usize, &usize)| Sequence {
+        input_ids: numbers(length, 7 + index as u64).iter().map(|x| (x.abs() * f64::from(vocabulary)) as u32).collect(),
+        token_type_ids: (0..length).map(|position| u32::from(position >= length.div_ceil(2))).collect(),
+    };
+    lengths.iter().enumerate().map(one).collect()
+}
+
+pub fn batch(sequences: &[Sequence]) -> Batch {
+    Batch::new(sequences, &Device::Cpu).unwrap()
+}
+
+/// LoRA's B starts at zero, where A has no gradient: gives every B other values.
+pub fn fill_lora_b(model: &Model) {
+    for (index, (name, variable)) in model.parameters().trainable().enumerate() {
+        if name.ends_with("lora_B.weight") {
+            let values = numbers(variable.elem_count(), 100 + index as u64).iter().map(|x| 0.5 * x).collect();
+            set(model, name, values);
+        }
+    }
+}
+
+/// Sets a trained parameter.
+pub fn set(model: &Model, name: &str, values: Vec<f64>) {
+    let variable = model.parameters().get(name).unwrap_or_else(|| panic!("{name} is not trained"));
+    let tensor = Tensor::from_vec(values, variable.shape(), &Device::Cpu).unwrap();
+    variable.set(&tensor.to_dtype(variable.dtype()).unwrap()).unwrap();
+}
+
+/// The cross-entropy of a pass; `step_seed` turns dropout on.
+pub fn loss(model: &Model, batch: &Batch, labels: &[u32], step_seed: Option<u64>) -> Tensor {
+    let pass = match step_seed {
+        Some(seed) => Pass::training(&batch.segments, seed),
+        None => Pass::evaluation(&batch.segments),
+    };
+    cross_entropy(&model.forward(batch, &pass).unwrap(), labels)
+}
+
+pub fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Tensor {
+    candle_nn::loss::cross_entropy(logits, &Tensor::new(labels, &Device::Cpu).unwrap()).unwrap()
+}
+
+/// The gradient of each trained parameter by name.
+pub fn gradients(model: &Model, store: &GradStore) -> BTreeMap<String, Vec<f64>> {
+    let gradient = |(name, variable): (&str, &candle_core::Var)| {
+        let gradient = store.get(variable).unwrap_or_else(|| panic!("{name} has no gradient"));
+        assert_eq!(gradient.dims(), variable.dims(), "{name}");
+        (name.to_string(), flat(gradient))
+    };
+    model.parameters().trainable().map(gradient).collect()
+}
+
+/// A tensor's numbers as f64.
+pub fn flat(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// The largest magnitude.
+pub fn largest(values: &[f64]) -> f64 {
+    values.iter().fold(0.0, |largest, value| value.abs().max(largest))
+}
+
+/// Every pair of numbers is at most `tolerance` apart.
+pub fn close(what: &str, found: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let difference = (found - expected).abs();
+        // Written so that a NaN fails.
+        assert!(difference <= tolerance, "{what}, element {index}: found {found}, expected {expected}");
+    }
+}
+
+/// A key's bias adds the same to all scores of a query, which softmax ignores: its gradient is zero but for rounding.
+pub fn has_zero_gradient(name: &str) -> bool {
+    name.ends_with("self.key.bias")
+}

@@ -1,0 +1,208 @@
+//! Budgets: the same study, larger or smaller.
+
+use std::str::FromStr;
+
+use glue::{Glue, Split, Task};
+use peft::{Lora, Method, Pooling, Targets};
+
+use crate::error::{Error, Result};
+use crate::run::{Evaluate, Run, Settings};
+use crate::study::SearchSpace;
+
+/// The encoder that runs where nothing else is named: all-MiniLM-L6-v2, 6 layers of width 384.
+pub const DEFAULT_MODEL: &str = "all-MiniLM-L6-v2";
+
+/// How much a study may cost. The times are of training, on two processor cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// Checks that everything runs: at most 3 minutes. Its scores mean nothing.
+    Smoke,
+    /// A first look: at most 15 minutes.
+    Quick,
+    /// The report: at most 60 minutes.
+    Standard,
+    /// All seeds and epochs, meant for a GPU.
+    Full,
+}
+
+/// The part of a task's training set that a run sees, and how often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Budget {
+    train_limit: Option<usize>,
+    epochs: usize,
+    /// Spread evenly over the run.
+    evaluations: usize,
+}
+
+impl Profile {
+    /// All of them, the smallest first.
+    pub const ALL: [Self; 4] = [Self::Smoke, Self::Quick, Self::Standard, Self::Full];
+
+    /// The profile that the variable `LAB_PROFILE` names; `quick` if it is not set.
+    ///
+    /// # Errors
+    /// When it names none.
+    pub fn from_environment() -> Result<Self> {
+        std::env::var("LAB_PROFILE").map_or(Ok(Self::Quick), |name| name.parse())
+    }
+
+    /// `smoke`, `quick`, `standard` or `full`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Smoke => "smoke",
+            Self::Quick => "quick",
+            Self::Standard => "standard",
+            Self::Full => "full",
+        }
+    }
+
+    /// What it is for.
+    pub fn purpose(self) -> &'static str {
+        match self {
+            Self::Smoke => "checks that everything runs; its scores mean nothing",
+            Self::Quick => "a first look: small parts of the training sets",
+            Self::Standard => "the report: what two processor cores train in an hour",
+            Self::Full => "whole training sets, all seeds and epochs; meant for a GPU",
+        }
+    }
+
+    /// The two tasks of the study, or the synthetic one where there is no GLUE: SST-2, single sentences, and MRPC, pairs.
+    pub fn tasks(self, glue: &Glue) -> Vec<Task> {
+        let here = glue.tasks();
+        let tasks: Vec<Task> = [Task::Sst2, Task::Mrpc].into_iter().filter(|task| here.contains(task)).collect();
+        if tasks.is_empty() { vec![Task::Synthetic] } else { tasks }
+    }
+
+    /// The methods that are compared.
+    pub fn methods(self) -> [Method; 3] {
+        [Method::Full, Method::Lora(lora()), Method::bitfit()]
+    }
+
+    /// The seeds of the comparison.
+    pub fn seeds(self) -> Vec<u64> {
+        (1..=match self {
+            Self::Smoke => 2,
+            Self::Quick | Self::Standard => 3,
+            Self::Full => 5,
+        })
+            .collect()
+    }
+
+    /// The ranks LoRA is tried at.
+    pub fn ranks(self) -> Vec<usize> {
+        match self {
+            Self::Smoke => vec![1, 8, 64],
+            _ => vec![1, 2, 4, 8, 16, 32, 64],
+        }
+    }
+
+    /// A run of the comparison: what a method does on a task with all the training this profile allows.
+    pub fn run(self, task: Task, method: &Method) -> Run {
+        let of = |train_limit, epochs, evaluations| Budget { train_limit, epochs, evaluations };
+        let budget = match (self, task) {
+            (Self::Smoke, _) => of(Some(128), 1, 2),
+            (Self::Quick, Task::Sst2) => of(Some(3000), 1, 3),
+            (Self::Quick, _) => of(Some(1200), 1, 3),
+            (Self::Standard, Task::Sst2) => of(Some(12_000), 1, 4),
+            (Self::Standard, _) => of(None, 3, 6),
+            (Self::Full, Task::Sst2) => of(None, 5, 10),
+            (Self::Full, _) => of(None, 20, 20),
+        };
+        budget.run(task, method)
+    }
+
+    /// Where the search for hyper-parameters starts: on the first task, with less training.
+    pub fn search_run(self, task: Task, method: &Method) -> Run {
+        let (train_limit, epochs) = match self {
+            Self::Smoke => (Some(128), 1),
+            Self::Quick => (Some(2000), 1),
+            Self::Standard => (Some(4000), 1),
+            Self::Full => (None, 3),
+        };
+        Budget { train_limit, epochs, evaluations: 1 }.run(task, method)
+    }
+
+    /// What the search tries for a method: rates around those published for it, and for the sum of the others' costs, other
+    /// batch sizes and warm-ups at the best rate.
+    pub fn search_space(self, method: &Method) -> SearchSpace {
+        let rates = match (self, method) {
+            (Self::Smoke, Method::Full) => vec![1e-4],
+            (Self::Smoke, _) => vec![3e-3],
+            (_, Method::Full) => vec![3e-5, 1e-4, 3e-4, 1e-3],
+            (_, Method::Lora(_)) => vec![3e-4, 1e-3, 3e-3, 1e-2],
+            (_, _) => vec![1e-3, 3e-3, 1e-2, 3e-2],
+        };
+        SearchSpace { learning_rates: rates, batch_sizes: vec![16, 32], warmup_ratios: vec![0.06, 0.2] }
+    }
+
+    /// A run of the rank study on a task.
+    pub fn rank_run(self, task: Task) -> Run {
+        self.run(task, &Method::Lora(lora()))
+    }
+
+    /// The seeds of the rank study.
+    pub fn rank_seeds(self) -> Vec<u64> {
+        match self {
+            Self::Smoke | Self::Quick => vec![1],
+            Self::Standard => vec![1, 2],
+            Self::Full => self.seeds(),
+        }
+    }
+}
+
+/// LoRA as the study uses it: rank 8 on every linear layer of the encoder.
+fn lora() -> Lora {
+    Lora::rank(8).on(Targets::suffixes(["query", "key", "value", "dense"]))
+}
+
+impl Budget {
+    /// With the settings that searches on this encoder favour. The mean of the tokens is what it was pretrained to give.
+    fn run(self, task: Task, method: &Method) -> Run {
+        let learning_rate = match method {
+            Method::Full => 1e-4,
+            Method::Lora(_) => 1e-3,
+            Method::BitFit(_) | Method::Head => 3e-3,
+        };
+        let batch_size = 16;
+        let examples = self.train_limit.or(task.official_rows(Split::Train)).unwrap_or(batch_size);
+        let steps = self.epochs * examples.div_ceil(batch_size);
+        let settings = Settings {
+            learning_rate,
+            epochs: self.epochs,
+            batch_size,
+            evaluate: Evaluate::Steps(steps.div_ceil(self.evaluations)),
+            pooling: Pooling::Mean,
+            train_limit: self.train_limit,
+            ..Settings::default()
+        };
+        Run { settings, ..Run::new(task, DEFAULT_MODEL, method.clone()) }
+    }
+}
+
+impl FromStr for Profile {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|profile| profile.name() == name).ok_or_else(|| Error::Setting {
+            name: "LAB_PROFILE",
+            found: format!("{name:?}"),
+            expected: Self::ALL.map(Self::name).join(", "),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_profile_is_an_error_that_lists_the_known_ones() {
+        let error = "fast".parse::<Profile>().unwrap_err().to_string();
+        assert!(error.contains("fast") && error.contains("smoke, quick, standard, full"), "{error}");
+    }
+
+    #[test]
+    fn without_glue_there_is_the_synthetic_task() {
+        assert_eq!(Profile::Quick.tasks(&Glue::synthetic("test")), [Task::Synthetic]);
+    }
+}
