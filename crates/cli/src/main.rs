@@ -3,7 +3,7 @@
 mod arguments;
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -71,7 +71,7 @@ fn run(arguments: &RunArguments) -> Result<()> {
     Ok(())
 }
 
-fn predict(arguments: &RunArguments, folder: &PathBuf) -> Result<()> {
+fn predict(arguments: &RunArguments, folder: &Path) -> Result<()> {
     let mut trainer = trainer(arguments)?.keep_weights(true);
     let run = arguments.run();
     trainer.run(&run)?;

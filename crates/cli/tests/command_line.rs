@@ -1,5 +1,7 @@
 //! The real program, as someone at a terminal meets it.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // A test fails by panicking.
+
 use std::process::{Command, Output};
 
 fn peft_glue(arguments: &[&str], variables: &[(&str, &str)]) -> Output {

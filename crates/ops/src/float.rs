@@ -59,7 +59,7 @@ impl Float for f32 {
         let a = a * t + 0.003_408_291;
         let a = a * t + 0.050_955_694;
         let a = a * t + 0.185_208_32;
-        let a = a * t + 1.128_379_1;
+        let a = a * t + std::f32::consts::FRAC_2_SQRT_PI;
         let b = -1.179_160_3e-7;
         let b = b * t + 2.354_796_6e-5;
         let b = b * t + 0.001_017_962_5;

@@ -1,5 +1,7 @@
 //! Whole runs on the synthetic task with the packaged base model, which `make setup` puts into `models/`.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // A test fails by panicking.
+
 use std::path::Path;
 use std::time::Duration;
 
