@@ -1,0 +1,61 @@
+# `make` lists the targets. Each one sets up what it needs; a step already done is skipped.
+
+# Budget of the notebook: smoke (CI, 3 minutes of training at most), quick (15), standard (60), full (all seeds; for a GPU).
+PROFILE ?= quick
+# More arguments for JupyterLab, as in: make notebook ARGS=--no-browser
+ARGS ?=
+
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+WITH_KERNEL := scripts/with_kernel.sh
+
+# A smoke run leaves the committed notebook and report alone.
+ifeq ($(PROFILE),smoke)
+EXECUTED := target/report/main.ipynb
+PDF := target/report/report.pdf
+else
+EXECUTED := notebooks/main.ipynb
+PDF := report/report.pdf
+endif
+
+.PHONY: help setup report export test test-rust test-scripts test-kernel test-report notebook clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
+	@echo "  PROFILE=smoke|quick|standard|full chooses the report's budget (now: $(PROFILE))"
+
+setup:  ## Python environment, Rust kernel, base model, Chromium (7 minutes the first time)
+	@scripts/setup.sh
+
+report: setup  ## run notebooks/main.ipynb and write report/report.pdf (PROFILE=quick: 35 minutes the first time)
+	@echo "[report] running notebooks/main.ipynb, profile $(PROFILE)"
+	@$(WITH_KERNEL) $(PYTHON) scripts/execute_notebook.py notebooks/main.ipynb --output $(EXECUTED) --profile $(PROFILE)
+	@$(MAKE) --no-print-directory export
+
+export:  ## only write the executed notebook's HTML and PDF again
+	@echo "[report] exporting $(EXECUTED)"
+	@$(PYTHON) scripts/export_report.py $(EXECUTED) --html target/report/main.html --pdf $(PDF) --browser "$$(scripts/find_browser.sh)"
+
+test: setup test-rust test-scripts test-kernel test-report  ## everything that tests the project (40 minutes the first time)
+	@echo "[test] every part passed: Rust, scripts, kernel, and the report from end to end"
+
+test-rust:  ## format, lints, and every crate's tests
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo test --workspace --locked
+
+test-scripts: setup  ## the scripts around the notebook
+	$(PYTHON) -m unittest discover --start-directory scripts --pattern 'test_*.py'
+
+test-kernel: setup  ## a real Rust kernel: what it shares between cells, and how fast it answers
+	cargo build --locked --bin peft-glue
+	$(WITH_KERNEL) $(PYTHON) scripts/kernel_test.py
+
+test-report: setup  ## the notebook with the smallest budget, to the PDF
+	@$(MAKE) --no-print-directory report PROFILE=smoke
+
+notebook: setup  ## JupyterLab on the notebooks, with the kernel ready
+	@$(WITH_KERNEL) .venv/bin/jupyter lab --ServerApp.root_dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
+
+clean:  ## remove what was built (not the Python environment, the models or the run records)
+	cargo clean

@@ -1,0 +1,284 @@
+//! Tables of data and of run records.
+
+use std::path::Path;
+
+use glue::{Example, Glue, Task};
+use peft::{Method, TrainableReport, thousands};
+use trainer::study::Search;
+use trainer::{Profile, Record, Tokenizer, Trainer};
+
+use crate::groups::{by_method, caveats, main_metric};
+use crate::table::Table;
+use crate::text;
+
+/// What the notebook runs with: versions, processor, data, profile.
+pub fn setup(trainer: &Trainer, profile: Profile) -> Table {
+    let environment = trainer::environment();
+    let mut table = Table::new(["", ""]);
+    table.push(["profile", &format!("{}: {}", profile.name(), profile.purpose())]);
+    table.push(["data", &trainer.glue().origin().to_string()]);
+    table.push(["model", trainer::DEFAULT_MODEL]);
+    table.push(["processor", &format!("{}, {} threads", environment.processor, environment.threads)]);
+    table.push(["version", &environment.version]);
+    table
+}
+
+/// The splits of some tasks, with their sizes.
+///
+/// # Errors
+/// When a file is broken.
+pub fn data(glue: &Glue, tasks: &[Task]) -> glue::Result<Table> {
+    let mut table = Table::new(["task", "split", "rows", "labels", "metrics", "baseline"]);
+    for &task in tasks {
+        let labels = if task.is_regression() { "a score from 0 to 5".into() } else { task.labels().join(", ") };
+        let metrics = task.metrics().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let baselines: Vec<String> = task.baselines().iter().map(|b| format!("{} {}", b.metric, b.value)).collect();
+        for split in glue.splits(task) {
+            let rows = glue.load(task, split)?.completeness.to_string();
+            table.push([task.name(), &split.to_string(), &rows, &labels, &metrics, &baselines.join(", ")]);
+        }
+        if task == Task::Synthetic {
+            table.note("Synthetic: made by this project, because no GLUE was found. Its scores are no benchmark's.");
+        }
+    }
+    Ok(table)
+}
+
+/// The word pieces of some examples.
+///
+/// # Errors
+/// When the tokenizer fails.
+pub fn pieces(tokenizer: &Tokenizer, examples: &[Example]) -> trainer::Result<Table> {
+    let mut table = Table::new(["text", "word pieces", "tokens"]);
+    for example in examples {
+        let pieces = tokenizer.pieces(example)?;
+        let text =
+            std::iter::once(example.first.as_str()).chain(example.second.as_deref()).collect::<Vec<_>>().join(" / ");
+        table.push_long([text, pieces.join(" "), pieces.len().to_string()]);
+    }
+    Ok(table)
+}
+
+/// How much each method trains.
+pub fn trainable(reports: &[(Method, TrainableReport)]) -> Table {
+    let mut table =
+        Table::new(["method", "tensors", "trained parameters", "without the classifier", "share of the model"]);
+    for (method, report) in reports {
+        table.push([
+            method.to_string(),
+            report.tensors.len().to_string(),
+            thousands(report.trainable()),
+            thousands(report.trainable_without_head()),
+            format!("{:.2} %", report.percent()),
+        ]);
+    }
+    table
+}
+
+/// The first tensors of a report, by name.
+pub fn tensors(report: &TrainableReport, rows: usize) -> Table {
+    let mut table = Table::new(["parameter", "shape", "numbers"]);
+    for tensor in report.tensors.iter().take(rows) {
+        table.push([tensor.name.clone(), format!("{:?}", tensor.shape), thousands(tensor.count())]);
+    }
+    if report.tensors.len() > rows {
+        table.note(format!("and {} more", report.tensors.len() - rows));
+    }
+    table
+}
+
+/// One row per run: settings, the best score, time.
+pub fn runs(records: &[Record]) -> Table {
+    let mut table = Table::new([
+        "task",
+        "method",
+        "learning rate",
+        "batch",
+        "warm-up",
+        "epochs",
+        "seed",
+        "metric",
+        "best",
+        "at epoch",
+        "training",
+        "tokens/s",
+    ]);
+    for record in records {
+        let (run, metric) = (&record.run, main_metric(record.run.task));
+        let epoch = record.best.as_ref().map_or("–".into(), |best| format!("{:.2}", best.epoch));
+        table.push([
+            run.task.to_string(),
+            run.method.to_string(),
+            text::small(run.settings.learning_rate),
+            run.settings.batch_size.to_string(),
+            text::small(run.settings.warmup_ratio),
+            run.settings.epochs.to_string(),
+            run.seed.to_string(),
+            metric.to_string(),
+            text::score(record.best_metric(metric)),
+            epoch,
+            text::duration(record.train_seconds),
+            format!("{:.0}", record.tokens_per_second()),
+        ]);
+        if record.stop != trainer::Stop::Finished {
+            table.note(format!("{} seed {}: {}", run.method, run.seed, record.stop));
+        }
+    }
+    noted(table, records)
+}
+
+/// The runs of a search, the best of each method first.
+pub fn search(records: &[Record]) -> Table {
+    let mut sorted: Vec<Record> = records.to_vec();
+    let place = |record: &Record| by_method(records).iter().position(|group| *group.method == record.run.method);
+    sorted.sort_by(|a, b| place(a).cmp(&place(b)).then(b.best_score().total_cmp(&a.best_score())));
+    runs(&sorted)
+}
+
+/// The best settings of each search.
+pub fn best_settings(searches: &[Search]) -> Table {
+    let mut table = Table::new(["method", "learning rate", "batch", "warm-up", "metric", "best"]);
+    for search in searches {
+        let Some(record) = search.records.iter().find(|record| record.run == search.best) else { continue };
+        let (run, metric) = (&record.run, main_metric(record.run.task));
+        table.push([
+            run.method.to_string(),
+            text::small(run.settings.learning_rate),
+            run.settings.batch_size.to_string(),
+            text::small(run.settings.warmup_ratio),
+            metric.to_string(),
+            text::score(record.best_metric(metric)),
+        ]);
+    }
+    let records: Vec<Record> = searches.iter().flat_map(|search| search.records.clone()).collect();
+    noted(table, &records)
+}
+
+/// One row per task and method: mean and deviation over seeds in each metric, against the baseline.
+pub fn comparison(records: &[Record]) -> Table {
+    let mut table = Table::new([
+        "task",
+        "method",
+        "parameters",
+        "seeds",
+        "metric",
+        "mean ± deviation",
+        "baseline",
+        "above",
+        "training per run",
+    ]);
+    for group in by_method(records) {
+        for &metric in group.task.metrics() {
+            let (mean, deviation) = group.mean_and_deviation(metric);
+            let baseline = group.task.baselines().iter().find(|baseline| baseline.metric == metric);
+            let seconds =
+                group.records.iter().map(|record| record.train_seconds).sum::<f64>() / group.records.len() as f64;
+            table.push([
+                group.task.to_string(),
+                group.method.to_string(),
+                thousands(group.parameters()),
+                group.records.len().to_string(),
+                metric.to_string(),
+                text::mean_and_deviation(mean, deviation, group.records.len()),
+                baseline.map_or("–".into(), |baseline| baseline.value.to_string()),
+                baseline.map_or("–", |baseline| if mean > baseline.value { "yes" } else { "no" }).to_string(),
+                text::duration(seconds),
+            ]);
+        }
+    }
+    noted(table, records)
+}
+
+/// One row per rank.
+pub fn ranks(records: &[Record]) -> Table {
+    let mut table = Table::new(["method", "parameters", "share of the model", "seeds", "metric", "mean ± deviation"]);
+    for group in by_method(records) {
+        let metric = main_metric(group.task);
+        let (mean, deviation) = group.mean_and_deviation(metric);
+        let total = group.records[0].parameters.total;
+        table.push([
+            group.method.to_string(),
+            thousands(group.parameters()),
+            format!("{:.2} %", 100.0 * group.parameters() as f64 / total as f64),
+            group.records.len().to_string(),
+            metric.to_string(),
+            text::mean_and_deviation(mean, deviation, group.records.len()),
+        ]);
+    }
+    noted(table, records)
+}
+
+/// Files with their first lines.
+///
+/// # Errors
+/// When one cannot be read.
+pub fn files<P: AsRef<Path>>(paths: &[P]) -> crate::Result<Table> {
+    let mut table = Table::new(["file", "predictions", "the first"]);
+    for path in paths {
+        let path = path.as_ref();
+        let content =
+            std::fs::read_to_string(path).map_err(|source| crate::Error::File { path: path.to_path_buf(), source })?;
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let first: Vec<&str> = content.lines().skip(1).take(8).filter_map(|line| line.split('\t').nth(1)).collect();
+        table.push([name, content.lines().skip(1).count().to_string(), first.join(", ")]);
+    }
+    Ok(table)
+}
+
+/// What the study found, each finding computed from its records.
+pub fn findings(searches: &[Search], compared: &[Record], ranked: &[Record]) -> Table {
+    let mut table = Table::new(["question", "answer"]);
+    let rate = |name: &str| {
+        let search = searches.iter().find(|search| search.best.method.id() == name)?;
+        Some(search.best.settings.learning_rate)
+    };
+    if let (Some(full), Some(lora), Some(bitfit)) = (rate("full"), rate("lora"), rate("bitfit")) {
+        let times = |rate: f64| format!("{} times", text::small((100.0 * rate / full).round() / 100.0));
+        let answer = format!("LoRA {} and BitFit {} that of full fine-tuning", times(lora), times(bitfit));
+        table.push(["best learning rate found", &answer]);
+    }
+    let groups = by_method(compared);
+    for full in groups.iter().filter(|group| *group.method == Method::Full) {
+        let metric = main_metric(full.task);
+        let (reference, _) = full.mean_and_deviation(metric);
+        for group in groups.iter().filter(|group| group.task == full.task && *group.method != Method::Full) {
+            let (mean, _) = group.mean_and_deviation(metric);
+            let share = 100.0 * group.parameters() as f64 / full.parameters() as f64;
+            let answer = format!("{:+.3} {metric} with {share:.2} % of the parameters", mean - reference);
+            table.push([format!("{}: {} against full fine-tuning", full.task, group.method), answer]);
+        }
+    }
+    let means: Vec<(String, f64)> = by_method(ranked)
+        .iter()
+        .map(|group| (group.method.to_string(), group.mean_and_deviation(main_metric(group.task)).0))
+        .filter(|(_, mean)| mean.is_finite())
+        .collect();
+    let by_mean = |a: &&(String, f64), b: &&(String, f64)| a.1.total_cmp(&b.1);
+    if let (Some(worst), Some(best)) = (means.iter().min_by(by_mean), means.iter().max_by(by_mean)) {
+        let answer = format!(
+            "best {} ({}), worst {} ({}): a range of {:.3}",
+            best.0,
+            text::score(best.1),
+            worst.0,
+            text::score(worst.1),
+            best.1 - worst.1
+        );
+        table.push(["what the rank does", &answer]);
+    }
+    noted(table, compared)
+}
+
+/// Under which conditions the records were made.
+pub fn environment(trainer: &Trainer, profile: Profile, records: &[Record]) -> Table {
+    let mut table = setup(trainer, profile);
+    let seconds: f64 = records.iter().map(|record| record.train_seconds).sum();
+    let peak = records.iter().map(|record| record.peak_memory).max().unwrap_or(0);
+    table.push(["training in the comparison", &text::duration(seconds)]);
+    table.push(["peak memory of the process", &format!("{} MB", peak / 1_000_000)]);
+    table
+}
+
+fn noted(mut table: Table, records: &[Record]) -> Table {
+    caveats(records).into_iter().for_each(|caveat| table.note(caveat));
+    table
+}

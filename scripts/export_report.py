@@ -1,0 +1,195 @@
+"""Exports an executed notebook: one HTML page for the screen, with interactive charts, and one PDF for paper.
+
+Both are made from report/template/page.html.j2 and need nothing from a network. The screen page takes each result's HTML, where a
+chart draws itself with the page's own plotly.js; the PDF takes its SVG, which is as sharp and needs no script.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jinja2
+import nbformat
+from files import write_atomically
+from latex2mathml.converter import convert as to_mathml
+from markupsafe import Markup
+from nbconvert.filters import Highlight2HTML, ansi2html, strip_ansi
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from pygments.formatters import HtmlFormatter
+
+TEMPLATE = Path(__file__).resolve().parent.parent / "report" / "template"
+
+# Which form of a result is shown: the first of these that it has.
+SCREEN_FORMS = ["text/html", "image/svg+xml", "image/png", "text/markdown", "text/plain"]
+PAPER_FORMS = ["image/svg+xml", "image/png", "text/html", "text/markdown", "text/plain"]
+
+# Of a long printed output, paper shows this many lines of its beginning and of its end.
+FIRST_LINES, LAST_LINES = 3, 5
+
+# Code of so many lines may be divided between two pages.
+LONG_CODE_LINES = 30
+
+# A PDF of the whole report takes a few seconds; a browser that hangs must not hang the export.
+BROWSER_TIMEOUT_SECONDS = 300
+
+
+class ExportError(Exception):
+    """What is wrong and what to do about it."""
+
+
+class ReportRenderer(IPythonRenderer):
+    """Markdown to HTML, with formulas as MathML: a browser draws it without MathJax."""
+
+    def block_math(self, body):
+        """A formula in a line of its own."""
+        return to_mathml(body.strip(), display="block")
+
+    def inline_math(self, body):
+        """A formula within a line."""
+        return to_mathml(body.strip())
+
+    def latex_environment(self, name, body):
+        """A formula as \\begin{name} ... \\end{name}."""
+        return self.block_math(f"\\begin{{{name}}}{body}\\end{{{name}}}")
+
+
+def markdown(source):
+    """A Markdown text as HTML."""
+    return Markup(MarkdownWithMath(renderer=ReportRenderer(escape=False, exclude_anchor_links=True)).render(source))
+
+
+def shorten(text):
+    """A long text without its middle, which a line in brackets stands for."""
+    lines = text.splitlines()
+    left_out = len(lines) - FIRST_LINES - LAST_LINES
+    if left_out <= 1:
+        return text
+    return "\n".join([*lines[:FIRST_LINES], f"[… {left_out} more lines …]", *lines[-LAST_LINES:]]) + "\n"
+
+
+def without_scripts(html):
+    """HTML as it is without its script elements; a hidden element's contents are dropped by paper's style."""
+    return re.sub(r"<script\b.*?</script\s*>", "", html, flags=re.DOTALL | re.IGNORECASE)
+
+
+def text_of(value):
+    """A text that a notebook file may hold as a list of lines."""
+    return "".join(value) if isinstance(value, list) else value
+
+
+def blocks(output, forms):
+    """The (kind, content) to show for one output: at most one, none where nothing of it can be seen."""
+    on_paper = forms is PAPER_FORMS
+    if output.output_type == "stream":
+        text = text_of(output.text)
+        kind = "warnings" if output.name == "stderr" else "text"
+        return [(kind, Markup(ansi2html(shorten(text) if on_paper else text)))] if text.strip() else []
+    if output.output_type == "error":
+        return [("warnings", strip_ansi("\n".join(output.traceback)))]
+    form = next((form for form in forms if form in output.data), None)
+    if form is None:
+        return []
+    content = text_of(output.data[form])
+    if form == "text/html" and on_paper:
+        content = without_scripts(content)
+    if not content.strip():
+        return []
+    if form in ("text/html", "image/svg+xml"):
+        return [("html" if form == "text/html" else "figure", Markup(content))]
+    if form == "image/png":
+        return [("figure", Markup(f'<img alt="" src="data:image/png;base64,{content.strip()}">'))]
+    if form == "text/markdown":
+        return [("html", markdown(content))]
+    return [("text", content)]
+
+
+def split_title(notebook):
+    """The notebook's first heading, and its cells without it."""
+    cells = [cell for cell in notebook.cells if cell.source.strip()]
+    if not cells or cells[0].cell_type != "markdown" or not cells[0].source.startswith("# "):
+        raise ExportError("the notebook's first cell is not a Markdown cell that begins with '# ' and the report's title")
+    title, _, rest = cells[0].source.partition("\n")
+    first = nbformat.v4.new_markdown_cell(rest)
+    return title.removeprefix("# ").strip(), [first, *cells[1:]] if rest.strip() else cells[1:]
+
+
+def page(notebook, forms):
+    """The whole page as HTML."""
+    title, cells = split_title(notebook)
+    highlight = Highlight2HTML(pygments_lexer="rust")
+    shown = []
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            shown.append({"prose": markdown(cell.source)})
+        elif cell.cell_type == "code":
+            outputs = [block for output in cell.outputs for block in blocks(output, forms)]
+            long = cell.source.count("\n") >= LONG_CODE_LINES
+            shown.append({"code": Markup(highlight(cell.source)), "long": long, "outputs": outputs})
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    html = environment.get_template("page.html.j2").render(
+        title=title,
+        run=notebook.metadata.get("report", {}),
+        cells=shown,
+        medium="paper" if forms is PAPER_FORMS else "screen",
+        style=Markup((TEMPLATE / "page.css").read_text(encoding="utf-8")),
+        code_style=Markup(HtmlFormatter(style="friendly").get_style_defs(".highlight")),
+    )
+    loads = network_loads(html)
+    if loads:
+        raise ExportError(f"the page would load from the network: {', '.join(loads[:3])}; a result must carry what it shows")
+    return html
+
+
+def network_loads(html):
+    """The addresses outside this page that a browser would fetch to show it."""
+    tags = re.sub(r"(<script\b[^>]*>).*?(</script\s*>)", r"\1\2", html, flags=re.DOTALL | re.IGNORECASE)
+    in_tags = re.findall(r"<(?:script|link|img|iframe|source|object|embed|image)\b[^>]*?(?:src|href|data)\s*=\s*[\"']?((?:https?:)?//[^\"'\s>]+)", tags, re.I)
+    in_styles = re.findall(r"(?:@import|url\()\s*[\"']?((?:https?:)?//[^\"')\s]+)", tags, re.I)
+    return in_tags + in_styles
+
+
+def print_pdf(html, browser, pdf):
+    """Prints a page to a PDF file, which is replaced in one step."""
+    with tempfile.TemporaryDirectory(prefix="report-") as folder:
+        source, printed = Path(folder, "report.html"), Path(folder, "report.pdf")
+        source.write_text(html, encoding="utf-8")
+        command = [
+            browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
+            "--disable-quic", f"--user-data-dir={folder}/profile", "--no-pdf-header-footer", "--generate-pdf-document-outline",
+            f"--print-to-pdf={printed}", source.as_uri(),
+        ]  # fmt: skip
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=BROWSER_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ExportError(f"{browser} printed no PDF within {BROWSER_TIMEOUT_SECONDS} s; name another with CHROME=...") from error
+        if not printed.is_file() or not printed.read_bytes().startswith(b"%PDF-"):
+            raise ExportError(f"{browser} printed no PDF (status {done.returncode}):\n{done.stderr[-2000:]}")
+        write_atomically(printed.read_bytes(), pdf)
+
+
+def main(command_line=None):
+    """Reads the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("notebook", type=Path, help="an executed notebook")
+    parser.add_argument("--html", type=Path, required=True)
+    parser.add_argument("--pdf", type=Path, required=True)
+    parser.add_argument("--browser", required=True, help="a Chromium or Chrome")
+    arguments = parser.parse_args(command_line)
+    try:
+        notebook = nbformat.read(arguments.notebook, as_version=4)
+        write_atomically(page(notebook, SCREEN_FORMS).encode(), arguments.html)
+        print(f"wrote {arguments.html} ({arguments.html.stat().st_size / 1e6:.1f} MB)")
+        print_pdf(page(notebook, PAPER_FORMS), arguments.browser, arguments.pdf)
+        print(f"wrote {arguments.pdf} ({arguments.pdf.stat().st_size / 1e6:.1f} MB)")
+    except (ExportError, OSError, nbformat.ValidationError, nbformat.reader.NotJSONError) as error:
+        print(f"error: {arguments.notebook}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""Tests of the scripts around the notebook: what a report shows, and what it must not load."""
+
+import contextlib
+import io
+import tempfile
+import unittest
+from pathlib import Path
+
+import execute_notebook
+import export_report
+from export_report import PAPER_FORMS, SCREEN_FORMS
+from files import write_atomically
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+CHART = {
+    "text/html": '<div class="lab-chart"><svg id="fallback"></svg></div><script>if (window.Plotly) {}</script>',
+    "image/svg+xml": '<svg id="drawn"></svg>',
+    "application/vnd.plotly.v1+json": {"data": []},
+    "text/plain": "a chart",
+}
+
+
+def notebook(*outputs, source="show(chart)"):
+    """A notebook of a title and one code cell."""
+    title = new_markdown_cell("# A title & more\n\nAn opening.")
+    return new_notebook(cells=[title, new_code_cell(source, outputs=list(outputs))])
+
+
+def result(data):
+    """The result of a cell."""
+    return new_output("execute_result", data=data, execution_count=1)
+
+
+class Pages(unittest.TestCase):
+    """The two pages made of an executed notebook."""
+
+    def test_the_screen_takes_a_charts_html_and_paper_its_svg(self):
+        chart = notebook(result(CHART))
+        screen, paper = (export_report.page(chart, forms) for forms in (SCREEN_FORMS, PAPER_FORMS))
+        self.assertIn("window.Plotly", screen)
+        self.assertNotIn('id="drawn"', screen)
+        self.assertIn('id="drawn"', paper)
+        self.assertNotIn("<script", paper)
+
+    def test_a_result_that_is_only_a_script_leaves_nothing_on_paper(self):
+        loader = notebook(result({"text/html": "<script>var Plotly = {};</script>", "text/plain": "lab"}))
+        self.assertNotIn('class="output', export_report.page(loader, PAPER_FORMS))
+
+    def test_printed_text_and_the_title_are_escaped(self):
+        page = export_report.page(notebook(new_output("stream", text="a <b> & c\n")), SCREEN_FORMS)
+        self.assertIn("a &lt;b&gt; &amp; c", page)
+        self.assertIn("<h1>A title &amp; more</h1>", page)
+
+    def test_long_printed_text_is_shortened_on_paper_only(self):
+        long = notebook(new_output("stream", text="".join(f"step {i}\n" for i in range(100))))
+        screen, paper = (export_report.page(long, forms) for forms in (SCREEN_FORMS, PAPER_FORMS))
+        self.assertIn("step 50\n", screen)
+        self.assertNotIn("step 50\n", paper)
+        for shown in ["step 2\n", "[… 92 more lines …]", "step 95\n", "step 99"]:
+            self.assertIn(shown, paper)
+
+    def test_text_that_would_not_become_shorter_stays_whole(self):
+        text = "".join(f"{i}\n" for i in range(9))
+        self.assertEqual(export_report.shorten(text), text)
+
+    def test_formulas_become_mathml(self):
+        formula = new_notebook(cells=[new_markdown_cell("# T\n\n$W + \\frac{\\alpha}{r} B A$ and a price of \\$5")])
+        page = export_report.page(formula, SCREEN_FORMS)
+        self.assertIn("<mfrac>", page)
+        self.assertIn("a price of $5", page)
+
+    def test_a_page_that_would_load_from_the_network_is_an_error_that_names_the_address(self):
+        for tag in [
+            '<script src="https://cdn.plot.ly/plotly.js"></script>',
+            "<link rel=stylesheet href=http://fonts.example/a.css>",
+            "<img alt='' src='//example.org/a.png'>",
+            "<style>@import url('https://example.org/b.css');</style>",
+        ]:
+            with self.subTest(tag), self.assertRaisesRegex(export_report.ExportError, "plot.ly|fonts.example|example.org"):
+                export_report.page(notebook(result({"text/html": tag})), SCREEN_FORMS)
+
+    def test_a_link_to_click_and_an_address_within_a_script_load_nothing(self):
+        html = '<a href="https://gluebenchmark.com">GLUE</a><script>var s = \'<img src="https://example.org">\';</script>'
+        export_report.page(notebook(result({"text/html": html})), SCREEN_FORMS)
+
+    def test_a_notebook_without_a_title_is_an_error(self):
+        with self.assertRaisesRegex(export_report.ExportError, "title"):
+            export_report.page(new_notebook(cells=[new_code_cell("1")]), SCREEN_FORMS)
+
+
+class Execution(unittest.TestCase):
+    """How a notebook's run is told."""
+
+    def test_each_cell_belongs_to_the_heading_above_it(self):
+        cells = [new_code_cell("0"), new_markdown_cell("# T\n## A"), new_code_cell("1"), new_markdown_cell("### a\n"), new_code_cell("2")]
+        sections = execute_notebook.sections(new_notebook(cells=cells))
+        self.assertEqual(sections, ["Start", "A", "A", "A", "A"])
+
+    def test_cargos_progress_is_told_apart_from_what_a_cell_prints(self):
+        for line in ["   Compiling itoa v1.0.9", "    Updating crates.io index", "     Locking 3 packages"]:
+            self.assertTrue(execute_notebook.is_build_progress(line), line)
+        for line in ["step 10  loss 0.5", "Compiling a list", "warning: unused variable"]:
+            self.assertFalse(execute_notebook.is_build_progress(line), line)
+
+    def test_a_missing_notebook_ends_the_export_with_its_name(self):
+        said = io.StringIO()
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(said):
+            status = export_report.main(["missing.ipynb", "--html", f"{folder}/a", "--pdf", f"{folder}/b", "--browser", "none"])
+        self.assertEqual(status, 1)
+        self.assertIn("missing.ipynb", said.getvalue())
+
+
+class Files(unittest.TestCase):
+    """How files are written."""
+
+    def test_a_file_is_replaced_as_a_whole_and_nothing_else_stays_behind(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "sub", "main.ipynb")
+            write_atomically(b"a", path)
+            write_atomically(b"b", path)
+            self.assertEqual(path.read_bytes(), b"b")
+            self.assertEqual([file.name for file in path.parent.iterdir()], ["main.ipynb"])
+
+
+if __name__ == "__main__":
+    unittest.main()
