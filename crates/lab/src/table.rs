@@ -8,6 +8,9 @@ use crate::text::{cut, escape};
 /// Longer texts are cut, with an ellipsis.
 const LONGEST_TEXT: usize = 160;
 
+/// Texts up to this length stay on one line.
+const SHORT_TEXT: usize = 18;
+
 /// A table as a notebook shows it: HTML, escaped, and plain text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
@@ -63,9 +66,18 @@ impl Table {
             && cells.all(|cell| cell.starts_with(|c: char| c.is_ascii_digit() || c == '-' || c == '–'))
     }
 
+    /// Whether no cell of a column is worth a second line.
+    fn is_short(&self, column: usize) -> bool {
+        self.rows.iter().filter_map(|row| row.get(column)).all(|cell| cell.chars().count() <= SHORT_TEXT)
+    }
+
     /// The table as HTML.
     pub fn to_html(&self) -> String {
-        let class = |column| if self.is_numeric(column) { " class=\"number\"" } else { "" };
+        let class = |column| match (self.is_numeric(column), self.is_short(column)) {
+            (true, _) => " class=\"number\"",
+            (false, true) => " class=\"short\"",
+            (false, false) => "",
+        };
         let cells = |tag: &str, row: &[String]| -> String {
             let cell = |(column, text): (usize, &String)| format!("<{tag}{}>{}</{tag}>", class(column), escape(text));
             row.iter().enumerate().map(cell).collect()
@@ -102,8 +114,8 @@ impl Table {
 }
 
 const STYLE: &str = "<style>.lab-table table{border-collapse:collapse}.lab-table th,.lab-table td{text-align:left;\
-                     vertical-align:top;padding:.25em .7em;border-bottom:1px solid #ddd}.lab-table .number{text-align:right;\
-                     white-space:nowrap}.lab-table .note{font-size:.85em;margin:.3em 0}</style>";
+                     vertical-align:top;padding:.25em .7em;border-bottom:1px solid #ddd}.lab-table .number{text-align:right}\
+                     .lab-table .number,.lab-table .short{white-space:nowrap}.lab-table .note{font-size:.85em;margin:.3em 0}</style>";
 
 #[cfg(test)]
 mod tests {
@@ -127,7 +139,7 @@ mod tests {
         let frame = DataFrame::new(2, vec![Column::new("<b>".into(), &texts[..])]).unwrap();
         let html = Table::from_frame(&frame, 5).to_html();
         assert!(
-            html.contains("&lt;script&gt;alert(1)&lt;/script&gt; &amp; more") && html.contains("<th>&lt;b&gt;</th>"),
+            html.contains("&lt;script&gt;alert(1)&lt;/script&gt; &amp; more") && html.contains(">&lt;b&gt;</th>"),
             "{html}"
         );
         assert!(!html.contains("<script>") && html.contains('…') && !html.contains(&"x".repeat(200)));
