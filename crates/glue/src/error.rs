@@ -40,7 +40,7 @@ pub enum Error {
         found: String,
     },
     /// A split that the task or this copy of it has not.
-    #[error("{task} has no {split} split {place}; it has: {choices}")]
+    #[error("{task} has no {split} split {place} (here are: {choices})")]
     NoSplit {
         /// The task.
         task: &'static str,

@@ -141,7 +141,9 @@ impl Glue {
         if task == Task::Synthetic {
             return Dataset::parse(task, split, Path::new("synthetic"), synthetic::text(split).as_bytes());
         }
-        let path = self.path(task, split).ok_or_else(|| no_split("without GLUE's data", Vec::new()))?;
+        let path = self
+            .path(task, split)
+            .ok_or_else(|| no_split("without GLUE's data: set GLUE_DIR, or use the task synthetic", Vec::new()))?;
         let expected = format!("the {split} split of {task}; here are: {}", listed(&self.splits(task)));
         let bytes = std::fs::read(&path).map_err(|source| Error::Missing { path: path.clone(), expected, source })?;
         Dataset::parse(task, split, &path, &bytes)

@@ -162,10 +162,11 @@ impl Figure {
         lines.extend(self.all_notes());
         for chart in &self.panels {
             lines.push(format!("{}{} against {}", prefix(&chart.title), chart.y.label, chart.x.label));
-            for series in chart.series.iter().filter(|series| !series.name.is_empty()) {
+            for series in &chart.series {
                 let shown: Vec<&Point> = series.points.iter().filter(|point| chart.shows(point)).collect();
                 if let (Some(first), Some(last)) = (shown.first(), shown.last()) {
-                    let (count, name) = (shown.len(), &series.name);
+                    let (count, name) =
+                        (shown.len(), if series.name.is_empty() { chart.x.name_at(first.x) } else { &series.name });
                     let ends = format!("from {} to {}", text::score(first.y), text::score(last.y));
                     lines.push(format!("  {name}: {count} point{}, {ends}", if count == 1 { "" } else { "s" }));
                 }
@@ -233,7 +234,17 @@ impl Chart {
             }
         }
         ys.extend(self.references.iter().map(|reference| reference.y));
-        (self.x.limits(&xs), self.y.limits(&ys))
+        let (mut low, mut high) = self.y.limits(&ys);
+        let has_bars = self.series.iter().any(|series| matches!(series.mark, Mark::Bars(_)));
+        if has_bars && ys.iter().all(|y| *y >= 0.0) {
+            low = 0.0;
+        }
+        // A text above the highest point is within the frame, too.
+        if self.series.iter().any(|series| series.points.iter().any(|point| !point.label.is_empty())) {
+            let (from, to) = (self.y.place(low), self.y.place(high));
+            high = self.y.value(to + 0.08 * (to - from));
+        }
+        (self.x.limits(&xs), (low, high))
     }
 }
 
@@ -267,6 +278,11 @@ impl Axis {
             names.into_iter().enumerate().map(|(index, name)| (index as f64, name.to_string())).collect();
         let last = ticks.len() as f64 - 0.5;
         Self::new(label).ticks(ticks).range(-0.5, last)
+    }
+
+    /// The text of the mark at a value.
+    fn name_at(&self, value: f64) -> &str {
+        self.ticks.iter().find(|(place, _)| *place == value).map_or("unnamed", |(_, name)| name)
     }
 
     fn has_place_for(&self, value: f64) -> bool {
@@ -369,7 +385,8 @@ pub(crate) mod tests {
         let (_, (low, high)) = figure.panels[0].limits();
         assert!(low < 0.5 && high > 0.8);
         assert_eq!(figure.panels[1].limits().0, (-0.5, 1.5));
-        assert!(figure.panels[1].limits().1.0 <= 0.0);
+        let (foot, top) = figure.panels[1].limits().1;
+        assert!(foot == 0.0 && top > 3.2, "a bar stands on the axis, and its text is within the frame: {foot} {top}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Charts of data and of run records.
 
-use glue::{Dataset, Metric, Targets};
+use glue::{Dataset, Metric, Targets, Task};
 use peft::Method;
 use trainer::{Record, TaskData};
 
@@ -64,22 +64,19 @@ pub fn length_histogram(data: &[&TaskData]) -> Figure {
     Figure::new("How long the sequences are").panel(chart)
 }
 
-/// The training loss of each run, as a running mean, and its validation loss.
+/// The training loss of each run, as a running mean, and its validation loss. One panel per task.
 pub fn loss_curves(records: &[Record]) -> Figure {
-    let mut chart = Chart::new("", Axis::new("epoch"), Axis::new("loss"));
-    for record in records {
-        let style = Style::of(&record.run.method);
-        let validation = record.evaluations.iter().map(|evaluation| Point::new(evaluation.epoch, evaluation.loss));
-        chart = chart
-            .series(Series::new(format!("{}, training", record.run.method), Mark::Line, style, smoothed(record)))
-            .series(Series::new(
-                format!("{}, validation", record.run.method),
-                Mark::Markers,
-                style,
-                validation.collect(),
-            ));
-    }
-    with_caveats(Figure::new(title("Loss", records)).panel(chart), records)
+    per_task("Loss", records, |task, records| {
+        let mut chart = Chart::new(task.name(), Axis::new("epoch"), Axis::new("loss"));
+        for record in records {
+            let (name, style) = (record.run.method.to_string(), Style::of(&record.run.method));
+            let validation = record.evaluations.iter().map(|evaluation| Point::new(evaluation.epoch, evaluation.loss));
+            chart = chart
+                .series(Series::new(format!("{name}, training"), Mark::Line, style, smoothed(record)))
+                .series(Series::new(format!("{name}, validation"), Mark::Markers, style, validation.collect()));
+        }
+        chart
+    })
 }
 
 /// The running mean of a run's step losses, with weight 0.9 on the past and corrected for its start; at most 200 points.
@@ -98,49 +95,45 @@ fn smoothed(record: &Record) -> Vec<Point> {
     points
 }
 
-/// A validation metric over each run, and the baseline.
+/// A validation metric over each run, and the baseline. One panel per task.
 pub fn metric_curves(records: &[Record], metric: Metric) -> Figure {
-    let mut chart = Chart::new("", Axis::new("epoch"), Axis::new(format!("validation {metric}")));
-    for record in records {
-        let value = |evaluation: &trainer::Evaluation| evaluation.scores.get(metric).unwrap_or(f64::NAN);
-        let points = record.evaluations.iter().map(|evaluation| Point::new(evaluation.epoch, value(evaluation)));
-        let (name, style) = (record.run.method.to_string(), Style::of(&record.run.method));
-        chart = chart.series(Series::new(name, Mark::LineAndMarkers, style, points.collect()));
-    }
-    for task in tasks(records) {
-        let baselines = task.baselines().iter().filter(|baseline| baseline.metric == metric);
-        chart.references.extend(baselines.map(|baseline| reference(baseline.value)));
-    }
-    with_caveats(Figure::new(title("Validation", records)).panel(chart), records)
+    per_task("Validation", records, |task, records| {
+        let mut chart = Chart::new(task.name(), Axis::new("epoch"), Axis::new(format!("validation {metric}")));
+        for record in records {
+            let value = |evaluation: &trainer::Evaluation| evaluation.scores.get(metric).unwrap_or(f64::NAN);
+            let points = record.evaluations.iter().map(|evaluation| Point::new(evaluation.epoch, value(evaluation)));
+            let (name, style) = (record.run.method.to_string(), Style::of(&record.run.method));
+            chart = chart.series(Series::new(name, Mark::LineAndMarkers, style, points.collect()));
+        }
+        with_baseline(chart, task, metric)
+    })
 }
 
-fn reference(value: f64) -> Reference {
-    Reference { label: "baseline".into(), y: value, span: None }
-}
-
-/// The best score at each learning rate, one line per method. Of the runs of a method, those that share the settings most of
-/// them have are taken, so that nothing but the rate differs.
+/// The best score at each learning rate, one line per method, one panel per task. Of the runs of a method, those that share the
+/// other settings of its first are taken, so that nothing but the rate differs.
 pub fn learning_rate_response(records: &[Record]) -> Figure {
-    let metric = tasks(records).first().map_or(Metric::Accuracy, |&task| main_metric(task));
-    let rate = Axis::new("learning rate").scale(Scale::Log10);
-    let mut chart = Chart::new("", rate, Axis::new(format!("best validation {metric}")));
-    for group in by_method(records) {
-        let first = &group.records[0].run.settings;
-        let same = |record: &&&Record| {
-            let settings = &record.run.settings;
-            (settings.batch_size, settings.warmup_ratio) == (first.batch_size, first.warmup_ratio)
-        };
-        let mut points: Vec<Point> = group
-            .records
-            .iter()
-            .filter(same)
-            .map(|record| Point::new(record.run.settings.learning_rate, record.best_metric(metric)))
-            .collect();
-        points.sort_by(|a, b| a.x.total_cmp(&b.x));
-        chart =
-            chart.series(Series::new(group.method.to_string(), Mark::LineAndMarkers, Style::of(group.method), points));
-    }
-    with_caveats(Figure::new(title("Learning-rate response", records)).panel(chart), records)
+    per_task("Learning-rate response", records, |task, records| {
+        let metric = main_metric(task);
+        let rate = Axis::new("learning rate").scale(Scale::Log10);
+        let mut chart = Chart::new(task.name(), rate, Axis::new(format!("best validation {metric}")));
+        for group in by_method(records) {
+            let first = &group.records[0].run.settings;
+            let same = |record: &&&Record| {
+                let settings = &record.run.settings;
+                (settings.batch_size, settings.warmup_ratio) == (first.batch_size, first.warmup_ratio)
+            };
+            let mut points: Vec<Point> = group
+                .records
+                .iter()
+                .filter(same)
+                .map(|record| Point::new(record.run.settings.learning_rate, record.best_metric(metric)))
+                .collect();
+            points.sort_by(|a, b| a.x.total_cmp(&b.x));
+            let (name, style) = (group.method.to_string(), Style::of(group.method));
+            chart = chart.series(Series::new(name, Mark::LineAndMarkers, style, points));
+        }
+        chart
+    })
 }
 
 /// The mean over seeds of each method on each task, with its deviation, the single runs, and the baseline.
@@ -159,15 +152,14 @@ pub fn comparison(records: &[Record]) -> Figure {
             let x = index as f64;
             let point = Point::new(x, mean).deviation(deviation).label(text::score(mean));
             chart = chart.series(Series::new("", Mark::Markers, Style::of(group.method), vec![point]));
-            let runs = group.values(metric).into_iter().map(|value| Point::new(x + 0.18, value)).collect();
+            let runs = group.values(metric).into_iter().map(|value| Point::new(x + 0.25, value)).collect();
             chart = chart.series(Series::new("one run", Mark::Markers, Style::PLAIN, runs));
         }
+        // Deviations compare only where the axis is close to the scores; points, unlike bars, need no zero.
         chart.y = chart.y.range(floor.max(0.0), floor.max(0.0));
-        let baselines = task.baselines().iter().filter(|baseline| baseline.metric == metric);
-        chart.references.extend(baselines.take(1).map(|baseline| reference(baseline.value)));
-        figure = figure.panel(chart);
+        figure = figure.panel(with_baseline(chart, task, metric));
     }
-    with_caveats(figure, records)
+    with_caveats(with_mixtures(figure, &groups), records)
 }
 
 /// The mean score of each method against the numbers it trains besides the classifier.
@@ -184,38 +176,73 @@ pub fn score_against_parameters(records: &[Record]) -> Figure {
             let (name, style) = (group.method.to_string(), Style::of(group.method));
             chart = chart.series(Series::new(name, Mark::Markers, style, vec![point]));
         }
-        let baselines = task.baselines().iter().filter(|baseline| baseline.metric == metric);
-        chart.references.extend(baselines.take(1).map(|baseline| reference(baseline.value)));
+        figure = figure.panel(with_baseline(chart, task, metric));
+    }
+    with_caveats(with_mixtures(figure, &groups), records)
+}
+
+/// The mean score over seeds at each rank of LoRA, one panel per task, and how many numbers each rank trains. Runs of other
+/// methods are no part of it.
+pub fn rank_response(records: &[Record]) -> Figure {
+    let by_rank = |task| {
+        let mut groups: Vec<(f64, Group)> = Vec::new();
+        for group in by_method(records).into_iter().filter(|group| group.task == task) {
+            if let Method::Lora(lora) = group.method {
+                groups.push((lora.r as f64, group));
+            }
+        }
+        groups.sort_by(|a, b| a.0.total_cmp(&b.0));
+        groups
+    };
+    let axis = || Axis::new("rank r").scale(Scale::Log2);
+    let mut figure = Figure::new(title("Rank of LoRA", records));
+    let tasks = tasks(records);
+    for &task in &tasks {
+        let (metric, groups) = (main_metric(task), by_rank(task));
+        let name = if tasks.len() == 1 { "Score" } else { task.name() };
+        let runs = groups
+            .iter()
+            .flat_map(|(rank, group)| group.values(metric).into_iter().map(|value| Point::new(*rank, value)))
+            .collect();
+        let means = groups.iter().map(|(rank, group)| {
+            let (mean, deviation) = group.mean_and_deviation(metric);
+            Point::new(*rank, mean).deviation(deviation)
+        });
+        let style = groups.first().map_or(Style::PLAIN, |(_, group)| Style::of(group.method));
+        let chart = Chart::new(name, axis(), Axis::new(format!("validation {metric}")))
+            .series(Series::new("one run", Mark::Markers, Style::PLAIN, runs))
+            .series(Series::new("mean over seeds", Mark::LineAndMarkers, style, means.collect()));
+        figure = with_mixtures(figure.panel(chart), groups.iter().map(|(_, group)| group));
+    }
+    // A rank trains as many numbers on one task as on another.
+    if let Some(&task) = tasks.first() {
+        let counts = by_rank(task).iter().map(|(rank, group)| Point::new(*rank, group.parameters() as f64)).collect();
+        let chart = Chart::new("Parameters", axis(), Axis::new("trained parameters").scale(Scale::Log10))
+            .series(Series::new("trained parameters", Mark::LineAndMarkers, Style::numbered(2), counts));
         figure = figure.panel(chart);
     }
     with_caveats(figure, records)
 }
 
-/// The mean score over seeds at each rank of LoRA, and how many numbers each rank trains.
-pub fn rank_response(records: &[Record]) -> Figure {
-    let metric = tasks(records).first().map_or(Metric::Accuracy, |&task| main_metric(task));
-    let groups = by_method(records);
-    let rank = |group: &Group| match group.method {
-        Method::Lora(lora) => lora.r as f64,
-        _ => f64::NAN,
-    };
-    let style = groups.first().map_or(Style::PLAIN, |group| Style::of(group.method));
-    let axis = || Axis::new("rank r").scale(Scale::Log2);
-    let scores = groups.iter().map(|group| {
-        let (mean, deviation) = group.mean_and_deviation(metric);
-        Point::new(rank(group), mean).deviation(deviation)
+/// A figure with the chart of each task.
+fn per_task(what: &str, records: &[Record], chart: impl Fn(Task, &[Record]) -> Chart) -> Figure {
+    let figure = tasks(records).into_iter().fold(Figure::new(title(what, records)), |figure, task| {
+        let of_task: Vec<Record> = records.iter().filter(|record| record.run.task == task).cloned().collect();
+        figure.panel(chart(task, &of_task))
     });
-    let runs = groups
-        .iter()
-        .flat_map(|group| group.values(metric).into_iter().map(|value| Point::new(rank(group), value)))
-        .collect();
-    let counts = groups.iter().map(|group| Point::new(rank(group), group.parameters() as f64));
-    let performance = Chart::new("Score", axis(), Axis::new(format!("validation {metric}")))
-        .series(Series::new("one run", Mark::Markers, Style::PLAIN, runs))
-        .series(Series::new("mean over seeds", Mark::LineAndMarkers, style, scores.collect()));
-    let size = Chart::new("Parameters", axis(), Axis::new("trained parameters").scale(Scale::Log10))
-        .series(Series::new("trained parameters", Mark::LineAndMarkers, Style::numbered(2), counts.collect()));
-    with_caveats(Figure::new(title("Rank of LoRA", records)).panel(performance).panel(size), records)
+    with_caveats(figure, records)
+}
+
+/// With the task's baseline in this metric, on the split that models are chosen by.
+fn with_baseline(mut chart: Chart, task: Task, metric: Metric) -> Chart {
+    if let Some(baseline) = task.baselines().iter().find(|baseline| baseline.metric == metric) {
+        chart.references.push(Reference { label: "baseline".into(), y: baseline.value, span: None });
+    }
+    chart
+}
+
+fn with_mixtures<'a>(figure: Figure, groups: impl IntoIterator<Item = &'a Group<'a>>) -> Figure {
+    groups.into_iter().filter_map(Group::mixture).fold(figure, Figure::note)
 }
 
 /// `what` on the records' tasks.
@@ -226,4 +253,82 @@ fn title(what: &str, records: &[Record]) -> String {
 
 fn with_caveats(figure: Figure, records: &[Record]) -> Figure {
     caveats(records).into_iter().fold(figure, Figure::note)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::groups::tests::record;
+
+    #[test]
+    fn every_chart_of_scores_carries_the_caveats_of_its_data() {
+        let records = [record(Task::Synthetic, Method::lora(8), 1, 0.8), record(Task::Mrpc, Method::lora(8), 1, 0.8)];
+        for figure in [
+            loss_curves(&records),
+            metric_curves(&records, Metric::Accuracy),
+            learning_rate_response(&records),
+            comparison(&records),
+            score_against_parameters(&records),
+            rank_response(&records),
+        ] {
+            assert_eq!(figure.notes, ["Synthetic: synthetic data"], "{}", figure.title);
+            assert!(figure.svg().unwrap().contains("Synthetic: synthetic data"));
+            let title = figure.plotly_json().unwrap()["layout"]["title"]["text"].to_string();
+            assert!(title.contains("Synthetic: synthetic data"), "{title}");
+        }
+    }
+
+    #[test]
+    fn the_comparison_has_the_mean_the_deviation_and_each_run() {
+        let records =
+            [0.89, 0.90, 0.91].map(|score| record(Task::Sst2, Method::bitfit(), (score * 100.0) as u64, score));
+        let figure = comparison(&records);
+        let chart = &figure.panels[0];
+        let mean = &chart.series[0].points[0];
+        assert!((mean.y - 0.9).abs() < 1e-12 && (mean.deviation - 0.01).abs() < 1e-12, "{mean:?}");
+        let runs: Vec<f64> = chart.series[1].points.iter().map(|point| point.y).collect();
+        assert_eq!(runs, [0.89, 0.90, 0.91]);
+        assert_eq!(chart.references[0].y, 0.88);
+    }
+
+    #[test]
+    fn tasks_are_not_mixed_in_one_panel() {
+        let records: Vec<Record> = [Task::Sst2, Task::Mrpc]
+            .into_iter()
+            .flat_map(|task| [1, 8].map(|r| record(task, Method::lora(r), 1, 0.8)))
+            .chain([record(Task::Mrpc, Method::Full, 1, 0.8)])
+            .collect();
+        let titles = |figure: &Figure| figure.panels.iter().map(|chart| chart.title.clone()).collect::<Vec<_>>();
+        assert_eq!(titles(&loss_curves(&records)), ["SST-2", "MRPC"]);
+        let ranks = rank_response(&records);
+        assert_eq!(titles(&ranks), ["SST-2", "MRPC", "Parameters"]);
+        let means = |chart: &Chart| chart.series[1].points.iter().map(|point| point.x).collect::<Vec<_>>();
+        assert_eq!((means(&ranks.panels[0]), means(&ranks.panels[1])), (vec![1.0, 8.0], vec![1.0, 8.0]));
+    }
+
+    #[test]
+    fn a_constant_loss_stays_constant_when_smoothed() {
+        let mut record = record(Task::Sst2, Method::Full, 1, 0.9);
+        record.losses.iter_mut().for_each(|step| step.loss = 0.25);
+        let points = smoothed(&record);
+        assert!(points.len() > 100 && points.iter().all(|point| (point.y - 0.25).abs() < 1e-12));
+        assert_eq!(points.last().unwrap().x, record.losses.last().unwrap().epoch);
+    }
+
+    #[test]
+    fn a_diverged_run_is_left_out_and_counted() {
+        let mut record = record(Task::Sst2, Method::Full, 1, 0.9);
+        record.best = None;
+        let notes = learning_rate_response(&[record]).all_notes();
+        assert!(notes.iter().any(|note| note.contains("1 value is left out")), "{notes:?}");
+    }
+
+    #[test]
+    fn the_label_balance_counts_each_label() {
+        let glue = glue::Glue::synthetic("a test");
+        let train = glue.load(Task::Synthetic, glue::Split::Train).unwrap();
+        let figure = label_balance(&[&train]).unwrap();
+        let counted: f64 = figure.panels[0].series[0].points.iter().map(|point| point.y).sum();
+        assert_eq!(counted, train.len() as f64);
+    }
 }

@@ -1,5 +1,6 @@
 //! How a value reaches the notebook: one bundle of MIME types, from which each front end takes the form it can show.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,13 +10,16 @@ use crate::error::Result;
 /// Prints a bundle as evcxr's protocol wants it. All of it is written at once and ends a line: a line left open, or another
 /// thread's output in between, would break the cell.
 pub(crate) fn print_bundle(forms: &[(&str, &str)]) {
-    let blocks: String = forms
-        .iter()
-        .map(|(mime, content)| format!("EVCXR_BEGIN_CONTENT {mime}\n{content}\nEVCXR_END_CONTENT\n"))
-        .collect();
+    let blocks: String = forms.iter().map(|(mime, content)| block(mime, content)).collect();
     let mut output = std::io::stdout().lock();
     // A notebook that has gone away has nobody to show an error to.
     let _ = output.write_all(blocks.as_bytes()).and_then(|()| output.flush());
+}
+
+/// One form of a bundle. Data that holds the protocol's own marks does not end it.
+fn block(mime: &str, content: &str) -> String {
+    let content = content.replace("EVCXR_", "EVCXR\u{200b}_");
+    format!("EVCXR_BEGIN_CONTENT {mime}\n{content}\nEVCXR_END_CONTENT\n")
 }
 
 /// JSON that may stand inside a `<script>`.
@@ -23,21 +27,29 @@ pub(crate) fn escape_script(json: &str) -> String {
     json.replace('<', "\\u003c").replace('>', "\\u003e").replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029")
 }
 
-/// So that no two charts of a page share an id; counted, so that a notebook run again has the same ones.
-static FIGURES: AtomicUsize = AtomicUsize::new(1);
+/// An id that no other chart of the page has, not even one left there by an earlier kernel; a notebook run again has the
+/// same ones.
+fn unique_id(content: &str) -> String {
+    static FIGURES: AtomicUsize = AtomicUsize::new(1);
+    let mut hasher = DefaultHasher::new();
+    content.hash(&mut hasher);
+    format!("lab-chart-{:08x}-{}", hasher.finish() as u32, FIGURES.fetch_add(1, Ordering::Relaxed))
+}
 
 impl Figure {
-    /// The figure as HTML: its still image, which plotly.js replaces where the page has it.
+    /// The figure as HTML: its still image, which plotly.js replaces where the page has it. Since a front end may draw what is in
+    /// sight first, it waits ten seconds for plotly.js.
     ///
     /// # Errors
     /// When it cannot be drawn.
     pub fn to_html(&self) -> Result<String> {
-        let id = format!("lab-chart-{}", FIGURES.fetch_add(1, Ordering::Relaxed));
         let json = escape_script(&self.plotly_json()?.to_string());
+        let id = unique_id(&json);
         Ok(format!(
-            "<div class=\"lab-chart\" id=\"{id}\">{}</div>\n<script>(function(){{var chart=document.getElementById(\"{id}\");\
-             if(!chart||!window.Plotly)return;var figure={json};chart.innerHTML=\"\";\
-             Plotly.newPlot(chart,figure.data,figure.layout,figure.config);}})();</script>",
+            "<div class=\"lab-chart\" id=\"{id}\">{}</div>\n<script>(function(){{var figure={json},tries=50;\
+             (function draw(){{var chart=document.getElementById(\"{id}\");\
+             if(!chart||!window.Plotly){{if(--tries>0)setTimeout(draw,200);return;}}\
+             chart.innerHTML=\"\";Plotly.newPlot(chart,figure.data,figure.layout,figure.config);}})();}})();</script>",
             self.svg()?
         ))
     }
@@ -90,6 +102,13 @@ mod tests {
         assert!(json["data"].is_array() && json["layout"].is_object());
         let html = figure.to_html().unwrap();
         assert_eq!(html.matches("<script>").count(), 1, "{html}");
+    }
+
+    #[test]
+    fn a_block_ends_in_a_line_end_and_only_at_its_own_end() {
+        let block = block("text/plain", "a\nEVCXR_END_CONTENT\nb");
+        assert!(block.starts_with("EVCXR_BEGIN_CONTENT text/plain\n") && block.ends_with("\nEVCXR_END_CONTENT\n"));
+        assert_eq!(block.lines().filter(|line| *line == "EVCXR_END_CONTENT").count(), 1);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Records that belong together.
 
-use glue::{Metric, Task};
+use glue::{Metric, Split, Task};
 use peft::Method;
 use trainer::Record;
 use trainer::statistics::mean_and_deviation;
@@ -21,6 +21,26 @@ impl Group<'_> {
     /// Over the runs.
     pub fn mean_and_deviation(&self, metric: Metric) -> (f64, f64) {
         mean_and_deviation(&self.values(metric))
+    }
+
+    /// Over the runs, on one of the task's validation splits.
+    pub fn mean_and_deviation_on(&self, split: Split, metric: Metric) -> (f64, f64) {
+        if self.task.validation_splits().first() == Some(&split) {
+            return self.mean_and_deviation(metric);
+        }
+        let value = |record: &Record| {
+            let scores = record.best.as_ref()?.other_scores.iter().find(|(other, _)| *other == split)?;
+            scores.1.get(metric)
+        };
+        let values: Vec<f64> = self.records.iter().map(|record| value(record).unwrap_or(f64::NAN)).collect();
+        mean_and_deviation(&values)
+    }
+
+    /// What to say of them if they differ in more than their seed: their mean is over different settings.
+    pub fn mixture(&self) -> Option<String> {
+        let first = &self.records[0].run;
+        let mixed = self.records.iter().any(|record| record.run.clone().seed(first.seed) != *first);
+        mixed.then(|| format!("{}, {}: the mean is over runs with different settings", self.task, self.method))
     }
 
     /// Numbers trained besides the classifier's.
@@ -70,4 +90,66 @@ pub(crate) fn caveats(records: &[Record]) -> Vec<String> {
         }
     }
     caveats
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use glue::{Completeness, Scores};
+    use trainer::{DataSummary, Environment, Evaluation, ParameterCounts, Run, StepLoss, Stop};
+
+    use super::*;
+
+    /// A record with made-up values, which reaches `score` in every metric at its second of three evaluations.
+    pub(crate) fn record(task: Task, method: Method, seed: u64, score: f64) -> Record {
+        let trained = match &method {
+            Method::Full => 22_714_000,
+            Method::Lora(lora) => 9216 * lora.r,
+            Method::BitFit(_) => 42_000,
+            Method::Head => 0,
+        };
+        let evaluation = |step: usize, value: f64| Evaluation {
+            step,
+            epoch: step as f64 / 50.0,
+            loss: 1.2 - value,
+            scores: Scores(task.metrics().iter().map(|&metric| (metric, value)).collect()),
+            other_scores: Vec::new(),
+        };
+        let evaluations = vec![evaluation(50, score - 0.04), evaluation(100, score), evaluation(150, score - 0.01)];
+        let loss = |step: u32| StepLoss {
+            step: step as usize,
+            epoch: f64::from(step) / 50.0,
+            loss: 0.7 * (-f64::from(step) / 80.0).exp() + f64::from((step * 7919 + seed as u32 * 31) % 13) / 60.0,
+            learning_rate: 1e-3,
+        };
+        let complete = |split| {
+            let official = task.official_rows(split);
+            Completeness { found: official.unwrap_or(1000), official }
+        };
+        Record {
+            run: Run::new(task, "all-MiniLM-L6-v2", method).seed(seed),
+            parameters: ParameterCounts { trainable: trained + 770, without_head: trained, total: 22_714_770 },
+            data: DataSummary {
+                train_used: complete(Split::Train).found,
+                train: complete(Split::Train),
+                validation: vec![(Split::Validation, complete(Split::Validation))],
+                dropped: 0,
+                origin: "a test".into(),
+                synthetic: task == Task::Synthetic,
+            },
+            losses: (1..=150).map(loss).collect(),
+            best: Some(evaluations[1].clone()),
+            evaluations,
+            stop: Stop::Finished,
+            train_seconds: 60.0,
+            tokens: 240_000,
+            peak_memory: 1 << 30,
+            environment: Environment {
+                version: "0.1.0".into(),
+                platform: "test".into(),
+                processor: "test".into(),
+                threads: 2,
+                finished_at: 0,
+            },
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! A figure for plotly, which a reader can point at, zoom, and switch series of on and off.
 
 use plotly::common::{
-    Anchor, DashType, ErrorData, ErrorType, Font, Label, Line, LineShape, Marker as PlotlyMarker, MarkerSymbol, Mode,
-    Orientation, Position, TextPosition, Title,
+    Anchor, DashType, ErrorData, ErrorType, Font, HoverInfo, Label, Line, LineShape, Marker as PlotlyMarker,
+    MarkerSymbol, Mode, Orientation, Position, TextPosition, Title,
 };
 use plotly::layout::{
     Annotation, Axis as PlotlyAxis, AxisType, BarMode, HoverMode, Layout, Legend, Margin, Shape, ShapeLine, ShapeType,
@@ -38,7 +38,7 @@ impl Figure {
         let top = TITLE + NOTE_LINE * self.note_lines().len() as f64 + if columns > 1 { 22.0 } else { 0.0 };
         let tick_lines = |chart: &Chart| chart.x.ticks.iter().map(|(_, text)| text.lines().count()).max().unwrap_or(1);
         let lines = self.panels.iter().map(tick_lines).max().unwrap_or(1);
-        let below = 35.0 + 16.0 * lines as f64;
+        let below = 48.0 + 17.0 * lines as f64;
         let plots = rows * PANEL + (rows - 1.0) * BETWEEN;
         let height = top + plots + below + LEGEND;
 
@@ -65,6 +65,9 @@ impl Figure {
                     named.push(&series.name);
                 }
                 data.push(serde_json::to_value(trace(chart, series, &number, first))?);
+                if !matches!(series.mark, Mark::Bars(_)) && series.points.iter().any(|point| !point.label.is_empty()) {
+                    data.push(serde_json::to_value(labels(chart, series, &number))?);
+                }
             }
             for reference in &chart.references {
                 let (from, to) = reference.span.unwrap_or(x_limits);
@@ -90,6 +93,7 @@ impl Figure {
                     .y_ref("paper")
                     .x((x_domain[0] + x_domain[1]) / 2.0)
                     .y(highest)
+                    .x_anchor(Anchor::Center)
                     .y_anchor(Anchor::Bottom);
                 annotations.push(serde_json::to_value(title)?);
             }
@@ -149,13 +153,13 @@ impl Figure {
 
 fn axis(axis: &Axis, (low, high): (f64, f64)) -> PlotlyAxis {
     let plotly = PlotlyAxis::new()
-        .title(Title::with_text(escape(&axis.label)))
+        .title(Title::with_text(escape(&axis.label)).font(Font::new().size(13)))
         .grid_color(GRID.hex())
         .zero_line(false)
         .range(vec![axis.place(low), axis.place(high)]);
     let plotly = if axis.scale == Scale::Linear { plotly } else { plotly.type_(AxisType::Log) };
-    // plotly has no axis to the base of two.
-    if axis.ticks.is_empty() && axis.scale != Scale::Log2 {
+    // plotly has no axis to the base of two, and writes 1e-4 as 100μ.
+    if axis.ticks.is_empty() && axis.scale == Scale::Linear {
         return plotly;
     }
     let (values, texts) =
@@ -168,8 +172,6 @@ fn trace(chart: &Chart, series: &Series, number: &str, in_legend: bool) -> Box<d
     let points: Vec<&Point> = series.points.iter().filter(|point| chart.shows(point)).collect();
     let xs: Vec<f64> = points.iter().map(|point| point.x).collect();
     let ys: Vec<f64> = points.iter().map(|point| point.y).collect();
-    let labels: Vec<String> = points.iter().map(|point| escape(&point.label)).collect();
-    let labelled = labels.iter().any(|label| !label.is_empty());
     let colour = series.style.colour.hex();
     let deviations = points.iter().any(|point| point.deviation > 0.0).then(|| {
         let bars = ErrorData::new(ErrorType::Data).array(points.iter().map(|point| point.deviation).collect());
@@ -187,7 +189,8 @@ fn trace(chart: &Chart, series: &Series, number: &str, in_legend: bool) -> Box<d
             .marker(PlotlyMarker::new().color(colour))
             .x_axis(x_axis)
             .y_axis(y_axis);
-        if labelled {
+        if points.iter().any(|point| !point.label.is_empty()) {
+            let labels = points.iter().map(|point| escape(&point.label)).collect();
             bars = bars.text_array(labels).text_position(TextPosition::Outside).clip_on_axis(false);
         }
         if let Some(deviations) = deviations {
@@ -195,13 +198,10 @@ fn trace(chart: &Chart, series: &Series, number: &str, in_legend: bool) -> Box<d
         }
         return bars;
     }
-    let mode = match (series.mark, labelled) {
-        (Mark::Line, false) => Mode::Lines,
-        (Mark::Line, true) => Mode::LinesText,
-        (Mark::LineAndMarkers, false) => Mode::LinesMarkers,
-        (Mark::LineAndMarkers, true) => Mode::LinesMarkersText,
-        (_, false) => Mode::Markers,
-        (_, true) => Mode::MarkersText,
+    let mode = match series.mark {
+        Mark::Line => Mode::Lines,
+        Mark::LineAndMarkers => Mode::LinesMarkers,
+        Mark::Markers | Mark::Bars(_) => Mode::Markers,
     };
     let symbol = match series.style.marker {
         Marker::Circle => MarkerSymbol::Circle,
@@ -221,13 +221,26 @@ fn trace(chart: &Chart, series: &Series, number: &str, in_legend: bool) -> Box<d
         .line(Line::new().color(colour).width(1.8).dash(dash).shape(LineShape::Linear))
         .x_axis(x_axis)
         .y_axis(y_axis);
-    if labelled {
-        line = line.text_array(labels).text_position(Position::TopCenter);
-    }
     if let Some(deviations) = deviations {
         line = line.error_y(deviations);
     }
     line
+}
+
+/// The texts above a series' points, clear of their whiskers.
+fn labels(chart: &Chart, series: &Series, number: &str) -> Box<dyn Trace> {
+    let points: Vec<&Point> = series.points.iter().filter(|point| chart.shows(point)).collect();
+    let xs = points.iter().map(|point| point.x).collect();
+    let ys = points.iter().map(|point| point.y + point.deviation).collect();
+    Scatter::new(xs, ys)
+        .legend_group(escape(&series.name))
+        .show_legend(false)
+        .mode(Mode::Text)
+        .text_array(points.iter().map(|point| escape(&point.label)).collect())
+        .text_position(Position::TopCenter)
+        .hover_info(HoverInfo::Skip)
+        .x_axis(format!("x{number}"))
+        .y_axis(format!("y{number}"))
 }
 
 /// plotly reads a few HTML tags in its texts.

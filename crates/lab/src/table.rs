@@ -63,7 +63,9 @@ impl Table {
     fn is_numeric(&self, column: usize) -> bool {
         let mut cells = self.rows.iter().filter_map(|row| row.get(column)).filter(|cell| !cell.is_empty()).peekable();
         cells.peek().is_some()
-            && cells.all(|cell| cell.starts_with(|c: char| c.is_ascii_digit() || c == '-' || c == '–'))
+            && cells.all(|cell| {
+                cell.starts_with(|c: char| c.is_ascii_digit() || c == '-' || c == '–') && !cell.contains(", ")
+            })
     }
 
     /// Whether no cell of a column is worth a second line.

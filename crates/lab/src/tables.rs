@@ -4,6 +4,7 @@ use std::path::Path;
 
 use glue::{Example, Glue, Task};
 use peft::{Method, TrainableReport, thousands};
+use trainer::statistics::mean_and_deviation;
 use trainer::study::Search;
 use trainer::{Profile, Record, Tokenizer, Trainer};
 
@@ -129,7 +130,10 @@ pub fn runs(records: &[Record]) -> Table {
 pub fn search(records: &[Record]) -> Table {
     let mut sorted: Vec<Record> = records.to_vec();
     let place = |record: &Record| by_method(records).iter().position(|group| *group.method == record.run.method);
-    sorted.sort_by(|a, b| place(a).cmp(&place(b)).then(b.best_score().total_cmp(&a.best_score())));
+    // A score that is not a number is the lowest of all.
+    let score =
+        |record: &Record| Some(record.best_score()).filter(|score| score.is_finite()).unwrap_or(f64::NEG_INFINITY);
+    sorted.sort_by(|a, b| place(a).cmp(&place(b)).then(score(b).total_cmp(&score(a))));
     runs(&sorted)
 }
 
@@ -166,23 +170,26 @@ pub fn comparison(records: &[Record]) -> Table {
         "training per run",
     ]);
     for group in by_method(records) {
-        for &metric in group.task.metrics() {
-            let (mean, deviation) = group.mean_and_deviation(metric);
-            let baseline = group.task.baselines().iter().find(|baseline| baseline.metric == metric);
-            let seconds =
-                group.records.iter().map(|record| record.train_seconds).sum::<f64>() / group.records.len() as f64;
-            table.push([
-                group.task.to_string(),
-                group.method.to_string(),
-                thousands(group.parameters()),
-                group.records.len().to_string(),
-                metric.to_string(),
-                text::mean_and_deviation(mean, deviation, group.records.len()),
-                baseline.map_or("–".into(), |baseline| baseline.value.to_string()),
-                baseline.map_or("–", |baseline| if mean > baseline.value { "yes" } else { "no" }).to_string(),
-                text::duration(seconds),
-            ]);
+        let seconds: Vec<f64> = group.records.iter().map(|record| record.train_seconds).collect();
+        for &split in group.task.validation_splits() {
+            for &metric in group.task.metrics() {
+                let (mean, deviation) = group.mean_and_deviation_on(split, metric);
+                let baseline = group.task.baselines().iter().find(|b| (b.split, b.metric) == (split, metric));
+                let other = group.task.validation_splits().first() != Some(&split);
+                table.push([
+                    group.task.to_string(),
+                    group.method.to_string(),
+                    thousands(group.parameters()),
+                    group.records.len().to_string(),
+                    if other { format!("{metric}, {split}") } else { metric.to_string() },
+                    text::mean_and_deviation(mean, deviation, group.records.len()),
+                    baseline.map_or("–".into(), |baseline| baseline.value.to_string()),
+                    baseline.map_or("–", |baseline| if mean > baseline.value { "yes" } else { "no" }).to_string(),
+                    text::duration(mean_and_deviation(&seconds).0),
+                ]);
+            }
         }
+        group.mixture().into_iter().for_each(|mixture| table.note(mixture));
     }
     noted(table, records)
 }
@@ -279,4 +286,78 @@ pub fn environment(trainer: &Trainer, profile: Profile, records: &[Record]) -> T
 fn noted(mut table: Table, records: &[Record]) -> Table {
     caveats(records).into_iter().for_each(|caveat| table.note(caveat));
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use glue::{Completeness, Metric, Scores, Split};
+
+    use super::*;
+    use crate::groups::tests::record;
+
+    /// The texts of a column, by its name.
+    fn column(table: &Table, name: &str) -> Vec<String> {
+        let html = table.to_html();
+        let document = roxmltree::Document::parse(&html).unwrap();
+        let texts = |node: roxmltree::Node| -> Vec<String> {
+            node.children().map(|cell| cell.text().unwrap_or_default().to_string()).collect()
+        };
+        let mut rows = document.descendants().filter(|node| node.has_tag_name("tr")).map(texts);
+        let index = rows.next().unwrap().iter().position(|column| column == name).unwrap();
+        rows.map(|row| row[index].clone()).collect()
+    }
+
+    #[test]
+    fn the_comparison_gives_the_mean_over_seeds_and_whether_it_is_above_the_baseline() {
+        let records =
+            [(1, 0.89), (2, 0.90), (3, 0.91)].map(|(seed, score)| record(Task::Sst2, Method::lora(8), seed, score));
+        let table = comparison(&records);
+        assert_eq!(column(&table, "mean ± deviation"), ["0.900 ± 0.010"]);
+        assert_eq!((column(&table, "baseline"), column(&table, "above")), (vec!["0.88".into()], vec!["yes".into()]));
+        assert!(!table.to_text().contains("different settings"));
+        let below = comparison(&[record(Task::Sst2, Method::lora(8), 1, 0.87)]);
+        assert_eq!(column(&below, "above"), ["no"]);
+    }
+
+    #[test]
+    fn a_mean_over_runs_with_different_settings_says_so() {
+        let mut records = [record(Task::Sst2, Method::Full, 1, 0.9), record(Task::Sst2, Method::Full, 2, 0.8)];
+        records[1].run.settings.learning_rate = 0.5;
+        assert!(comparison(&records).to_text().contains("different settings"));
+    }
+
+    #[test]
+    fn mnlis_mismatched_split_has_a_row_and_a_baseline_of_its_own() {
+        let mut record = record(Task::Mnli, Method::bitfit(), 1, 0.85);
+        if let Some(best) = &mut record.best {
+            best.other_scores =
+                vec![(Split::ValidationMismatched, Scores([(Metric::Accuracy, 0.75)].into_iter().collect()))];
+        }
+        let table = comparison(&[record]);
+        assert_eq!(column(&table, "metric"), ["accuracy", "accuracy, validation (mismatched)"]);
+        assert_eq!(column(&table, "mean ± deviation"), ["0.850", "0.750"]);
+        assert_eq!(column(&table, "above"), ["yes", "no"]);
+    }
+
+    #[test]
+    fn what_must_stand_beside_a_score_stands_under_every_table_that_shows_one() {
+        let mut partial = record(Task::Mrpc, Method::lora(8), 1, 0.8);
+        partial.data.train = Completeness { found: 2500, official: Some(3668) };
+        let records = [partial, record(Task::Synthetic, Method::Full, 1, 0.8)];
+        let found = Search { records: records.to_vec(), best: records[0].run.clone() };
+        for table in [runs(&records), search(&records), comparison(&records), ranks(&records), best_settings(&[found])]
+        {
+            let text = table.to_text();
+            assert!(text.contains("MRPC: train 2500 of 3668 (partial)"), "{text}");
+            assert!(text.contains("Synthetic: synthetic data"), "{text}");
+            assert!(table.to_html().contains("2500 of 3668 (partial)"));
+        }
+    }
+
+    #[test]
+    fn a_search_lists_the_best_run_of_each_method_first() {
+        let scores = [(1, 0.6), (2, 0.9), (3, f64::NAN)];
+        let records = scores.map(|(seed, score)| record(Task::Sst2, Method::Full, seed, score));
+        assert_eq!(column(&search(&records), "seed"), ["2", "1", "3"]);
+    }
 }
