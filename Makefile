@@ -13,12 +13,16 @@ WITH_KERNEL := scripts/with_kernel.sh
 ifeq ($(PROFILE),smoke)
 EXECUTED := target/report/main.ipynb
 PDF := target/report/report.pdf
+FIGURE := target/report/comparison.svg
 else
 EXECUTED := notebooks/main.ipynb
 PDF := report/report.pdf
+FIGURE := report/comparison.svg
 endif
 
 .PHONY: help setup report export test test-rust test-scripts test-kernel test-report notebook clean
+# One step after the other: they share two cores and one kernel.
+.NOTPARALLEL:
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -34,7 +38,7 @@ report: setup  ## run notebooks/main.ipynb and write report/report.pdf (PROFILE=
 
 export:  ## only write the executed notebook's HTML and PDF again
 	@echo "[report] exporting $(EXECUTED)"
-	@$(PYTHON) scripts/export_report.py $(EXECUTED) --html target/report/main.html --pdf $(PDF) --browser "$$(scripts/find_browser.sh)"
+	@$(PYTHON) scripts/export_report.py $(EXECUTED) --html target/report/main.html --pdf $(PDF) --figure "charts::comparison(" $(FIGURE) --browser "$$(scripts/find_browser.sh)"
 
 test: setup test-rust test-scripts test-kernel test-report  ## everything that tests the project (40 minutes the first time)
 	@echo "[test] every part passed: Rust, scripts, kernel, and the report from end to end"
@@ -55,7 +59,7 @@ test-report: setup  ## the notebook with the smallest budget, to the PDF
 	@$(MAKE) --no-print-directory report PROFILE=smoke
 
 notebook: setup  ## JupyterLab on the notebooks, with the kernel ready
-	@$(WITH_KERNEL) .venv/bin/jupyter lab --ServerApp.root_dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
+	@cd notebooks && ../$(WITH_KERNEL) ../.venv/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 clean:  ## remove what was built (not the Python environment, the models or the run records)
 	cargo clean

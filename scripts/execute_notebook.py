@@ -5,6 +5,7 @@ output file in one step, when every cell has succeeded; a cell's error ends the 
 """
 
 import argparse
+import asyncio
 import contextlib
 import datetime
 import os
@@ -40,8 +41,15 @@ class NarratedClient(NotebookClient):
         self.sections = sections(self.nb)
         self.started = time.monotonic()
         self.section = None
+        self.stopping = None
         self.on_cell_execute = self.cell_begins
         self.on_cell_executed = self.cell_ends
+
+    async def _async_cleanup_kernel(self):
+        """Stops the kernel, once: Ctrl-C asks for it, and then the end of the run that follows from that."""
+        if self.stopping is None:
+            self.stopping = asyncio.ensure_future(super()._async_cleanup_kernel())
+        await self.stopping
 
     def cell_begins(self, cell, cell_index):
         """Names the section where a new one begins, and the cell."""
@@ -144,7 +152,11 @@ def execute(source, target, profile):
             print("Where the lab itself does not build, `cargo build -p lab` tells more.", file=sys.stderr)
         return 1
     except DeadKernelError:
-        print(f"\nerror: the Rust kernel ended in {source}, section {client.section!r}. A crash, or too little memory?", file=sys.stderr)
+        print(
+            f"\nerror: the Rust kernel ended in {source}, section {client.section!r}: interrupted, crashed, or out of memory. "
+            "Runs that finished keep their records.",
+            file=sys.stderr,
+        )
         return 1
     write_atomically(nbformat.writes(notebook).encode(), target)
     size = target.stat().st_size / 1e6

@@ -70,11 +70,6 @@ def shorten(text):
     return "\n".join([*lines[:FIRST_LINES], f"[… {left_out} more lines …]", *lines[-LAST_LINES:]]) + "\n"
 
 
-def without_scripts(html):
-    """HTML as it is without its script elements; a hidden element's contents are dropped by paper's style."""
-    return re.sub(r"<script\b.*?</script\s*>", "", html, flags=re.DOTALL | re.IGNORECASE)
-
-
 def text_of(value):
     """A text that a notebook file may hold as a list of lines."""
     return "".join(value) if isinstance(value, list) else value
@@ -93,9 +88,9 @@ def blocks(output, forms):
     if form is None:
         return []
     content = text_of(output.data[form])
-    if form == "text/html" and on_paper:
-        content = without_scripts(content)
-    if not content.strip():
+    # A result that acts by a script, and has no picture of what it does, is nothing on paper.
+    acts = form == "text/html" and re.search(r"<script\b", content, re.IGNORECASE)
+    if not content.strip() or (acts and on_paper):
         return []
     if form in ("text/html", "image/svg+xml"):
         return [("html" if form == "text/html" else "figure", Markup(content))]
@@ -171,16 +166,29 @@ def print_pdf(html, browser, pdf):
         write_atomically(printed.read_bytes(), pdf)
 
 
+def figure(notebook, code):
+    """The SVG that the first cell whose code holds `code` shows."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and code in cell.source]
+    outputs = [output for cell in cells[:1] for output in cell.outputs if "image/svg+xml" in output.get("data", {})]
+    if not outputs:
+        raise ExportError(f"no cell with {code!r} shows an SVG")
+    return text_of(outputs[0].data["image/svg+xml"])
+
+
 def main(command_line=None):
     """Reads the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("notebook", type=Path, help="an executed notebook")
     parser.add_argument("--html", type=Path, required=True)
     parser.add_argument("--pdf", type=Path, required=True)
+    parser.add_argument("--figure", nargs=2, metavar=("CODE", "SVG"), help="save the chart of the first cell that holds CODE")
     parser.add_argument("--browser", required=True, help="a Chromium or Chrome")
     arguments = parser.parse_args(command_line)
     try:
         notebook = nbformat.read(arguments.notebook, as_version=4)
+        if arguments.figure:
+            code, svg = arguments.figure
+            write_atomically(figure(notebook, code).encode(), Path(svg))
         write_atomically(page(notebook, SCREEN_FORMS).encode(), arguments.html)
         print(f"wrote {arguments.html} ({arguments.html.stat().st_size / 1e6:.1f} MB)")
         print_pdf(page(notebook, PAPER_FORMS), arguments.browser, arguments.pdf)

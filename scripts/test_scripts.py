@@ -42,8 +42,8 @@ class Pages(unittest.TestCase):
         self.assertIn('id="drawn"', paper)
         self.assertNotIn("<script", paper)
 
-    def test_a_result_that_is_only_a_script_leaves_nothing_on_paper(self):
-        loader = notebook(result({"text/html": "<script>var Plotly = {};</script>", "text/plain": "lab"}))
+    def test_a_result_that_acts_by_a_script_leaves_nothing_on_paper(self):
+        loader = notebook(result({"text/html": "<script>var Plotly = {};</script><p>Charts move.</p>", "text/plain": "lab"}))
         self.assertNotIn('class="output', export_report.page(loader, PAPER_FORMS))
 
     def test_printed_text_and_the_title_are_escaped(self):
