@@ -97,7 +97,7 @@ class Execution(unittest.TestCase):
         self.assertEqual(sections, ["Start", "A", "A", "A", "A"])
 
     def test_cargos_progress_is_told_apart_from_what_a_cell_prints(self):
-        for line in ["   Compiling itoa v1.0.9", "    Updating crates.io index", "     Locking 3 packages"]:
+        for line in ["   Compiling itoa v1.0.9", "    Updating index", "     Locking 3 packages"]:
             self.assertTrue(execute_notebook.is_build_progress(line), line)
         for line in ["step 10  loss 0.5", "Compiling a list", "warning: unused variable"]:
             self.assertFalse(execute_notebook.is_build_progress(line), line)

@@ -200,7 +200,8 @@ fn a_hundred_adamw_steps_are_candle_nns() -> Result<()> {
         ops::adamw_step(&ours, gradients.get(&ours).unwrap(), &mut moments, settings)?;
         reference.backward_step(&loss(&theirs)?)?;
     }
-    close(&ours, &theirs, 2e-6);
+    // Each step rounds a parameter of the order of one in f32, by up to 6e-8 on either side: 1.2e-5 over the hundred.
+    close(&ours, &theirs, 1.2e-5);
     assert!((ops::squared_norm(&ours)? - ours.sqr()?.sum_all()?.to_scalar::<f32>()? as f64).abs() < 1e-5);
     Ok(())
 }
