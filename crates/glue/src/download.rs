@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::submission::write_atomically;
+use crate::files::write_atomically;
 use crate::task::Task;
 
 const GLUE: &str = "https://dl.fbaipublicfiles.com/glue/data";
@@ -87,7 +87,8 @@ fn put_into_place(root: &Path, task: Task, files: Vec<(String, Vec<u8>)>) -> Res
     let folder = root.join(task.name());
     let partial = root.join(format!("{}.partial", task.name()));
     for (name, content) in files {
-        write_atomically(&partial.join(name), &content)?;
+        let path = partial.join(name);
+        write_atomically(&path, &content).map_err(|source| Error::Write { path, source })?;
     }
     std::fs::rename(&partial, &folder).map_err(|source| Error::Write { path: folder, source })
 }

@@ -19,6 +19,7 @@
 mod dataset;
 mod download;
 mod error;
+pub mod files;
 mod location;
 pub mod metrics;
 pub mod submission;

@@ -1,10 +1,10 @@
 //! The files that GLUE's server takes.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::dataset::has_label_names;
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 use crate::metrics::Targets;
 use crate::task::{Split, Task};
 
@@ -42,7 +42,7 @@ pub fn write(folder: &Path, task: Task, split: Split, predictions: &Targets, row
         _ => return wrong(if task.is_regression() { "scores" } else { "classes" }.into(), "the other kind".into()),
     }
     let path = folder.join(file_name(task, split));
-    write_atomically(&path, text.as_bytes())?;
+    write_atomically(&path, text.as_bytes()).map_err(|source| Error::Write { path: path.clone(), source })?;
     Ok(path)
 }
 
@@ -52,17 +52,6 @@ fn file_name(task: Task, split: Split) -> String {
         (Task::Mnli, _) => "MNLI-m.tsv".into(),
         _ => format!("{}.tsv", task.name()),
     }
-}
-
-/// A reader sees the old file or the new one, whenever the process is killed.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let failed = |source| Error::Write { path: path.into(), source };
-    let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).map_err(failed)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
-    file.write_all(bytes).map_err(failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
-    Ok(())
 }
 
 #[cfg(test)]

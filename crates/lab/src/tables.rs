@@ -129,7 +129,8 @@ pub fn runs(records: &[Record]) -> Table {
 /// The runs of a search, the best of each method first.
 pub fn search(records: &[Record]) -> Table {
     let mut sorted: Vec<Record> = records.to_vec();
-    let place = |record: &Record| by_method(records).iter().position(|group| *group.method == record.run.method);
+    let groups = by_method(records);
+    let place = |record: &Record| groups.iter().position(|group| *group.method == record.run.method);
     // A score that is not a number is the lowest of all.
     let score =
         |record: &Record| Some(record.best_score()).filter(|score| score.is_finite()).unwrap_or(f64::NEG_INFINITY);

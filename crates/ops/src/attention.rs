@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use crate::dropout::Dropout;
+use crate::dropout::{Dropout, mask_piece};
 use crate::float::Float;
 use crate::matrix::{Cores, Into, Matrix, multiply};
 use crate::operation::{Gradient, Operation, View, apply};
@@ -49,14 +49,6 @@ fn softmax<T: Float>(scores: &mut [T], columns: usize) {
         }
         let inverse = T::one() / row.iter().copied().sum::<T>();
         row.iter_mut().for_each(|score| *score *= inverse);
-    }
-}
-
-/// Multiplies by the dropout mask of the probabilities that begin at position `first`.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
-fn mask<T: Float>(values: &mut [T], dropout: Dropout, first: u32) {
-    for (i, value) in values.iter_mut().enumerate() {
-        *value *= dropout.factor::<T>(first.wrapping_add(i as u32));
     }
 }
 
@@ -139,7 +131,7 @@ impl Operation for Attention {
             for head in heads {
                 let mut probabilities = head.probabilities(query, key);
                 if let Some(dropout) = self.dropout {
-                    mask(&mut probabilities, dropout, head.first_probability);
+                    mask_piece(&mut probabilities, dropout, head.first_probability);
                 }
                 let probabilities = Matrix::new(&probabilities, head.length, head.length);
                 head.store(output, 1.0, probabilities, head.of(value));
@@ -173,8 +165,8 @@ impl Operation for Attention {
                     match self.dropout {
                         Some(dropout) => {
                             let mut masked = probabilities.clone();
-                            mask(&mut masked, dropout, head.first_probability);
-                            mask(&mut ds, dropout, head.first_probability);
+                            mask_piece(&mut masked, dropout, head.first_probability);
+                            mask_piece(&mut ds, dropout, head.first_probability);
                             head.store(dv, 1.0, Matrix::new(&masked, length, length).t(), g);
                         }
                         None => head.store(dv, 1.0, Matrix::new(&probabilities, length, length).t(), g),

@@ -42,16 +42,18 @@ fn mix(x: u32) -> u32 {
 /// Rows are handed to threads in pieces of this many elements.
 const PIECE: usize = 1 << 14;
 
-/// `mask * values`, in place.
-pub(crate) fn mask_in_place<T: Float>(values: &mut [T], dropout: Dropout) {
-    #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
-    fn piece<T: Float>(values: &mut [T], dropout: Dropout, first: u32) {
-        for (i, value) in values.iter_mut().enumerate() {
-            *value *= dropout.factor::<T>(first + i as u32);
-        }
+/// `mask * values`, in place, on the calling thread, for values that begin at position `first`.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
+pub(crate) fn mask_piece<T: Float>(values: &mut [T], dropout: Dropout, first: u32) {
+    for (i, value) in values.iter_mut().enumerate() {
+        *value *= dropout.factor::<T>(first.wrapping_add(i as u32));
     }
+}
+
+/// `mask * values`, in place, on all threads.
+pub(crate) fn mask_in_place<T: Float>(values: &mut [T], dropout: Dropout) {
     let pieces = values.par_chunks_mut(PIECE).enumerate();
-    pieces.for_each(|(i, values)| piece(values, dropout, (i * PIECE) as u32));
+    pieces.for_each(|(i, values)| mask_piece(values, dropout, (i * PIECE) as u32));
 }
 
 /// `dropout(x)`; with `None` the tensor itself.

@@ -36,16 +36,6 @@ impl Parameters {
         &self.new
     }
 
-    /// How many numbers are trained.
-    pub fn trainable_count(&self) -> usize {
-        self.trainable.values().map(|variable| variable.elem_count()).sum()
-    }
-
-    /// How many of the trained numbers are not the classifier's: what papers count.
-    pub fn trainable_count_without_head(&self) -> usize {
-        self.trainable().filter(|(name, _)| !is_head(name)).map(|(_, variable)| variable.elem_count()).sum()
-    }
-
     /// How many numbers the model has in all, frozen and trained.
     pub fn total_count(&self) -> usize {
         self.total

@@ -46,15 +46,18 @@ impl Optimizer {
     pub fn step(&mut self, gradients: &GradStore, factor: f64, step: usize) -> Result<()> {
         let gradient =
             |slot: &Slot| gradients.get(&slot.variable).ok_or_else(|| Error::CutGradient { name: slot.name.clone() });
-        let mut squares = 0.0;
-        for slot in &self.slots {
-            squares += ops::squared_norm(gradient(slot)?)?;
-        }
+        let gradients = self.slots.iter().map(gradient).collect::<Result<Vec<_>>>()?;
         let gradient_scale = match self.max_grad_norm {
-            Some(limit) => (limit / (squares.sqrt() + 1e-6)).min(1.0), // torch's clip_grad_norm_
+            Some(limit) => {
+                let mut squares = 0.0;
+                for gradient in &gradients {
+                    squares += ops::squared_norm(gradient)?;
+                }
+                (limit / (squares.sqrt() + 1e-6)).min(1.0) // torch's clip_grad_norm_
+            }
             None => 1.0,
         };
-        for slot in &mut self.slots {
+        for (slot, gradient) in self.slots.iter_mut().zip(gradients) {
             let settings = AdamWStep {
                 learning_rate: slot.learning_rate * factor,
                 beta1: 0.9,
@@ -64,8 +67,6 @@ impl Optimizer {
                 gradient_scale,
                 step: step + 1,
             };
-            let gradient =
-                gradients.get(&slot.variable).ok_or_else(|| Error::CutGradient { name: slot.name.clone() })?;
             ops::adamw_step(&slot.variable, gradient, &mut slot.moments, settings)?;
         }
         Ok(())

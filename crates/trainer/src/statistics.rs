@@ -10,6 +10,13 @@ pub fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
     (mean, if values.len() == 1 { 0.0 } else { (squares / (count - 1.0)).sqrt() })
 }
 
+/// The item with the highest score, the first of equals; never one whose score is not a number.
+pub fn best_by<'a, T>(items: impl IntoIterator<Item = &'a T>, score: impl Fn(&T) -> f64) -> Option<&'a T> {
+    items.into_iter().filter(|item| score(item).is_finite()).fold(None, |best: Option<&T>, item| {
+        if best.is_none_or(|best| score(item) > score(best)) { Some(item) } else { best }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::mean_and_deviation;

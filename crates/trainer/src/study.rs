@@ -6,6 +6,7 @@ use peft::{Lora, Method};
 use crate::error::Result;
 use crate::record::Record;
 use crate::run::Run;
+use crate::statistics::best_by;
 use crate::trainer::Trainer;
 
 /// What a search tries for each of three settings.
@@ -67,16 +68,13 @@ impl Search {
 
 /// The record with the highest score, the first of equals; never one without a score.
 pub fn best_record(records: &[Record]) -> Option<&Record> {
-    records.iter().filter(|record| record.best_score().is_finite()).fold(None, |best: Option<&Record>, record| {
-        if best.is_none_or(|best| record.best_score() > best.best_score()) { Some(record) } else { best }
-    })
+    best_by(records, Record::best_score)
 }
 
 /// The run with the highest score among those of a method on a task, if there is one.
 pub fn best_run(records: &[Record], task: Task, method: &Method) -> Option<Run> {
     let of_both = |record: &&Record| record.run.task == task && record.run.method == *method;
-    let records: Vec<Record> = records.iter().filter(of_both).cloned().collect();
-    best_record(&records).map(|record| record.run.clone())
+    best_by(records.iter().filter(of_both), Record::best_score).map(|record| record.run.clone())
 }
 
 /// `run` with each seed.

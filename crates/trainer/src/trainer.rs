@@ -97,22 +97,22 @@ impl Trainer {
     /// # Errors
     /// When data or model are missing or broken, a setting makes no sense, or a file cannot be written.
     pub fn run(&mut self, run: &Run) -> Result<Record> {
-        let weights_missing = self.keep_weights && !self.conditions(run).weights().exists();
+        let conditions = self.conditions(run);
+        let weights_missing = self.keep_weights && !conditions.weights().exists();
         if let Some(record) = self.record(run)?.filter(|_| !weights_missing) {
             self.say(&format!("{}: found its record", describe(run)));
             return Ok(record);
         }
         let (data, model) = (self.data(run)?, self.untrained_model(run)?);
-        let conditions = self.conditions(run);
         self.say(&describe(run));
         let (progress, stop) = train(run, &data, &model, &conditions)?;
-        let parameters = model.parameters();
+        let report = model.trainable_report();
         let record = Record {
             run: run.clone(),
             parameters: ParameterCounts {
-                trainable: parameters.trainable_count(),
-                without_head: parameters.trainable_count_without_head(),
-                total: parameters.total_count(),
+                trainable: report.trainable(),
+                without_head: report.trainable_without_head(),
+                total: report.total,
             },
             data: data.summary.clone(),
             best: best(&progress.evaluations).cloned(),
@@ -183,23 +183,21 @@ impl Trainer {
     /// # Errors
     /// When no weights were kept, or the split is missing.
     pub fn predict(&mut self, run: &Run, task: Task, split: Split) -> Result<Targets> {
-        let model = self.trained_model(run)?;
-        let tokenizer = self.tokenizer(run)?;
-        let sequences = tokenizer.encode(&self.glue.load(task, split)?.examples()?)?;
-        predict(&model, task, &sequences)
+        let (model, tokenizer) = (self.trained_model(run)?, self.tokenizer(run)?);
+        predict(&model, task, &tokenizer.encode(&self.glue.load(task, split)?.examples()?)?)
     }
 
-    /// Writes a run's predictions for each test split of its task that is here as GLUE's submission files; returns their
-    /// paths.
+    /// Writes a run's predictions for each test split of its task as GLUE's submission files; returns their paths.
     ///
     /// # Errors
     /// As [`Trainer::predict`], or when a file cannot be written.
     pub fn write_predictions(&mut self, run: &Run, folder: &Path) -> Result<Vec<PathBuf>> {
+        let (model, tokenizer) = (self.trained_model(run)?, self.tokenizer(run)?);
         let mut paths = Vec::new();
         for &split in run.task.test_splits() {
-            let rows = self.glue.load(run.task, split)?.len();
-            let predictions = self.predict(run, run.task, split)?;
-            paths.push(glue::submission::write(folder, run.task, split, &predictions, rows)?);
+            let dataset = self.glue.load(run.task, split)?;
+            let predictions = predict(&model, run.task, &tokenizer.encode(&dataset.examples()?)?)?;
+            paths.push(glue::submission::write(folder, run.task, split, &predictions, dataset.len())?);
         }
         Ok(paths)
     }

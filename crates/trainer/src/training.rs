@@ -15,6 +15,7 @@ use crate::progress::{Lines, Verbosity};
 use crate::record::{Evaluation, StepLoss, Stop};
 use crate::run::{Evaluate, Run, Settings};
 use crate::schedule::Schedule;
+use crate::statistics::best_by;
 
 /// What may end a run before its last step, and what it keeps.
 pub(crate) struct Conditions {
@@ -89,9 +90,9 @@ pub(crate) fn train(run: &Run, data: &TaskData, model: &Model, conditions: &Cond
 
         if due(settings.evaluate, progress.step, steps_per_epoch, steps) {
             let evaluation = evaluation(model, data, progress.step, epoch)?;
-            let best = is_better(&evaluation, best(&progress.evaluations));
+            progress.evaluations.push(evaluation.clone());
+            let best = best(&progress.evaluations).is_some_and(|best| best.step == progress.step);
             lines.evaluation(&evaluation, best);
-            progress.evaluations.push(evaluation);
             if best && conditions.keep_weights {
                 checkpoint::save_weights(&conditions.weights(), model.parameters())?;
             }
@@ -146,12 +147,7 @@ fn evaluation(model: &Model, data: &TaskData, step: usize, epoch: f64) -> Result
 
 /// The best evaluation: the highest score, the first of equals; never one that is not a number.
 pub(crate) fn best(evaluations: &[Evaluation]) -> Option<&Evaluation> {
-    evaluations.iter().fold(None, |best, evaluation| if is_better(evaluation, best) { Some(evaluation) } else { best })
-}
-
-fn is_better(evaluation: &Evaluation, best: Option<&Evaluation>) -> bool {
-    let score = evaluation.scores.mean();
-    score.is_finite() && best.is_none_or(|best| score > best.scores.mean())
+    best_by(evaluations, |evaluation| evaluation.scores.mean())
 }
 
 /// Whether the last `patience` evaluations brought nothing better.
