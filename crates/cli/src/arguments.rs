@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use trainer::glue::Task;
-use trainer::peft::{BitFit, Lora, Method, Pooling, Targets};
+use trainer::peft::{BitFit, Lora, Method, Pooling, Precision, Targets};
 use trainer::{Evaluate, Run, Settings};
 
 /// Parameter-efficient fine-tuning on GLUE.
@@ -45,6 +45,12 @@ enum MethodName {
 enum PoolingName {
     Cls,
     Mean,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PrecisionName {
+    F32,
+    Bf16,
 }
 
 #[derive(Args)]
@@ -94,6 +100,9 @@ pub struct RunArguments {
     /// Every dropout probability [default: the model's].
     #[arg(long)]
     dropout: Option<f64>,
+    /// Of the encoder's products; the sums and everything else are f32.
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: PrecisionName,
     #[arg(long, default_value_t = Settings::default().max_length)]
     max_length: usize,
     /// BERT's pooler on the first token, or the mean over tokens.
@@ -164,6 +173,10 @@ impl RunArguments {
             weight_decay: self.weight_decay,
             max_grad_norm: (self.max_grad_norm != 0.0).then_some(self.max_grad_norm),
             dropout: self.dropout,
+            precision: match self.precision {
+                PrecisionName::F32 => Precision::Exact,
+                PrecisionName::Bf16 => Precision::Bf16,
+            },
             max_length: self.max_length,
             pooling: match self.pooling {
                 PoolingName::Cls => Pooling::Cls,

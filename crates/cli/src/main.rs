@@ -15,6 +15,11 @@ use trainer::{Trainer, Verbosity};
 use crate::arguments::{Arguments, Command, RunArguments};
 
 fn main() -> ExitCode {
+    if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
+        // candle's own threads wait for work by spinning, and take a core from the operations' threads.
+        // SAFETY: no other thread runs yet.
+        unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    }
     match perform(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

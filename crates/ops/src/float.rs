@@ -11,6 +11,12 @@ pub(crate) trait Float:
     /// The error function, `2/sqrt(pi) * integral of e^(-t^2) from 0 to x`.
     fn error_function(self) -> Self;
     fn of(value: f64) -> Self;
+    /// The values as they are, if they are f32.
+    fn as_f32(values: &[Self]) -> Option<&[f32]>;
+    /// The values as they are, if they are f32.
+    fn as_f32_mut(values: &mut [Self]) -> Option<&mut [f32]>;
+    /// f32 values in this type.
+    fn from_f32(values: Vec<f32>) -> Vec<Self>;
 }
 
 impl Float for f64 {
@@ -27,6 +33,18 @@ impl Float for f64 {
     #[inline(always)]
     fn of(value: f64) -> Self {
         value
+    }
+
+    fn as_f32(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+
+    fn as_f32_mut(_: &mut [Self]) -> Option<&mut [f32]> {
+        None
+    }
+
+    fn from_f32(values: Vec<f32>) -> Vec<Self> {
+        values.into_iter().map(f64::from).collect()
     }
 }
 
@@ -73,6 +91,18 @@ impl Float for f32 {
     #[inline(always)]
     fn of(value: f64) -> Self {
         value as f32
+    }
+
+    fn as_f32(values: &[Self]) -> Option<&[f32]> {
+        Some(values)
+    }
+
+    fn as_f32_mut(values: &mut [Self]) -> Option<&mut [f32]> {
+        Some(values)
+    }
+
+    fn from_f32(values: Vec<f32>) -> Vec<Self> {
+        values
     }
 }
 

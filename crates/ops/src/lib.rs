@@ -16,12 +16,13 @@
 //! # fn main() -> candle_core::Result<()> {
 //! let device = Device::Cpu;
 //! let hidden = Tensor::ones((5, 4), candle_core::DType::F32, &device)?; // (tokens, hidden): a sequence of 2 tokens, one of 3
-//! let weight = Tensor::ones((4, 4), candle_core::DType::F32, &device)?; // frozen: no gradient is computed for it
+//! let frozen = Tensor::ones((4, 4), candle_core::DType::F32, &device)?; // no gradient is computed for it
+//! let weight = ops::Weight::new(frozen.clone(), ops::Precision::Exact)?;
 //! let bias = Var::zeros(4, candle_core::DType::F32, &device)?; // trainable
 //! let segments = ops::Segments::from_lengths(&[2, 3]);
 //! let output = ops::linear(&hidden, &weight, Some(&bias))?;
 //! let gradients = ops::segment_mean(&output, &segments)?.sum_all()?.backward()?;
-//! assert!(gradients.get(&bias).is_some() && gradients.get(&weight).is_none());
+//! assert!(gradients.get(&bias).is_some() && gradients.get(&frozen).is_none());
 //! # Ok(())
 //! # }
 //! ```
@@ -29,6 +30,7 @@
 mod activation;
 mod adamw;
 mod attention;
+mod bf16;
 mod dropout;
 mod float;
 mod linear;
@@ -42,8 +44,8 @@ pub use activation::gelu;
 pub use adamw::{AdamWStep, Moments, adamw_step, squared_norm};
 pub use attention::attention;
 pub use dropout::{Dropout, add_dropout, dropout};
-pub use linear::{Lora, linear, lora_linear};
-pub use matrix::threads;
+pub use linear::{Lora, Precision, Weight, linear, lora_linear};
+pub use matrix::{on_workers, threads};
 pub use memory::keep_freed_memory;
 pub use normalization::layer_norm;
 pub use segments::{Segments, segment_mean};

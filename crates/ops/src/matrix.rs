@@ -7,11 +7,11 @@ use crate::float::Float;
 /// A strided matrix over a slice.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a, T> {
-    data: &'a [T],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
+    pub data: &'a [T],
+    pub rows: usize,
+    pub columns: usize,
+    pub row_stride: usize,
+    pub column_stride: usize,
 }
 
 impl<'a, T> Matrix<'a, T> {
@@ -35,6 +35,14 @@ impl<'a, T> Matrix<'a, T> {
             row_stride: self.column_stride,
             column_stride: self.row_stride,
         }
+    }
+}
+
+impl<'a, T: Float> Matrix<'a, T> {
+    /// The matrix as it is, if its numbers are f32.
+    pub fn as_f32(self) -> Option<Matrix<'a, f32>> {
+        let Self { data, rows, columns, row_stride, column_stride } = self;
+        T::as_f32(data).map(|data| Matrix { data, rows, columns, row_stride, column_stride })
     }
 }
 
@@ -100,13 +108,6 @@ pub(crate) fn multiply<T: Float>(
     }
 }
 
-/// `a b` as a new row-major matrix, on all cores.
-pub(crate) fn product<T: Float>(a: Matrix<T>, b: Matrix<T>) -> Vec<T> {
-    let mut output = vec![T::zero(); a.rows * b.columns];
-    multiply(&mut output, b.columns, Into::Overwrite, 1.0, a, b, Cores::All);
-    output
-}
-
 /// The sum of each column of a `(rows, columns)` matrix, row by row in order.
 pub(crate) fn column_sums<T: Float>(data: &[T], columns: usize) -> Vec<T> {
     let mut sums = vec![T::zero(); columns];
@@ -116,6 +117,12 @@ pub(crate) fn column_sums<T: Float>(data: &[T], columns: usize) -> Vec<T> {
         }
     }
     sums
+}
+
+/// Does some work on one of the threads that the operations work on. Called from outside, every operation wakes a worker and
+/// waits to be woken itself; from within, it begins at once.
+pub fn on_workers<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| work())
 }
 
 /// How many threads the operations work on: all cores, or what the variable `RAYON_NUM_THREADS` says.

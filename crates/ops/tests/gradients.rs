@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // A test fails by panicking.
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
-use ops::{Dropout, Lora, Segments};
+use ops::{Dropout, Lora, Precision, Segments, Weight};
 
 /// Reproducible numbers in (-1, 1), without candle's generator, which has no seed on the CPU.
 fn numbers(shape: &[usize], seed: u64) -> Tensor {
@@ -53,13 +53,17 @@ fn agrees_with_finite_differences(inputs: &[Var], f: impl Fn(&[Var]) -> Result<T
     }
 }
 
+fn exact(weight: &Tensor) -> Weight {
+    Weight::new(weight.clone(), Precision::Exact).unwrap()
+}
+
 #[test]
 fn linear_is_a_product_and_a_sum_and_its_gradients_are_exact() -> Result<()> {
     let inputs = variables(&[&[5, 4], &[3, 4], &[3]]);
     let expected = inputs[0].matmul(&inputs[1].t()?)?.broadcast_add(&inputs[2])?;
-    close(&ops::linear(&inputs[0], &inputs[1], Some(&inputs[2]))?, &expected, 1e-14);
-    agrees_with_finite_differences(&inputs, |v| ops::linear(&v[0], &v[1], Some(&v[2])));
-    agrees_with_finite_differences(&inputs[..2], |v| ops::linear(&v[0], &v[1], None));
+    close(&ops::linear(&inputs[0], &exact(&inputs[1]), Some(&inputs[2]))?, &expected, 1e-14);
+    agrees_with_finite_differences(&inputs, |v| ops::linear(&v[0], &exact(&v[1]), Some(&v[2])));
+    agrees_with_finite_differences(&inputs[..2], |v| ops::linear(&v[0], &exact(&v[1]), None));
     Ok(())
 }
 
@@ -67,11 +71,11 @@ fn linear_is_a_product_and_a_sum_and_its_gradients_are_exact() -> Result<()> {
 fn a_frozen_weight_gets_no_gradient_tensor() -> Result<()> {
     let inputs = variables(&[&[5, 4], &[3, 4], &[3]]);
     let weight = inputs[1].as_detached_tensor();
-    let gradients = ops::linear(&inputs[0], &weight, Some(&inputs[2]))?.sum_all()?.backward()?;
+    let gradients = ops::linear(&inputs[0], &exact(&weight), Some(&inputs[2]))?.sum_all()?.backward()?;
     assert!(gradients.get(&inputs[0]).is_some() && gradients.get(&inputs[2]).is_some());
     assert!(gradients.get(&weight).is_none());
     agrees_with_finite_differences(&[inputs[0].clone(), inputs[2].clone()], |v| {
-        ops::linear(&v[0], &weight, Some(&v[1]))
+        ops::linear(&v[0], &exact(&weight), Some(&v[1]))
     });
     Ok(())
 }
@@ -83,13 +87,65 @@ fn a_lora_branch_is_the_papers_formula_and_its_gradients_are_exact() -> Result<(
     fn lora<'a>(a: &'a Tensor, b: &'a Tensor, dropout: Option<Dropout>) -> Lora<'a> {
         Lora { a, b, scaling: 1.5, dropout }
     }
-    let output = ops::lora_linear(&inputs[0], &weight, Some(&bias), lora(&inputs[1], &inputs[2], None))?;
+    let output = ops::lora_linear(&inputs[0], &exact(&weight), Some(&bias), lora(&inputs[1], &inputs[2], None))?;
     let branch = (inputs[0].matmul(&inputs[1].t()?)?.matmul(&inputs[2].t()?)? * 1.5)?;
     close(&output, &(inputs[0].matmul(&weight.t()?)?.broadcast_add(&bias)? + branch)?, 1e-14);
     for dropout in [None, Dropout::new(0.3, 5)] {
         agrees_with_finite_differences(&inputs, |v| {
-            ops::lora_linear(&v[0], &weight, Some(&bias), lora(&v[1], &v[2], dropout))
+            ops::lora_linear(&v[0], &exact(&weight), Some(&bias), lora(&v[1], &v[2], dropout))
         });
+    }
+    Ok(())
+}
+
+/// bf16 rounds each factor by at most a 256th, so a product of two by little more than a 128th, and a sum of products by that
+/// share of the sum of their sizes. A chain of two products, as in a LoRA branch, adds the same once more.
+fn within_bf16(found: &Tensor, exact: &Tensor, sizes: &Tensor) -> Result<()> {
+    let [found, exact, sizes] = [found, exact, sizes].map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+    for ((found, exact), size) in found.iter().zip(&exact).zip(&sizes) {
+        assert!((found - exact).abs() <= size * 2.1 / 128.0, "{found} against {exact}, terms {size}");
+    }
+    assert!(found.iter().zip(&exact).any(|(found, exact)| found != exact), "nothing was rounded");
+    Ok(())
+}
+
+#[test]
+fn bf16_products_are_the_exact_ones_within_bf16s_rounding_forward_and_backward() -> Result<()> {
+    let shapes: [&[usize]; 5] = [&[70, 50], &[53, 50], &[53], &[3, 50], &[53, 3]];
+    let [x, w, bias, a, b] =
+        [0, 1, 2, 3, 4].map(|i| Var::from_tensor(&numbers(shapes[i], i as u64).to_dtype(DType::F32).unwrap()).unwrap());
+    let frozen = |v: &Var| v.as_detached_tensor();
+    let lora = Lora { a: &a, b: &b, scaling: 1.5, dropout: None };
+    let run = |trained: bool, precision: Precision| -> Result<Vec<Tensor>> {
+        let (output, variables) = if trained {
+            let weight = Weight::new(w.as_tensor().clone(), precision)?;
+            (ops::linear(&x, &weight, Some(&bias))?, vec![&x, &w])
+        } else {
+            let weight = Weight::new(frozen(&w), precision)?;
+            (ops::lora_linear(&x, &weight, Some(&frozen(&bias)), lora.clone())?, vec![&x, &a, &b])
+        };
+        let upstream = numbers(&[70, 53], 9).to_dtype(DType::F32)?;
+        let gradients = (&output * upstream)?.sum_all()?.backward()?;
+        let gradients = variables.into_iter().map(|v| gradients.get(v).unwrap().clone());
+        Ok(std::iter::once(output).chain(gradients).collect())
+    };
+    let (ax, aw, aa, ab) = (x.abs()?, w.abs()?, a.abs()?, (b.abs()? * 1.5)?);
+    let g = numbers(&[70, 53], 9).to_dtype(DType::F32)?.abs()?;
+    let (y, dx) = (ax.matmul(&aw.t()?)?, g.matmul(&aw)?);
+    let (rounded, reference) = (run(true, Precision::Bf16)?, run(true, Precision::Exact)?);
+    for ((found, exact), size) in rounded.iter().zip(&reference).zip([&y, &dx, &g.t()?.matmul(&ax)?]) {
+        within_bf16(found, exact, size)?;
+    }
+    let (rounded, reference) = (run(false, Precision::Bf16)?, run(false, Precision::Exact)?);
+    let (down, up) = (ax.matmul(&aa.t()?)?, g.matmul(&ab)?);
+    let sizes = [
+        (&y + (down.matmul(&ab.t()?)? * 2.0)?)?,
+        (&dx + (up.matmul(&aa)? * 2.0)?)?,
+        (up.t()?.matmul(&ax)? * 2.0)?,
+        (g.t()?.matmul(&down)? * 3.0)?,
+    ];
+    for ((found, exact), size) in rounded.iter().zip(&reference).zip(&sizes) {
+        within_bf16(found, exact, size)?;
     }
     Ok(())
 }
@@ -98,7 +154,7 @@ fn a_lora_branch_is_the_papers_formula_and_its_gradients_are_exact() -> Result<(
 fn lora_refuses_a_trainable_weight_because_its_gradient_would_be_lost() {
     let v = variables(&[&[5, 4], &[3, 4], &[2, 4], &[3, 2]]);
     let lora = Lora { a: &v[2], b: &v[3], scaling: 1.0, dropout: None };
-    let error = ops::lora_linear(&v[0], &v[1], None, lora).unwrap_err().to_string();
+    let error = ops::lora_linear(&v[0], &exact(&v[1]), None, lora).unwrap_err().to_string();
     assert!(error.contains("must be frozen"), "{error}");
 }
 

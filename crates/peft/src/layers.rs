@@ -1,7 +1,7 @@
 //! The layers encoders are made of. Each asks the builder for its parameters, and so, through it, the tuner.
 
 use candle_core::Tensor;
-use ops::{Dropout, Segments};
+use ops::{Dropout, Segments, Weight};
 
 use crate::error::Result;
 use crate::parameters::{Builder, Start};
@@ -45,7 +45,7 @@ fn split_mix(x: u64) -> u64 {
 
 /// `x Wᵀ + b`, and a LoRA branch where the tuner wants one.
 pub(crate) struct Linear {
-    weight: Tensor, // (out, in)
+    weight: Weight, // (out, in)
     bias: Tensor,   // (out)
     lora: Option<LoraBranch>,
 }
@@ -77,7 +77,7 @@ impl Linear {
             None => None,
         };
         Ok(Self {
-            weight: builder.parameter(path, "weight", &[outputs, inputs], weight)?,
+            weight: Weight::new(builder.parameter(path, "weight", &[outputs, inputs], weight)?, builder.precision)?,
             bias: builder.parameter(path, "bias", &[outputs], bias)?,
             lora,
         })

@@ -33,6 +33,7 @@ pub use error::{Error, Result};
 pub use layers::Pass;
 pub use method::{BitFit, Lora, Method, Targets};
 pub use model::{Model, ModelOptions, Pooling};
+pub use ops::Precision;
 pub use parameters::Parameters;
 pub use pretrained::Pretrained;
 pub use report::{TrainableReport, TrainableTensor, thousands};

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use candle_transformers::models::bert::Config;
+use ops::Precision;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
@@ -41,12 +42,15 @@ pub struct ModelOptions {
     pub seed: u64,
     /// f32 to train; f64 to check gradients.
     pub dtype: DType,
+    /// Of the encoder's products; bf16 takes f32 parameters. The head's are always exact.
+    pub precision: Precision,
     /// Where the model lives.
     pub device: Device,
 }
 
 impl ModelOptions {
-    /// The defaults for a method: BERT's pooler, frozen but for what the method says; f32 on the CPU; seed 1.
+    /// The defaults for a method: BERT's pooler, frozen but for what the method says; f32, with exact products,
+    /// on the CPU; seed 1.
     pub fn new(method: Method, num_labels: usize) -> Self {
         Self {
             method,
@@ -56,6 +60,7 @@ impl ModelOptions {
             dropout: None,
             seed: 1,
             dtype: DType::F32,
+            precision: Precision::Exact,
             device: Device::Cpu,
         }
     }
@@ -86,6 +91,7 @@ impl Model {
             pretrained,
             tuner: Tuner::new(&options.method, options.train_pooler)?,
             dtype: options.dtype,
+            precision: options.precision,
             device: &options.device,
             seed: options.seed,
             parameters: Parameters::default(),
@@ -95,6 +101,7 @@ impl Model {
         let hidden_dropout = options.dropout.unwrap_or(config.hidden_dropout_prob);
         let attention_dropout = options.dropout.unwrap_or(pretrained.attention_dropout);
         let bert = Bert::new(&mut builder, &config, (hidden_dropout, attention_dropout))?;
+        builder.precision = Precision::Exact;
         let hidden = config.hidden_size;
         let pooler = match options.pooling {
             Pooling::Cls => Some(Linear::new(&mut builder, POOLER, hidden, hidden, new)?),

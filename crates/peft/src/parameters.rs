@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor, Var};
+use ops::Precision;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal, Uniform};
@@ -69,6 +70,8 @@ pub(crate) struct Builder<'a> {
     pub pretrained: &'a Pretrained,
     pub tuner: Tuner,
     pub dtype: DType,
+    /// Of the linear layers' products.
+    pub precision: Precision,
     pub device: &'a Device,
     pub seed: u64,
     pub parameters: Parameters,

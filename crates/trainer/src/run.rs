@@ -1,7 +1,7 @@
 //! What a run is: the value that determines its result.
 
 use glue::Task;
-use peft::{Method, Pooling};
+use peft::{Method, Pooling, Precision};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -78,6 +78,8 @@ pub struct Settings {
     pub max_grad_norm: Option<f64>,
     /// Every dropout probability; `None`: as the checkpoint's configuration says.
     pub dropout: Option<f64>,
+    /// Of the encoder's products: `f32`, or `bf16` with sums, parameters and all else in f32.
+    pub precision: Precision,
     /// Tokens of a sequence, special ones among them; longer ones are cut, the longer sentence first.
     pub max_length: usize,
     /// From hidden states to the classifier's input.
@@ -106,6 +108,7 @@ impl Default for Settings {
             weight_decay: 0.01,
             max_grad_norm: Some(1.0),
             dropout: None,
+            precision: Precision::Exact,
             max_length: 128,
             pooling: Pooling::Cls,
             train_pooler: false,

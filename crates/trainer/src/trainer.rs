@@ -162,6 +162,7 @@ impl Trainer {
             pooling: run.settings.pooling,
             train_pooler: run.settings.train_pooler,
             dropout: run.settings.dropout,
+            precision: run.settings.precision,
             seed: run.seed,
             ..ModelOptions::new(run.method.clone(), run.task.num_labels())
         };

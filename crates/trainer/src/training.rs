@@ -69,15 +69,20 @@ pub(crate) fn train(run: &Run, data: &TaskData, model: &Model, conditions: &Cond
         let step_began = Instant::now();
         let (batch, targets) = data.train.batch(&batches[index], model.device())?;
         let step_seed = run.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (step as u64) << 20;
-        let logits = model.forward(&batch, &Pass::training(&batch.segments, step_seed))?; // (sequences, num_labels)
-        let batch_loss = loss(&logits, &targets)?;
-        let value = batch_loss.to_scalar::<f32>()? as f64;
+        let factor = schedule.factor(step);
+        let value = ops::on_workers(|| -> Result<f64> {
+            let logits = model.forward(&batch, &Pass::training(&batch.segments, step_seed))?; // (sequences, num_labels)
+            let loss = loss(&logits, &targets)?;
+            let value = f64::from(loss.to_scalar::<f32>()?);
+            if value.is_finite() {
+                optimizer.step(&loss.backward()?, factor, step)?;
+            }
+            Ok(value)
+        })?;
         if !value.is_finite() {
             lines.say(&format!("  step {}: the loss is {value}", step + 1));
             return Ok((progress, Stop::Diverged));
         }
-        let factor = schedule.factor(step);
-        optimizer.step(&batch_loss.backward()?, factor, step)?;
 
         progress.step = step + 1;
         progress.tokens += batch.tokens();
