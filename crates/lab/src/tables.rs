@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use glue::{Example, Glue, Task};
-use peft::{Method, TrainableReport, thousands};
+use peft::{Method, Precision, TrainableReport, thousands};
 use trainer::statistics::mean_and_deviation;
 use trainer::study::Search;
 use trainer::{Profile, Record, Tokenizer, Trainer};
@@ -279,6 +279,8 @@ pub fn environment(trainer: &Trainer, profile: Profile, records: &[Record]) -> T
     let mut table = setup(trainer, profile);
     let seconds: f64 = records.iter().map(|record| record.train_seconds).sum();
     let peak = records.iter().map(|record| record.peak_memory).max().unwrap_or(0);
+    let rounded = records.iter().any(|record| record.run.settings.precision == Precision::Bf16);
+    table.push(["the encoder's products", if rounded { "of bf16 numbers, added up in f32" } else { "f32" }]);
     table.push(["training in the comparison", &text::duration(seconds)]);
     table.push(["peak memory of the process", &format!("{} MB", peak / 1_000_000)]);
     table
