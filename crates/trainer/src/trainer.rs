@@ -22,8 +22,8 @@ use crate::training::{Conditions, best, train};
 /// Turns runs into records. A run that has a finished record is not run again; one that was interrupted goes on.
 ///
 /// Each run has a folder of its own below the runs folder: `record.json`, the checkpoint while it runs, and the trained
-/// weights of the best evaluation if they are kept. A file named `stop` in that folder, or in the runs folder, ends a run
-/// after its present step.
+/// weights of the best evaluation, if they are few or asked for. A file named `stop` in that folder, or in the runs folder,
+/// ends a run after its present step.
 pub struct Trainer {
     glue: Glue,
     runs: PathBuf,
@@ -33,6 +33,9 @@ pub struct Trainer {
     pretrained: HashMap<String, Arc<Pretrained>>,
     data: HashMap<String, Arc<TaskData>>,
 }
+
+/// Weights are kept without being asked for where a run trains at most one in this many parameters.
+const SMALL_PART: usize = 10;
 
 impl Trainer {
     /// A trainer on this data, its records below `runs`.
@@ -49,7 +52,7 @@ impl Trainer {
         }
     }
 
-    /// Keep the trained weights of each run's best evaluation.
+    /// Keep the trained weights of every run's best evaluation, not only of those runs that train a small part of the model.
     pub fn keep_weights(mut self, keep: bool) -> Self {
         self.keep_weights = keep;
         self
@@ -97,7 +100,7 @@ impl Trainer {
     /// # Errors
     /// When data or model are missing or broken, a setting makes no sense, or a file cannot be written.
     pub fn run(&mut self, run: &Run) -> Result<Record> {
-        let conditions = self.conditions(run);
+        let mut conditions = self.conditions(run);
         let weights_missing = self.keep_weights && !conditions.weights().exists();
         if let Some(record) = self.record(run)?.filter(|_| !weights_missing) {
             self.say(&format!("{}: found its record", describe(run)));
@@ -105,8 +108,9 @@ impl Trainer {
         }
         let (data, model) = (self.data(run)?, self.untrained_model(run)?);
         self.say(&describe(run));
-        let (progress, stop) = train(run, &data, &model, &conditions)?;
         let report = model.trainable_report();
+        conditions.keep_weights |= report.trainable() * SMALL_PART <= report.total;
+        let (progress, stop) = train(run, &data, &model, &conditions)?;
         let record = Record {
             run: run.clone(),
             parameters: ParameterCounts {
@@ -273,7 +277,8 @@ fn system_value(file: &str, key: &str) -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_string())
 }
 
-fn peak_memory() -> u64 {
+/// The most memory this process has held, in bytes; 0 where the system does not tell.
+pub(crate) fn peak_memory() -> u64 {
     let kibibytes = system_value("/proc/self/status", "VmHWM");
     kibibytes.and_then(|value| value.split(' ').next()?.parse::<u64>().ok()).map_or(0, |value| value * 1024)
 }

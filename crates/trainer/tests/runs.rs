@@ -86,6 +86,20 @@ fn the_kept_weights_are_those_of_the_best_evaluation() {
 }
 
 #[test]
+fn the_few_weights_of_a_parameter_efficient_run_are_kept_without_being_asked_for_and_the_many_of_a_full_one_are_not() {
+    if !has_model() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut trainer = trainer(folder.path()).keep_weights(false);
+    for (method, kept) in [(Method::bitfit(), true), (Method::Full, false)] {
+        let run = short_run(method).with(|s| s.epochs = 1);
+        trainer.run(&run).unwrap();
+        assert_eq!(trainer.trained_model(&run).is_ok(), kept);
+    }
+}
+
+#[test]
 fn a_finished_run_is_not_run_again_and_a_stop_file_ends_one_after_a_step() {
     if !has_model() {
         return;
