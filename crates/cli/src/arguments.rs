@@ -27,6 +27,17 @@ pub enum Command {
         #[arg(long, default_value = "predictions")]
         folder: PathBuf,
     },
+    /// Take the steps of another implementation again, and print their losses and times as JSON.
+    Replay {
+        #[command(flatten)]
+        run: RunArguments,
+        /// An npz file of batches, as `bench_peft.py --dump-batches` writes it.
+        #[arg(long)]
+        batches: PathBuf,
+        /// A safetensors file with the new parameters' first values, as `--dump-init` writes it.
+        #[arg(long)]
+        start: Option<PathBuf>,
+    },
     /// Print which data was found and how complete it is.
     Data,
     /// Print every tensor that a method trains.
@@ -128,7 +139,7 @@ pub struct RunArguments {
     /// Stop after so many seconds; the same command goes on from there.
     #[arg(long)]
     pub time_budget: Option<u64>,
-    /// Keep the trained weights of the best evaluation.
+    /// Keep the trained weights of the best evaluation, even where most of the model is trained.
     #[arg(long)]
     pub keep_weights: bool,
     /// The folder of the records.

@@ -33,6 +33,7 @@ fn perform(arguments: Arguments) -> Result<()> {
     match arguments.command {
         Command::Run(arguments) => run(&arguments),
         Command::Predict { run, folder } => predict(&run, &folder),
+        Command::Replay { run, batches, start } => replay(&run, &batches, start.as_deref()),
         Command::Data => data(),
         Command::Parameters(arguments) => parameters(&arguments),
     }
@@ -83,6 +84,12 @@ fn predict(arguments: &RunArguments, folder: &Path) -> Result<()> {
     for path in trainer.write_predictions(&run, folder).context("the test predictions")? {
         println!("{}", path.display());
     }
+    Ok(())
+}
+
+fn replay(arguments: &RunArguments, batches: &Path, start: Option<&Path>) -> Result<()> {
+    let replayed = trainer::replay(&mut trainer(arguments)?, &arguments.run(), batches, start)?;
+    println!("{}", serde_json::to_string(&replayed)?);
     Ok(())
 }
 

@@ -123,3 +123,20 @@ pub(crate) fn load_weights(path: &Path, parameters: &Parameters) -> Result<bool>
     }
     Ok(true)
 }
+
+/// Sets the parameters that no checkpoint holds to the values in a file, which must hold each of them and nothing else.
+pub(crate) fn load_start(path: &Path, parameters: &Parameters) -> Result<()> {
+    let expected = "a value for each new parameter";
+    let bytes = files::read(path)?.ok_or_else(|| content(path, expected, "no such file"))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| content(path, expected, error))?;
+    if let Some(name) = file.names().into_iter().find(|name| !parameters.new_names().iter().any(|new| new == name)) {
+        return Err(content(path, expected, format!("{name}, which is no new parameter of this model")));
+    }
+    for name in parameters.new_names() {
+        let Some(variable) = parameters.get(name) else { continue };
+        let view = file.tensor(name).map_err(|error| content(path, expected, format!("{name}: {error}")))?;
+        let values = floats(&view).filter(|_| view.shape() == variable.dims());
+        set(variable, values.ok_or_else(|| content(path, expected, format!("{name} of shape {:?}", view.shape())))?)?;
+    }
+    Ok(())
+}

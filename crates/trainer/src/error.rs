@@ -68,6 +68,16 @@ pub enum Error {
         /// What is wrong.
         found: String,
     },
+    /// A file of batches that cannot be replayed.
+    #[error(
+        "{path}: {found}; expected an npz file with `steps`, and input_ids, attention_mask and labels of each step"
+    )]
+    Batches {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        found: String,
+    },
     /// A run whose trained weights were not kept.
     #[error("run {key}: no trained weights were kept; run it again with weights kept (`--keep-weights`)")]
     NoWeights {

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use peft::{Model, Pass};
+use candle_core::Tensor;
+use peft::{Batch, Model, Pass};
 
 use crate::batches::epoch_batches;
 use crate::checkpoint::{self, Progress};
@@ -70,15 +71,7 @@ pub(crate) fn train(run: &Run, data: &TaskData, model: &Model, conditions: &Cond
         let (batch, targets) = data.train.batch(&batches[index], model.device())?;
         let step_seed = run.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (step as u64) << 20;
         let factor = schedule.factor(step);
-        let value = ops::on_workers(|| -> Result<f64> {
-            let logits = model.forward(&batch, &Pass::training(&batch.segments, step_seed))?; // (sequences, num_labels)
-            let loss = loss(&logits, &targets)?;
-            let value = f64::from(loss.to_scalar::<f32>()?);
-            if value.is_finite() {
-                optimizer.step(&loss.backward()?, factor, step)?;
-            }
-            Ok(value)
-        })?;
+        let value = take_step(model, &mut optimizer, &batch, &targets, step, step_seed, factor)?;
         if !value.is_finite() {
             lines.say(&format!("  step {}: the loss is {value}", step + 1));
             return Ok((progress, Stop::Diverged));
@@ -134,6 +127,27 @@ pub(crate) fn train(run: &Run, data: &TaskData, model: &Model, conditions: &Cond
         }
     }
     Ok((progress, Stop::Finished))
+}
+
+/// One step: the loss, and an update if the loss is finite. `factor` multiplies the learning rates.
+pub(crate) fn take_step(
+    model: &Model,
+    optimizer: &mut Optimizer,
+    batch: &Batch,
+    targets: &Tensor,
+    step: usize,
+    step_seed: u64,
+    factor: f64,
+) -> Result<f64> {
+    ops::on_workers(|| {
+        let logits = model.forward(batch, &Pass::training(&batch.segments, step_seed))?; // (sequences, num_labels)
+        let loss = loss(&logits, targets)?;
+        let value = f64::from(loss.to_scalar::<f32>()?);
+        if value.is_finite() {
+            optimizer.step(&loss.backward()?, factor, step)?;
+        }
+        Ok(value)
+    })
 }
 
 fn evaluation(model: &Model, data: &TaskData, step: usize, epoch: f64) -> Result<Evaluation> {

@@ -1,0 +1,108 @@
+//! The steps that another implementation took, taken again: on its batches, from its start.
+
+use std::path::Path;
+use std::time::Instant;
+
+use candle_core::npy::NpzTensors;
+use candle_core::{DType, Tensor};
+use peft::{Batch, Sequence};
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint;
+use crate::error::{Error, Result};
+use crate::optimizer::Optimizer;
+use crate::run::Run;
+use crate::schedule::Schedule;
+use crate::trainer::{Trainer, peak_memory};
+use crate::training::take_step;
+
+/// What a replay measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Replayed {
+    /// The loss of each step.
+    pub losses: Vec<f64>,
+    /// The time of each step in seconds: from the batch in memory to the updated parameters.
+    pub step_seconds: Vec<f64>,
+    /// The sequences of each step.
+    pub examples: Vec<usize>,
+    /// The tokens of each step, padding not counted.
+    pub tokens: Vec<usize>,
+    /// The most memory the process has held, in bytes.
+    pub peak_memory: u64,
+}
+
+/// Trains on the batches in an npz file: `steps`, and for each step `s` from 0 `s{s}.input_ids`, `s{s}.attention_mask` (both
+/// `(sequences, padded length)`), `s{s}.token_type_ids` if there are types, and `s{s}.labels`. The schedule runs over just these
+/// steps. `start` is a safetensors file with a value for each new parameter: classifier, LoRA's A and B.
+///
+/// # Errors
+/// When a file lacks a tensor or has one of another shape, or the model is missing.
+pub fn replay(trainer: &mut Trainer, run: &Run, batches: &Path, start: Option<&Path>) -> Result<Replayed> {
+    let batches = read_batches(run, batches)?;
+    let model = trainer.untrained_model(run)?;
+    if let Some(start) = start {
+        checkpoint::load_start(start, model.parameters())?;
+    }
+    let schedule = Schedule::new(batches.len(), run.settings.warmup_ratio);
+    let mut optimizer = Optimizer::new(model.parameters(), &run.settings);
+    let mut replayed = Replayed {
+        losses: Vec::new(),
+        step_seconds: Vec::new(),
+        examples: Vec::new(),
+        tokens: Vec::new(),
+        peak_memory: 0,
+    };
+    for (step, (sequences, targets)) in batches.iter().enumerate() {
+        let began = Instant::now();
+        let batch = Batch::new(sequences, model.device())?;
+        let factor = schedule.factor(step);
+        replayed.losses.push(take_step(&model, &mut optimizer, &batch, targets, step, run.seed + step as u64, factor)?);
+        replayed.step_seconds.push(began.elapsed().as_secs_f64());
+        replayed.examples.push(sequences.len());
+        replayed.tokens.push(batch.tokens());
+    }
+    replayed.peak_memory = peak_memory();
+    Ok(replayed)
+}
+
+/// Each step's sequences without their padding, and their labels.
+fn read_batches(run: &Run, path: &Path) -> Result<Vec<(Vec<Sequence>, Tensor)>> {
+    let content = |found: String| Error::Batches { path: path.into(), found };
+    let file = NpzTensors::new(path).map_err(|error| content(error.to_string()))?;
+    let read = |name: &str| file.get(name).map_err(|error| content(format!("{name}: {error}")));
+    let required = |name: &str| read(name)?.ok_or_else(|| content(format!("no {name}")));
+    let rows = |tensor: Tensor, name: &str| {
+        tensor
+            .to_dtype(DType::U32)
+            .and_then(|t| t.to_vec2::<u32>())
+            .map_err(|error| content(format!("{name}: {error}")))
+    };
+    let steps = required("steps")?.to_dtype(DType::U32)?.to_scalar::<u32>()?;
+    (0..steps)
+        .map(|step| {
+            let matrix = |key: &str| {
+                let name = format!("s{step}.{key}");
+                rows(required(&name)?, &name)
+            };
+            let (ids, mask) = (matrix("input_ids")?, matrix("attention_mask")?);
+            let types = match read(&format!("s{step}.token_type_ids"))? {
+                Some(types) => rows(types, "token_type_ids")?,
+                None => ids.iter().map(|ids| vec![0; ids.len()]).collect(),
+            };
+            let sequences = ids
+                .into_iter()
+                .zip(mask)
+                .zip(types)
+                .map(|((mut input_ids, mask), mut token_type_ids)| {
+                    let length = mask.iter().filter(|&&there| there == 1).count();
+                    input_ids.truncate(length);
+                    token_type_ids.truncate(length);
+                    Sequence { input_ids, token_type_ids }
+                })
+                .collect();
+            let labels = required(&format!("s{step}.labels"))?;
+            let labels = labels.to_dtype(if run.task.is_regression() { DType::F32 } else { DType::U32 })?;
+            Ok((sequences, labels))
+        })
+        .collect()
+}
