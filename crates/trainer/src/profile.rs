@@ -135,23 +135,21 @@ impl Profile {
         SearchSpace { learning_rates: rates, batch_sizes: vec![16, 32], warmup_ratios: vec![0.06, 0.2] }
     }
 
-    /// A run of the rank study on a task: as in the comparison, but for the standard profile with half the training, since
-    /// there are seven ranks.
+    /// A run of the rank study: as in the comparison, but for the standard profile on half the examples, since there are seven
+    /// ranks.
     pub fn rank_run(self, task: Task) -> Run {
         let run = self.run(task, &Method::Lora(lora()));
-        if self != Self::Standard {
-            return run;
+        match (self, run.settings.train_limit) {
+            (Self::Standard, Some(limit)) => run.with(|settings| settings.train_limit = Some(limit / 2)),
+            _ => run,
         }
-        run.with(|settings| match &mut settings.train_limit {
-            Some(limit) => *limit /= 2,
-            None => settings.epochs /= 2,
-        })
     }
 
     /// The seeds of the rank study.
     pub fn rank_seeds(self) -> Vec<u64> {
         match self {
-            Self::Smoke | Self::Quick | Self::Standard => vec![1],
+            Self::Smoke | Self::Quick => vec![1],
+            Self::Standard => vec![1, 2],
             Self::Full => self.seeds(),
         }
     }
