@@ -13,8 +13,6 @@ pub(crate) trait Float:
     fn of(value: f64) -> Self;
     /// The values as they are, if they are f32.
     fn as_f32(values: &[Self]) -> Option<&[f32]>;
-    /// The values as they are, if they are f32.
-    fn as_f32_mut(values: &mut [Self]) -> Option<&mut [f32]>;
     /// f32 values in this type.
     fn from_f32(values: Vec<f32>) -> Vec<Self>;
 }
@@ -36,10 +34,6 @@ impl Float for f64 {
     }
 
     fn as_f32(_: &[Self]) -> Option<&[f32]> {
-        None
-    }
-
-    fn as_f32_mut(_: &mut [Self]) -> Option<&mut [f32]> {
         None
     }
 
@@ -94,10 +88,6 @@ impl Float for f32 {
     }
 
     fn as_f32(values: &[Self]) -> Option<&[f32]> {
-        Some(values)
-    }
-
-    fn as_f32_mut(values: &mut [Self]) -> Option<&mut [f32]> {
         Some(values)
     }
 

@@ -30,7 +30,6 @@
 mod activation;
 mod adamw;
 mod attention;
-mod bf16;
 mod dropout;
 mod float;
 mod linear;
@@ -38,6 +37,8 @@ mod matrix;
 mod memory;
 mod normalization;
 mod operation;
+mod panels;
+mod product;
 mod segments;
 
 pub use activation::gelu;

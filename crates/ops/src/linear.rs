@@ -1,15 +1,17 @@
 //! Linear layers: plain, and with a LoRA branch.
 
-use std::sync::Arc;
+use std::borrow::Cow;
+use std::sync::{Arc, OnceLock};
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{CpuStorage, DType, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::bf16::{self, Panels};
 use crate::dropout::{Dropout, mask_in_place};
 use crate::float::Float;
-use crate::matrix::{Cores, Into, Matrix, column_sums, multiply};
+use crate::matrix::{Matrix, column_sums};
 use crate::operation::{Gradient, Operation, View, apply, with_views};
+use crate::panels::{Number, Panels};
+use crate::product::{Packing, Term, sum_of_products};
 
 /// What the numbers of a linear layer's products are rounded to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +28,7 @@ pub enum Precision {
 impl Precision {
     /// bf16 where the processor has an instruction for its products (AVX-512 BF16), else exact.
     pub fn fastest() -> Self {
-        if bf16::is_native() { Self::Bf16 } else { Self::Exact }
+        if Number::Bf16.is_native() { Self::Bf16 } else { Self::Exact }
     }
 }
 
@@ -40,15 +42,16 @@ pub struct Weight {
 /// How a weight is multiplied.
 #[derive(Clone, Debug)]
 enum Products {
-    Exact,
-    /// Rounded and ordered anew each time, since training changes it.
-    Rounded,
-    /// Frozen: rounded and ordered once.
-    Packed(Arc<Packed>),
+    /// By a general product.
+    General,
+    /// In panels, ordered anew each time, since training changes the weight.
+    Packed(Number),
+    /// In panels, ordered once: the weight is frozen.
+    Frozen(Arc<Frozen>),
 }
 
 #[derive(Debug)]
-struct Packed {
+struct Frozen {
     transposed: Arc<Panels>, // (in, out), for the forward pass
     straight: Arc<Panels>,   // (out, in), for the backward pass
 }
@@ -60,17 +63,20 @@ impl Weight {
     /// When it is no matrix, or bf16 is asked of one that is not f32 on the CPU.
     pub fn new(tensor: Tensor, precision: Precision) -> Result<Self> {
         let (outputs, inputs) = tensor.dims2()?;
-        let products = match precision {
-            Precision::Exact => Products::Exact,
-            Precision::Bf16 if tensor.dtype() != candle_core::DType::F32 => {
+        let number = match precision {
+            Precision::Bf16 if tensor.dtype() != DType::F32 => {
                 bail!("linear: bf16 products take f32 tensors, found {:?}", tensor.dtype())
             }
-            Precision::Bf16 if tensor.track_op() => Products::Rounded,
-            Precision::Bf16 => with_views::<f32, _>(&[&tensor.contiguous()?], "linear", |views| {
+            Precision::Bf16 => Some(Number::Bf16),
+            Precision::Exact => (tensor.dtype() == DType::F32 && Number::F32.is_native()).then_some(Number::F32),
+        };
+        let products = match number {
+            None => Products::General,
+            Some(number) if tensor.track_op() => Products::Packed(number),
+            Some(number) => with_views::<f32, _>(&[&tensor.contiguous()?], "linear", |views| {
                 let weight = Matrix::new(views[0].data, outputs, inputs);
-                let packed =
-                    Packed { transposed: Arc::new(Panels::pack(weight.t())), straight: Arc::new(Panels::pack(weight)) };
-                Ok(Products::Packed(Arc::new(packed)))
+                let pack = |matrix| Arc::new(Panels::pack(matrix, number));
+                Ok(Products::Frozen(Arc::new(Frozen { transposed: pack(weight.t()), straight: pack(weight) })))
             })?,
         };
         Ok(Self { tensor, products })
@@ -83,67 +89,43 @@ impl Weight {
 }
 
 impl Products {
-    /// A right-hand matrix as bf16 products take it; `None` where products are exact.
-    fn round<T: Float>(&self, b: Matrix<T>) -> Option<Arc<Panels>> {
+    /// Of the transposed weight, in the forward pass.
+    fn forward(&self) -> Packing {
         match self {
-            Self::Exact => None,
-            Self::Rounded | Self::Packed(_) => Some(Arc::new(Panels::pack(b.as_f32()?))),
+            Self::Frozen(frozen) => Packing::Before(frozen.transposed.clone()),
+            _ => self.anew(),
         }
     }
 
-    /// `output += scale * a b` for a row-major output.
-    fn add<T: Float>(&self, output: &mut [T], scale: f64, a: Matrix<T>, b: Matrix<T>) {
-        if let (Some(panels), Some(a)) = (self.round(b), a.as_f32())
-            && let Some(output) = T::as_f32_mut(output)
-        {
-            return bf16::multiply_add(output, scale, a, &panels);
+    /// Of the weight, in the backward pass.
+    fn backward(&self) -> Packing {
+        match self {
+            Self::Frozen(frozen) => Packing::Before(frozen.straight.clone()),
+            _ => self.anew(),
         }
-        multiply(output, b.columns, Into::Add, scale, a, b, Cores::All);
     }
 
-    /// `scale * a b` as a new row-major matrix.
-    fn product<T: Float>(&self, scale: f64, a: Matrix<T>, b: Matrix<T>) -> Vec<T> {
-        product(scale, a, b, self.round(b), None)
+    /// Of a right side that differs each time.
+    fn anew(&self) -> Packing {
+        match self {
+            Self::Packed(number) => Packing::Now(*number),
+            _ => Packing::None,
+        }
     }
 
-    /// `x Wᵀ + b`, `(tokens, out)`.
-    fn forward<T: Float>(&self, x: View<T>, weight: View<T>, bias: Option<&[T]>) -> Vec<T> {
-        let ((tokens, inputs), (outputs, _)) = (x.matrix(), weight.matrix());
-        let (x, weight) = (Matrix::new(x.data, tokens, inputs), Matrix::new(weight.data, outputs, inputs));
-        let panels = match self {
-            Self::Packed(packed) => Some(packed.transposed.clone()),
-            _ => self.round(weight.t()),
-        };
-        product(1.0, x, weight.t(), panels, bias)
-    }
-
-    /// `g W`, `(tokens, in)`.
-    fn input_gradient<T: Float>(&self, upstream: Matrix<T>, weight: Matrix<T>) -> Vec<T> {
-        let panels = match self {
-            Self::Packed(packed) => Some(packed.straight.clone()),
-            _ => self.round(weight),
-        };
-        product(1.0, upstream, weight, panels, None)
+    /// Of an adapter's thin matrices: never rounded.
+    fn adapter(&self) -> Packing {
+        match self {
+            Self::General => Packing::None,
+            _ => Packing::Now(Number::F32),
+        }
     }
 }
 
-/// `scale * a b`, plus a bias in each row if there is one, as a new row-major matrix; of rounded numbers if `b` is there rounded.
-fn product<T: Float>(
-    scale: f64,
-    a: Matrix<T>,
-    b: Matrix<T>,
-    rounded: Option<Arc<Panels>>,
-    bias: Option<&[T]>,
-) -> Vec<T> {
-    if let (Some(panels), Some(a)) = (rounded, a.as_f32()) {
-        return T::from_f32(bf16::product(scale, a, &panels, bias.and_then(T::as_f32)));
-    }
-    let (mut output, into) = match bias {
-        Some(bias) => (bias.repeat(a.rows), Into::Add),
-        None => (vec![T::zero(); a.rows * b.columns], Into::Overwrite),
-    };
-    multiply(&mut output, b.columns, into, scale, a, b, Cores::All);
-    output
+/// `values * factor`, in place.
+fn scale<T: Float>(mut values: Vec<T>, factor: f64) -> Vec<T> {
+    values.iter_mut().for_each(|value| *value *= T::of(factor));
+    values
 }
 
 /// The transpose of a row-major matrix of `columns`.
@@ -181,9 +163,11 @@ impl Operation for Linear {
     const NAME: &'static str = "linear";
 
     fn forward<T: Float>(&self, inputs: &[View<T>]) -> Result<(Vec<T>, Vec<usize>)> {
-        let bias = inputs.get(2).map(|bias| bias.data);
-        let y = self.products.forward(inputs[0], inputs[1], bias);
-        Ok((y, vec![inputs[0].matrix().0, inputs[1].matrix().0]))
+        let ((tokens, columns), (outputs, _)) = (inputs[0].matrix(), inputs[1].matrix());
+        let x = Matrix::new(inputs[0].data, tokens, columns);
+        let weight = Matrix::new(inputs[1].data, outputs, columns);
+        let product = Term { a: x, b: weight.t(), packing: self.products.forward() };
+        Ok((sum_of_products(&[product], inputs.get(2).map(|bias| bias.data)), vec![tokens, outputs]))
     }
 
     fn backward<T: Float>(
@@ -199,10 +183,12 @@ impl Operation for Linear {
         let upstream = Matrix::new(gradient.data, tokens, outputs);
         let mut gradients = vec![Gradient::None, Gradient::None, Gradient::None];
         if needed[0] {
-            gradients[0] = Gradient::Values(self.products.input_gradient(upstream, weight)); // (tokens, in)
+            let product = Term { a: upstream, b: weight, packing: self.products.backward() };
+            gradients[0] = Gradient::Values(sum_of_products(&[product], None)); // (tokens, in)
         }
         if needed[1] {
-            gradients[1] = Gradient::Values(self.products.product(1.0, upstream.t(), x)); // (out, in)
+            let product = Term { a: upstream.t(), b: x, packing: self.products.anew() };
+            gradients[1] = Gradient::Values(sum_of_products(&[product], None)); // (out, in)
         }
         if needed.get(2) == Some(&true) {
             gradients[2] = Gradient::Values(column_sums(gradient.data, outputs)); // (out)
@@ -246,6 +232,7 @@ pub fn lora_linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, lora: Lor
         bias: bias.map(|bias| bias.contiguous()).transpose()?,
         scaling: lora.scaling,
         dropout: lora.dropout,
+        down: OnceLock::new(),
     };
     apply(operation, &[x, lora.a, lora.b])
 }
@@ -256,11 +243,13 @@ struct LoraLinear {
     bias: Option<Tensor>,
     scaling: f64,
     dropout: Option<Dropout>,
+    /// `scaling * dropout(x) Aᵀ`, `(tokens, r)`: thin enough to keep for the backward pass.
+    down: OnceLock<CpuStorage>,
 }
 
 impl LoraLinear {
     /// The branch's input: x itself, or a masked copy.
-    fn branch_input<'a, T: Float>(&self, x: &'a [T]) -> std::borrow::Cow<'a, [T]> {
+    fn branch_input<'a, T: Float>(&self, x: &'a [T]) -> Cow<'a, [T]> {
         match self.dropout {
             Some(dropout) => {
                 let mut masked = x.to_vec();
@@ -277,15 +266,24 @@ impl Operation for LoraLinear {
 
     fn forward<T: Float>(&self, inputs: &[View<T>]) -> Result<(Vec<T>, Vec<usize>)> {
         let ((tokens, columns), (rank, _), (outputs, _)) = (inputs[0].matrix(), inputs[1].matrix(), inputs[2].matrix());
-        let frozen: Vec<&Tensor> = std::iter::once(&self.weight).chain(&self.bias).collect();
-        let mut y = with_views::<T, _>(&frozen, Self::NAME, |frozen| {
-            Ok(self.products.forward(inputs[0], frozen[0], frozen.get(1).map(|bias| bias.data)))
-        })?;
-        let x = self.branch_input(inputs[0].data);
+        let x = Matrix::new(inputs[0].data, tokens, columns);
         let a = Matrix::new(inputs[1].data, rank, columns);
         let b = Matrix::new(inputs[2].data, outputs, rank);
-        let down = self.products.product(1.0, Matrix::new(&x, tokens, columns), a.t()); // (tokens, r)
-        self.products.add(&mut y, self.scaling, Matrix::new(&down, tokens, rank), b.t());
+        let adapter = self.products.adapter();
+
+        let input = self.branch_input(inputs[0].data);
+        let product = Term { a: Matrix::new(&input, tokens, columns), b: a.t(), packing: adapter.clone() };
+        let down = scale(sum_of_products(&[product], None), self.scaling); // (tokens, r)
+        let frozen: Vec<&Tensor> = std::iter::once(&self.weight).chain(&self.bias).collect();
+        let y = with_views::<T, _>(&frozen, Self::NAME, |frozen| {
+            let weight = Matrix::new(frozen[0].data, outputs, columns);
+            let terms = [
+                Term { a: x, b: weight.t(), packing: self.products.forward() },
+                Term { a: Matrix::new(&down, tokens, rank), b: b.t(), packing: adapter },
+            ];
+            Ok(sum_of_products(&terms, frozen.get(1).map(|bias| bias.data))) // (tokens, out)
+        })?;
+        let _ = self.down.set(T::to_cpu_storage_owned(down));
         Ok((y, vec![tokens, outputs]))
     }
 
@@ -300,37 +298,37 @@ impl Operation for LoraLinear {
         let a = Matrix::new(inputs[1].data, rank, columns);
         let b = Matrix::new(inputs[2].data, outputs, rank);
         let upstream = Matrix::new(gradient.data, tokens, outputs);
-        let x = self.branch_input(inputs[0].data);
-        let x = Matrix::new(&x, tokens, columns);
+        let adapter = self.products.adapter();
         let mut gradients = vec![Gradient::None, Gradient::None, Gradient::None];
 
-        let down_gradient = self.products.product(self.scaling, upstream, b); // scaling * g B, (tokens, r)
+        let product = Term { a: upstream, b, packing: adapter.clone() };
+        let down_gradient = scale(sum_of_products(&[product], None), self.scaling); // scaling * g B, (tokens, r)
         let down_gradient = Matrix::new(&down_gradient, tokens, rank);
         if needed[0] {
-            let mut values = with_views::<T, _>(&[&self.weight], Self::NAME, |frozen| {
+            let branch = Term { a: down_gradient, b: a, packing: adapter.clone() };
+            let values = with_views::<T, _>(&[&self.weight], Self::NAME, |frozen| {
                 let weight = Matrix::new(frozen[0].data, outputs, columns);
-                Ok(self.products.input_gradient(upstream, weight)) // (tokens, in)
+                let product = Term { a: upstream, b: weight, packing: self.products.backward() };
+                let Some(dropout) = self.dropout else { return Ok(sum_of_products(&[product, branch], None)) };
+                let mut values = sum_of_products(&[product], None);
+                let mut branch = sum_of_products(&[branch], None);
+                mask_in_place(&mut branch, dropout);
+                values.iter_mut().zip(&branch).for_each(|(value, &other)| *value += other);
+                Ok(values)
             })?;
-            match self.dropout {
-                Some(dropout) => {
-                    let mut branch = self.products.product(1.0, down_gradient, a);
-                    mask_in_place(&mut branch, dropout);
-                    values.iter_mut().zip(&branch).for_each(|(value, &other)| *value += other);
-                }
-                None => self.products.add(&mut values, 1.0, down_gradient, a),
-            }
-            gradients[0] = Gradient::Values(values);
+            gradients[0] = Gradient::Values(values); // (tokens, in)
         }
         if needed[1] {
-            gradients[1] = Gradient::Values(self.products.product(1.0, down_gradient.t(), x)); // (r, in)
+            let x = self.branch_input(inputs[0].data);
+            let product = Term { a: down_gradient.t(), b: Matrix::new(&x, tokens, columns), packing: adapter.clone() };
+            gradients[1] = Gradient::Values(sum_of_products(&[product], None)); // (r, in)
         }
         if needed[2] {
-            // Recomputed: x Aᵀ is thin, and keeping it would cost memory for every layer.
-            let down = self.products.product(1.0, x, a.t()); // (tokens, r)
-            let down = Matrix::new(&down, tokens, rank);
+            let Some(down) = self.down.get() else { bail!("{}: backward before forward", Self::NAME) };
+            let down = Matrix::new(down.as_slice::<T>()?, tokens, rank);
             // Taken as its transpose, so that the wide side is the one that is read in order.
-            let values = self.products.product(self.scaling, down.t(), upstream); // (r, out)
-            gradients[2] = Gradient::Values(transpose(&values, outputs)); // (out, r)
+            let product = Term { a: down.t(), b: upstream, packing: adapter };
+            gradients[2] = Gradient::Values(transpose(&sum_of_products(&[product], None), outputs)); // (out, r)
         }
         Ok(gradients)
     }

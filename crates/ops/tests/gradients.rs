@@ -99,11 +99,11 @@ fn a_lora_branch_is_the_papers_formula_and_its_gradients_are_exact() -> Result<(
 }
 
 /// bf16 rounds each factor by at most a 256th, so a product of two by little more than a 128th, and a sum of products by that
-/// share of the sum of their sizes. A chain of two products, as in a LoRA branch, adds the same once more.
+/// share of the sum of their sizes.
 fn within_bf16(found: &Tensor, exact: &Tensor, sizes: &Tensor) -> Result<()> {
     let [found, exact, sizes] = [found, exact, sizes].map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
     for ((found, exact), size) in found.iter().zip(&exact).zip(&sizes) {
-        assert!((found - exact).abs() <= size * 2.1 / 128.0, "{found} against {exact}, terms {size}");
+        assert!((found - exact).abs() <= size * 1.05 / 128.0, "{found} against {exact}, terms {size}");
     }
     assert!(found.iter().zip(&exact).any(|(found, exact)| found != exact), "nothing was rounded");
     Ok(())
@@ -129,7 +129,7 @@ fn bf16_products_are_the_exact_ones_within_bf16s_rounding_forward_and_backward()
         let gradients = variables.into_iter().map(|v| gradients.get(v).unwrap().clone());
         Ok(std::iter::once(output).chain(gradients).collect())
     };
-    let (ax, aw, aa, ab) = (x.abs()?, w.abs()?, a.abs()?, (b.abs()? * 1.5)?);
+    let (ax, aw) = (x.abs()?, w.abs()?);
     let g = numbers(&[70, 53], 9).to_dtype(DType::F32)?.abs()?;
     let (y, dx) = (ax.matmul(&aw.t()?)?, g.matmul(&aw)?);
     let (rounded, reference) = (run(true, Precision::Bf16)?, run(true, Precision::Exact)?);
@@ -137,15 +137,12 @@ fn bf16_products_are_the_exact_ones_within_bf16s_rounding_forward_and_backward()
         within_bf16(found, exact, size)?;
     }
     let (rounded, reference) = (run(false, Precision::Bf16)?, run(false, Precision::Exact)?);
-    let (down, up) = (ax.matmul(&aa.t()?)?, g.matmul(&ab)?);
-    let sizes = [
-        (&y + (down.matmul(&ab.t()?)? * 2.0)?)?,
-        (&dx + (up.matmul(&aa)? * 2.0)?)?,
-        (up.t()?.matmul(&ax)? * 2.0)?,
-        (g.t()?.matmul(&down)? * 3.0)?,
-    ];
-    for ((found, exact), size) in rounded.iter().zip(&reference).zip(&sizes) {
+    for ((found, exact), size) in rounded.iter().zip(&reference).zip([&y, &dx]) {
         within_bf16(found, exact, size)?;
+    }
+    // The gradients of A and B lie in the branch alone, which is never rounded: sums of 70 terms, of the order of 100.
+    for (found, exact) in rounded.iter().zip(&reference).skip(2) {
+        close(found, exact, 1e-4);
     }
     Ok(())
 }
