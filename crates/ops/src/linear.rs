@@ -81,11 +81,6 @@ impl Weight {
         };
         Ok(Self { tensor, products })
     }
-
-    /// The weight itself, `(out, in)`.
-    pub fn tensor(&self) -> &Tensor {
-        &self.tensor
-    }
 }
 
 impl Products {

@@ -145,7 +145,7 @@ impl Model {
     /// # Errors
     /// As [`Model::forward`].
     pub fn predict(&self, batch: &Batch) -> Result<Tensor> {
-        Ok(self.forward(batch, &Pass::evaluation(&batch.segments))?.detach())
+        Ok(ops::on_workers(|| self.forward(batch, &Pass::evaluation(&batch.segments)))?.detach())
     }
 
     /// Its parameters.

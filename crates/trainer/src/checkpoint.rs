@@ -84,17 +84,19 @@ pub(crate) fn load(path: &Path, optimizer: &mut Optimizer) -> Result<Option<Prog
     for slot in &mut optimizer.slots {
         let get = |kind: &str| {
             let name = format!("{kind}/{}", slot.name);
-            let view = file.tensor(&name).map_err(|error| content(path, expected, format!("{name}: {error}")))?;
-            let found = view.shape().to_vec();
-            floats(&view)
-                .filter(|_| found == slot.variable.dims())
-                .ok_or_else(|| content(path, expected, format!("{name} of shape {found:?}")))
+            tensor(&file, &name, slot.variable.dims()).map_err(|found| content(path, expected, found))
         };
         let (parameter, first, second) = (get("parameter")?, get("first_moment")?, get("second_moment")?);
         set(&slot.variable, parameter)?;
         (slot.moments.first, slot.moments.second) = (first, second);
     }
     Ok(Some(progress))
+}
+
+/// The values of a tensor of that shape; else what was found instead.
+fn tensor(file: &SafeTensors, name: &str, shape: &[usize]) -> std::result::Result<Vec<f32>, String> {
+    let view = file.tensor(name).map_err(|error| format!("{name}: {error}"))?;
+    floats(&view).filter(|_| view.shape() == shape).ok_or_else(|| format!("{name} of shape {:?}", view.shape()))
 }
 
 fn set(variable: &Var, values: Vec<f32>) -> Result<()> {
@@ -117,9 +119,7 @@ pub(crate) fn load_weights(path: &Path, parameters: &Parameters) -> Result<bool>
     let expected = "the trained parameters of this run";
     let file = SafeTensors::deserialize(&bytes).map_err(|error| content(path, expected, error))?;
     for (name, variable) in parameters.trainable() {
-        let view = file.tensor(name).map_err(|error| content(path, expected, format!("{name}: {error}")))?;
-        let values = floats(&view).filter(|_| view.shape() == variable.dims());
-        set(variable, values.ok_or_else(|| content(path, expected, format!("{name} of shape {:?}", view.shape())))?)?;
+        set(variable, tensor(&file, name, variable.dims()).map_err(|found| content(path, expected, found))?)?;
     }
     Ok(true)
 }
@@ -134,9 +134,7 @@ pub(crate) fn load_start(path: &Path, parameters: &Parameters) -> Result<()> {
     }
     for name in parameters.new_names() {
         let Some(variable) = parameters.get(name) else { continue };
-        let view = file.tensor(name).map_err(|error| content(path, expected, format!("{name}: {error}")))?;
-        let values = floats(&view).filter(|_| view.shape() == variable.dims());
-        set(variable, values.ok_or_else(|| content(path, expected, format!("{name} of shape {:?}", view.shape())))?)?;
+        set(variable, tensor(&file, name, variable.dims()).map_err(|found| content(path, expected, found))?)?;
     }
     Ok(())
 }

@@ -32,7 +32,7 @@ pub fn evaluate(model: &Model, task: Task, data: &Labelled) -> Result<(f64, Scor
     let mut total = 0.0;
     for indices in by_length(&data.sequences).chunks(BATCH_SIZE) {
         let (batch, targets) = data.batch(indices, model.device())?;
-        let logits = ops::on_workers(|| model.predict(&batch))?;
+        let logits = model.predict(&batch)?;
         total += loss(&logits, &targets)?.to_dtype(DType::F64)?.to_scalar::<f64>()? * indices.len() as f64;
         for (&index, row) in indices.iter().zip(logits.to_dtype(DType::F64)?.to_vec2::<f64>()?) {
             rows[index] = row;
