@@ -122,7 +122,7 @@ fn logits_and_gradients_equal_those_of_the_model_in_basic_operations() {
 
 /// A product of bf16 numbers is off by up to a 128th, to either side; a chain of the 20 that lie between the loss and the first
 /// layer, there and back, by about `sqrt(20) / 128`, 3.5 %. Of a hundred tensors one may be off by five times that, 17.5 %,
-/// which turns a vector by a cosine of 0.984.
+/// which turns a vector by a cosine of 0.984; the loss is one number, and stays within four times, 14 %.
 #[test]
 fn in_bf16_every_gradient_points_where_the_exact_one_points() {
     let batch = batch(&sequences(&[7, 3, 12], 100));
@@ -135,7 +135,7 @@ fn in_bf16_every_gradient_points_where_the_exact_one_points() {
         };
         let ((exact_loss, exact), (rounded_loss, rounded)) = (run(Precision::Exact), run(Precision::Bf16));
         assert!(
-            (rounded_loss / exact_loss - 1.0).abs() < 0.175 && rounded_loss != exact_loss,
+            (rounded_loss / exact_loss - 1.0).abs() < 0.14 && rounded_loss != exact_loss,
             "{rounded_loss} {exact_loss}"
         );
         for (name, exact) in exact.iter().filter(|(name, _)| !has_zero_gradient(name)) {
