@@ -5,9 +5,10 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::dropout::{Dropout, mask_piece};
-use crate::float::Float;
-use crate::matrix::{Cores, Into, Matrix, multiply};
+use crate::float::{Float, highest, sum};
+use crate::matrix::Matrix;
 use crate::operation::{Gradient, Operation, View, apply};
+use crate::product::multiply_here;
 use crate::segments::Segments;
 
 /// `softmax(q kᵀ / sqrt(head_dim)) v` for each head and each sequence (Vaswani et al. 2017, equation 1).
@@ -43,11 +44,11 @@ struct Attention {
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
 fn softmax<T: Float>(scores: &mut [T], columns: usize) {
     for row in scores.chunks_exact_mut(columns) {
-        let highest = row.iter().copied().fold(T::neg_infinity(), |a, b| if b > a { b } else { a });
+        let highest = highest(row);
         for score in row.iter_mut() {
             *score = (*score - highest).exponential();
         }
-        let inverse = T::one() / row.iter().copied().sum::<T>();
+        let inverse = T::one() / sum(row, |_, score| score);
         row.iter_mut().for_each(|score| *score *= inverse);
     }
 }
@@ -56,7 +57,7 @@ fn softmax<T: Float>(scores: &mut [T], columns: usize) {
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
 fn softmax_backward<T: Float>(gradient: &mut [T], probabilities: &[T], columns: usize) {
     for (row, p) in gradient.chunks_exact_mut(columns).zip(probabilities.chunks_exact(columns)) {
-        let dot = row.iter().zip(p).map(|(&d, &p)| d * p).sum::<T>();
+        let dot = sum(row, |index, d| d * p[index]);
         for (d, &p) in row.iter_mut().zip(p) {
             *d = p * (*d - dot);
         }
@@ -78,9 +79,9 @@ impl Head {
         Matrix::strided(&rows[self.first_column..], self.length, self.width, self.hidden) // (length, head_dim)
     }
 
-    /// `rows += scale * a b`, in this head's columns.
+    /// `rows = scale * a b`, in this head's columns.
     fn store<T: Float>(&self, rows: &mut [T], scale: f64, a: Matrix<T>, b: Matrix<T>) {
-        multiply(&mut rows[self.first_column..], self.hidden, Into::Overwrite, scale, a, b, Cores::One);
+        multiply_here(&mut rows[self.first_column..], self.hidden, scale, a, b);
     }
 
     fn scale(&self) -> f64 {
@@ -91,7 +92,7 @@ impl Head {
     fn probabilities<T: Float>(&self, query: &[T], key: &[T]) -> Vec<T> {
         let mut scores = vec![T::zero(); self.length * self.length];
         let (query, key) = (self.of(query), self.of(key).t());
-        multiply(&mut scores, self.length, Into::Overwrite, self.scale(), query, key, Cores::One);
+        multiply_here(&mut scores, self.length, self.scale(), query, key);
         softmax(&mut scores, self.length);
         scores
     }
@@ -161,7 +162,7 @@ impl Operation for Attention {
                     let probabilities = head.probabilities(query, key);
                     let mut ds = vec![T::zero(); probabilities.len()]; // first of the probabilities, then of the scores
                     let (g, v) = (head.of(upstream), head.of(value));
-                    multiply(&mut ds, head.length, Into::Overwrite, 1.0, g, v.t(), Cores::One);
+                    multiply_here(&mut ds, head.length, 1.0, g, v.t());
                     match self.dropout {
                         Some(dropout) => {
                             let mut masked = probabilities.clone();

@@ -13,8 +13,37 @@ pub(crate) trait Float:
     fn of(value: f64) -> Self;
     /// The values as they are, if they are f32.
     fn as_f32(values: &[Self]) -> Option<&[f32]>;
+    /// The values as they are, to be written, if they are f32.
+    fn as_f32_mut(values: &mut [Self]) -> Option<&mut [f32]>;
     /// f32 values in this type.
     fn from_f32(values: Vec<f32>) -> Vec<Self>;
+}
+
+/// The sum of `term` over the values, in sixteen running sums, which the compiler turns into vector registers.
+#[inline(always)]
+pub(crate) fn sum<T: Float>(values: &[T], term: impl Fn(usize, T) -> T) -> T {
+    let mut sums = [T::zero(); 16];
+    let (pieces, rest) = values.as_chunks::<16>();
+    for (index, piece) in pieces.iter().enumerate() {
+        for (lane, (sum, &x)) in sums.iter_mut().zip(piece).enumerate() {
+            *sum += term(16 * index + lane, x);
+        }
+    }
+    let begin = 16 * pieces.len();
+    let rest: T = rest.iter().enumerate().map(|(index, &x)| term(begin + index, x)).sum();
+    sums.iter().copied().sum::<T>() + rest
+}
+
+/// The highest value, as [`sum`] is taken; minus infinity of none.
+#[inline(always)]
+pub(crate) fn highest<T: Float>(values: &[T]) -> T {
+    let higher = |a: T, b: T| if b > a { b } else { a };
+    let mut lanes = [T::neg_infinity(); 16];
+    let (pieces, rest) = values.as_chunks::<16>();
+    for piece in pieces {
+        lanes.iter_mut().zip(piece).for_each(|(lane, &x)| *lane = higher(*lane, x));
+    }
+    lanes.iter().chain(rest).copied().fold(T::neg_infinity(), higher)
 }
 
 impl Float for f64 {
@@ -34,6 +63,10 @@ impl Float for f64 {
     }
 
     fn as_f32(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+
+    fn as_f32_mut(_: &mut [Self]) -> Option<&mut [f32]> {
         None
     }
 
@@ -88,6 +121,10 @@ impl Float for f32 {
     }
 
     fn as_f32(values: &[Self]) -> Option<&[f32]> {
+        Some(values)
+    }
+
+    fn as_f32_mut(values: &mut [Self]) -> Option<&mut [f32]> {
         Some(values)
     }
 

@@ -29,6 +29,8 @@
 
 mod activation;
 mod adamw;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 mod attention;
 mod dropout;
 mod float;
@@ -40,6 +42,7 @@ mod operation;
 mod panels;
 mod product;
 mod segments;
+mod tiles;
 
 pub use activation::gelu;
 pub use adamw::{AdamWStep, Moments, adamw_step, squared_norm};

@@ -10,8 +10,9 @@ use crate::dropout::{Dropout, mask_in_place};
 use crate::float::Float;
 use crate::matrix::{Matrix, column_sums};
 use crate::operation::{Gradient, Operation, View, apply, with_views};
-use crate::panels::{Number, Panels};
+use crate::panels::Panels;
 use crate::product::{Packing, Term, sum_of_products};
+use crate::tiles::Number;
 
 /// What the numbers of a linear layer's products are rounded to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,12 +118,6 @@ impl Products {
     }
 }
 
-/// `values * factor`, in place.
-fn scale<T: Float>(mut values: Vec<T>, factor: f64) -> Vec<T> {
-    values.iter_mut().for_each(|value| *value *= T::of(factor));
-    values
-}
-
 /// The transpose of a row-major matrix of `columns`.
 fn transpose<T: Float>(values: &[T], columns: usize) -> Vec<T> {
     (0..columns).flat_map(|column| values.iter().skip(column).step_by(columns).copied()).collect()
@@ -162,7 +157,7 @@ impl Operation for Linear {
         let x = Matrix::new(inputs[0].data, tokens, columns);
         let weight = Matrix::new(inputs[1].data, outputs, columns);
         let product = Term { a: x, b: weight.t(), packing: self.products.forward() };
-        Ok((sum_of_products(&[product], inputs.get(2).map(|bias| bias.data)), vec![tokens, outputs]))
+        Ok((sum_of_products(1.0, &[product], inputs.get(2).map(|bias| bias.data)), vec![tokens, outputs]))
     }
 
     fn backward<T: Float>(
@@ -179,11 +174,11 @@ impl Operation for Linear {
         let mut gradients = vec![Gradient::None, Gradient::None, Gradient::None];
         if needed[0] {
             let product = Term { a: upstream, b: weight, packing: self.products.backward() };
-            gradients[0] = Gradient::Values(sum_of_products(&[product], None)); // (tokens, in)
+            gradients[0] = Gradient::Values(sum_of_products(1.0, &[product], None)); // (tokens, in)
         }
         if needed[1] {
             let product = Term { a: upstream.t(), b: x, packing: self.products.anew() };
-            gradients[1] = Gradient::Values(sum_of_products(&[product], None)); // (out, in)
+            gradients[1] = Gradient::Values(sum_of_products(1.0, &[product], None)); // (out, in)
         }
         if needed.get(2) == Some(&true) {
             gradients[2] = Gradient::Values(column_sums(gradient.data, outputs)); // (out)
@@ -268,7 +263,7 @@ impl Operation for LoraLinear {
 
         let input = self.branch_input(inputs[0].data);
         let product = Term { a: Matrix::new(&input, tokens, columns), b: a.t(), packing: adapter.clone() };
-        let down = scale(sum_of_products(&[product], None), self.scaling); // (tokens, r)
+        let down = sum_of_products(self.scaling, &[product], None); // (tokens, r)
         let frozen: Vec<&Tensor> = std::iter::once(&self.weight).chain(&self.bias).collect();
         let y = with_views::<T, _>(&frozen, Self::NAME, |frozen| {
             let weight = Matrix::new(frozen[0].data, outputs, columns);
@@ -276,7 +271,7 @@ impl Operation for LoraLinear {
                 Term { a: x, b: weight.t(), packing: self.products.forward() },
                 Term { a: Matrix::new(&down, tokens, rank), b: b.t(), packing: adapter },
             ];
-            Ok(sum_of_products(&terms, frozen.get(1).map(|bias| bias.data))) // (tokens, out)
+            Ok(sum_of_products(1.0, &terms, frozen.get(1).map(|bias| bias.data))) // (tokens, out)
         })?;
         let _ = self.down.set(T::to_cpu_storage_owned(down));
         Ok((y, vec![tokens, outputs]))
@@ -297,16 +292,16 @@ impl Operation for LoraLinear {
         let mut gradients = vec![Gradient::None, Gradient::None, Gradient::None];
 
         let product = Term { a: upstream, b, packing: adapter.clone() };
-        let down_gradient = scale(sum_of_products(&[product], None), self.scaling); // scaling * g B, (tokens, r)
+        let down_gradient = sum_of_products(self.scaling, &[product], None); // scaling * g B, (tokens, r)
         let down_gradient = Matrix::new(&down_gradient, tokens, rank);
         if needed[0] {
             let branch = Term { a: down_gradient, b: a, packing: adapter.clone() };
             let values = with_views::<T, _>(&[&self.weight], Self::NAME, |frozen| {
                 let weight = Matrix::new(frozen[0].data, outputs, columns);
                 let product = Term { a: upstream, b: weight, packing: self.products.backward() };
-                let Some(dropout) = self.dropout else { return Ok(sum_of_products(&[product, branch], None)) };
-                let mut values = sum_of_products(&[product], None);
-                let mut branch = sum_of_products(&[branch], None);
+                let Some(dropout) = self.dropout else { return Ok(sum_of_products(1.0, &[product, branch], None)) };
+                let mut values = sum_of_products(1.0, &[product], None);
+                let mut branch = sum_of_products(1.0, &[branch], None);
                 mask_in_place(&mut branch, dropout);
                 values.iter_mut().zip(&branch).for_each(|(value, &other)| *value += other);
                 Ok(values)
@@ -316,14 +311,14 @@ impl Operation for LoraLinear {
         if needed[1] {
             let x = self.branch_input(inputs[0].data);
             let product = Term { a: down_gradient.t(), b: Matrix::new(&x, tokens, columns), packing: adapter.clone() };
-            gradients[1] = Gradient::Values(sum_of_products(&[product], None)); // (r, in)
+            gradients[1] = Gradient::Values(sum_of_products(1.0, &[product], None)); // (r, in)
         }
         if needed[2] {
             let Some(down) = self.down.get() else { bail!("{}: backward before forward", Self::NAME) };
             let down = Matrix::new(down.as_slice::<T>()?, tokens, rank);
             // Taken as its transpose, so that the wide side is the one that is read in order.
             let product = Term { a: down.t(), b: upstream, packing: adapter };
-            gradients[2] = Gradient::Values(transpose(&sum_of_products(&[product], None), outputs)); // (out, r)
+            gradients[2] = Gradient::Values(transpose(&sum_of_products(1.0, &[product], None), outputs)); // (out, r)
         }
         Ok(gradients)
     }

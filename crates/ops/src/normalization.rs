@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use crate::float::Float;
+use crate::float::{Float, sum};
 use crate::matrix::column_sums;
 use crate::operation::{Gradient, Operation, View, apply};
 
@@ -29,23 +29,9 @@ struct LayerNorm {
 /// `(mean, 1 / sqrt(variance + epsilon))` of a row.
 #[inline(always)]
 fn moments<T: Float>(row: &[T], epsilon: f64) -> (T, T) {
-    let mean = sum(row, |x| x) / T::of(row.len() as f64);
-    let variance = sum(row, |x| (x - mean) * (x - mean)) / T::of(row.len() as f64);
+    let mean = sum(row, |_, x| x) / T::of(row.len() as f64);
+    let variance = sum(row, |_, x| (x - mean) * (x - mean)) / T::of(row.len() as f64);
     (mean, T::one() / (variance + T::of(epsilon)).sqrt())
-}
-
-/// The sum of `term` over a row, in sixteen running sums, which the compiler turns into vector registers.
-#[inline(always)]
-fn sum<T: Float>(row: &[T], term: impl Fn(T) -> T) -> T {
-    let mut sums = [T::zero(); 16];
-    let pieces = row.chunks_exact(16);
-    let rest: T = pieces.remainder().iter().map(|&x| term(x)).sum();
-    for piece in pieces {
-        for (sum, &x) in sums.iter_mut().zip(piece) {
-            *sum += term(x);
-        }
-    }
-    sums.iter().copied().sum::<T>() + rest
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
@@ -78,11 +64,11 @@ fn backward<T: Float>(values: &mut [T], gamma_gradient: &mut [T], x: &[T], gamma
         for ((d, &gradient), &gamma) in dx.iter_mut().zip(gradient).zip(gamma) {
             *d = gradient * gamma;
         }
-        let mean_d = sum(dx, |d| d) * share;
+        let mean_d = sum(dx, |_, d| d) * share;
         for (n, &d) in normal.iter_mut().zip(dx.iter()) {
             *n *= d;
         }
-        let mean_dn = sum(&normal, |p| p) * share;
+        let mean_dn = sum(&normal, |_, p| p) * share;
         for (d, &x) in dx.iter_mut().zip(x) {
             *d = scale * (*d - mean_d - (x - mean) * scale * mean_dn);
         }

@@ -7,46 +7,48 @@
 //! 32 pairs in the time it takes for 16 in f32. Other processors run the same loop in portable code, more slowly.
 
 use std::cell::Cell;
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::matrix::Matrix;
+use crate::tiles::{Job, LANES, MOST_ROWS, Number, Stream, TERMS, Target, Tile, WIDTH};
 
-/// Vectors of 16 columns that the inner loop keeps in registers, and rows: 3 x 8 sums of 32 registers.
-const VECTORS: usize = 3;
-const ROWS: usize = 8;
-const LANES: usize = 16;
-/// Columns of a panel.
-const WIDTH: usize = VECTORS * LANES;
 /// Rows of a task that a thread takes at a time.
 const TASK_ROWS: usize = 64;
 /// A left side of no more rows reads a right side once or twice: then ordering it does not pay.
-const FEW_ROWS: usize = 2 * ROWS;
-/// The most products that are added up.
-const TERMS: usize = 2;
+const FEW_ROWS: usize = 16;
 
-/// How factors are written: a 32-bit word holds one f32, or two neighbours along the inner dimension as bf16.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Number {
-    F32,
-    Bf16,
+/// Words that begin at a cache line, so that no vector lies across two.
+#[derive(Debug, Default)]
+struct Words(Vec<Line>);
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Line([u32; LANES]);
+
+impl Words {
+    /// At least that many; what is new is 0.
+    fn resize(&mut self, words: usize) {
+        self.0.resize(words.div_ceil(LANES), Line([0; LANES]));
+    }
 }
 
-impl Number {
-    /// Words along an inner dimension.
-    fn steps(self, inner: usize) -> usize {
-        match self {
-            Self::F32 => inner,
-            Self::Bf16 => inner.div_ceil(2),
-        }
-    }
+impl Deref for Words {
+    type Target = [u32];
 
-    /// Whether this processor has an instruction for products of such numbers, sixteen sums at a time.
-    pub fn is_native(self) -> bool {
-        Tile::best(self == Self::Bf16) != Tile::Portable
+    fn deref(&self) -> &[u32] {
+        // SAFETY: a line is that many words, and no more.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * LANES) }
+    }
+}
+
+impl DerefMut for Words {
+    fn deref_mut(&mut self) -> &mut [u32] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * LANES) }
     }
 }
 
@@ -72,32 +74,65 @@ fn pair(first: f32, second: f32) -> u32 {
 }
 
 /// A right-hand matrix `(inner, columns)` as panels of [`WIDTH`] columns, in each the steps along the inner dimension, in each
-/// the columns' words. The last panel is as wide as it must be, in whole vectors.
+/// the columns' words. The last panel of f32 is only as wide as it must be, in whole vectors.
 #[derive(Debug)]
 pub(crate) struct Panels {
-    data: Vec<u32>,
+    words: Words,
     number: Number,
     inner: usize,
     columns: usize,
 }
 
 impl Panels {
+    /// Ordered on all cores.
     pub fn pack(b: Matrix<f32>, number: Number) -> Self {
-        let (inner, columns) = (b.rows, b.columns);
-        let steps = number.steps(inner);
-        let mut data = vec![0; steps * columns.next_multiple_of(LANES)];
-        data.par_chunks_mut((steps * WIDTH).max(1)).enumerate().for_each(|(panel, data)| {
-            let first = panel * WIDTH;
-            let width = WIDTH.min(columns.next_multiple_of(LANES) - first);
-            let columns = first..columns.min(first + width);
-            match (number, b.column_stride == 1) {
-                (Number::Bf16, true) => interleave_rows(data, width, &b, columns),
-                (Number::Bf16, false) => interleave_columns(data, width, &b, columns),
-                (Number::F32, true) => copy_rows(data, width, &b, columns),
-                (Number::F32, false) => copy_columns(data, width, &b, columns),
-            }
+        let mut panels = Self::empty(&b, number);
+        let size = panels.size();
+        panels.words.par_chunks_mut(size).enumerate().for_each(|(index, panel)| fill(panel, index, &b, number));
+        panels
+    }
+
+    /// Ordered on the calling thread.
+    fn pack_here(b: Matrix<f32>, number: Number) -> Self {
+        let mut panels = Self::empty(&b, number);
+        let size = panels.size();
+        panels.words.chunks_mut(size).enumerate().for_each(|(index, panel)| fill(panel, index, &b, number));
+        panels
+    }
+
+    fn empty(b: &Matrix<f32>, number: Number) -> Self {
+        let columns = b.columns.next_multiple_of(match number {
+            Number::F32 => LANES,
+            Number::Bf16 => WIDTH,
         });
-        Self { data, number, inner, columns }
+        let mut words = Words::default();
+        words.resize(number.steps(b.rows) * columns);
+        Self { words, number, inner: b.rows, columns: b.columns }
+    }
+
+    /// Words of a panel of whole width.
+    fn size(&self) -> usize {
+        (self.number.steps(self.inner) * WIDTH).max(1)
+    }
+
+    /// A panel's words, and the distance from step to step.
+    fn panel(&self, index: usize) -> (&[u32], usize) {
+        let steps = self.number.steps(self.inner);
+        let rest = &self.words[index * self.size()..];
+        let panel = &rest[..rest.len().min(self.size())];
+        (panel, panel.len() / steps.max(1))
+    }
+}
+
+/// Orders the panel's part of `b`.
+fn fill(panel: &mut [u32], index: usize, b: &Matrix<f32>, number: Number) {
+    let width = panel.len() / number.steps(b.rows).max(1);
+    let columns = index * WIDTH..b.columns.min((index + 1) * WIDTH);
+    match (number, b.column_stride == 1) {
+        (Number::Bf16, true) => interleave_rows(panel, width, b, columns),
+        (Number::Bf16, false) => interleave_columns(panel, width, b, columns),
+        (Number::F32, true) => copy_rows(panel, width, b, columns),
+        (Number::F32, false) => copy_columns(panel, width, b, columns),
     }
 }
 
@@ -154,8 +189,13 @@ pub(crate) enum Right<'a> {
 impl<'a> Right<'a> {
     /// Ordered for a left side of `rows`, unless that does not pay.
     pub fn new(b: Matrix<'a, f32>, number: Number, rows: usize) -> Self {
-        let in_place = number == Number::F32 && b.column_stride == 1 && b.columns.is_multiple_of(LANES);
-        if in_place && rows <= FEW_ROWS { Self::Rows(b) } else { Self::Panels(Arc::new(Panels::pack(b, number))) }
+        let few = number == Number::F32 && rows <= FEW_ROWS;
+        Self::in_place(b).filter(|_| few).unwrap_or_else(|| Self::Panels(Arc::new(Panels::pack(b, number))))
+    }
+
+    /// Where it lies, if it can be read there.
+    fn in_place(b: Matrix<'a, f32>) -> Option<Self> {
+        (b.column_stride == 1 && b.columns.is_multiple_of(LANES)).then_some(Self::Rows(b))
     }
 
     fn number(&self) -> Number {
@@ -173,28 +213,24 @@ impl<'a> Right<'a> {
         }
     }
 
-    /// The panel that begins at column `WIDTH * index`, of that many vectors: its words, and the distance from step to step.
-    fn panel(&self, index: usize, vectors: usize) -> (&[u32], usize) {
+    /// The panel that begins at column `WIDTH * index`: its words, and the distance from step to step.
+    fn panel(&self, index: usize) -> (&[u32], usize) {
         match self {
-            Self::Panels(panels) => {
-                let steps = panels.number.steps(panels.inner);
-                (&panels.data[index * steps * WIDTH..][..steps * vectors * LANES], vectors * LANES)
-            }
+            Self::Panels(panels) => panels.panel(index),
             Self::Rows(matrix) => (&words(matrix.data)[index * WIDTH..], matrix.row_stride),
         }
     }
 }
 
-/// A left-hand matrix: f32 where it lies; or bf16, in pairs along the inner dimension. Of the transpose of a row-major matrix,
-/// [`ROWS`] rows at a time then lie side by side, so that it is read and written in order.
+/// A left-hand matrix: f32 where it lies, or rows of pairs of bf16 along the inner dimension.
 enum Left<'a> {
     InPlace(Matrix<'a, f32>),
-    Pairs { data: Vec<u32>, pairs: usize, transposed: bool },
+    Pairs { words: Words, stride: usize },
 }
 
 thread_local! {
     /// The last product's packed left side: the next one's takes its place, without being cleared.
-    static BUFFER: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
+    static BUFFER: Cell<Words> = const { Cell::new(Words(Vec::new())) };
 }
 
 impl<'a> Left<'a> {
@@ -202,39 +238,36 @@ impl<'a> Left<'a> {
         if number == Number::F32 {
             return Self::InPlace(a);
         }
-        let (pairs, transposed) = (a.columns.div_ceil(2), a.column_stride != 1);
-        let mut data = BUFFER.take();
-        data.resize(pairs * if transposed { a.rows.next_multiple_of(ROWS) } else { a.rows }, 0);
-        if transposed {
-            data.par_chunks_mut((ROWS * pairs).max(1)).enumerate().for_each(|(block, data)| {
-                let first = block * ROWS;
-                interleave_rows(data, ROWS, &a.t(), first..a.rows.min(first + ROWS));
-            });
-        } else {
-            data.par_chunks_mut((TASK_ROWS * pairs).max(1)).enumerate().for_each(|(task, data)| {
-                for (index, pairs) in data.chunks_exact_mut(pairs).enumerate() {
-                    let begin = (task * TASK_ROWS + index) * a.row_stride;
-                    pack_row(pairs, &a.data[begin..begin + a.columns]);
+        // An odd number of cache lines, so that neighbouring rows are kept in different parts of the cache.
+        let stride = (a.columns.div_ceil(2).div_ceil(LANES) | 1) * LANES;
+        let mut words = BUFFER.take();
+        words.resize(stride * a.rows.next_multiple_of(MOST_ROWS));
+        words.par_chunks_mut(TASK_ROWS * stride).enumerate().for_each(|(task, words)| {
+            let rows = task * TASK_ROWS..a.rows.min((task + 1) * TASK_ROWS);
+            if a.column_stride == 1 {
+                for (row, pairs) in rows.zip(words.chunks_exact_mut(stride)) {
+                    pack_row(pairs, &a.data[row * a.row_stride..][..a.columns]);
                 }
-            });
-        }
-        Self::Pairs { data, pairs, transposed }
+            } else {
+                pack_columns(words, stride, &a.t(), rows);
+            }
+        });
+        Self::Pairs { words, stride }
     }
 
-    /// The rows from `row`, a multiple of [`ROWS`], on: their words, and the distances from row to row and from step to step.
+    /// The rows from `row` on: their words, and the distances from row to row and from step to step.
     fn rows(&self, row: usize) -> (&[u32], usize, usize) {
         match self {
             Self::InPlace(a) => (&words(a.data)[row * a.row_stride..], a.row_stride, a.column_stride),
-            Self::Pairs { data, pairs, transposed: true } => (&data[row * pairs..], 1, ROWS),
-            Self::Pairs { data, pairs, transposed: false } => (&data[row * pairs..], *pairs, 1),
+            Self::Pairs { words, stride } => (&words[row * stride..], *stride, 1),
         }
     }
 }
 
 impl Drop for Left<'_> {
     fn drop(&mut self) {
-        if let Self::Pairs { data, .. } = self {
-            BUFFER.set(std::mem::take(data));
+        if let Self::Pairs { words, .. } = self {
+            BUFFER.set(std::mem::take(words));
         }
     }
 }
@@ -250,6 +283,38 @@ fn pack_row(pairs: &mut [u32], values: &[f32]) {
     }
 }
 
+/// Rows of pairs, `stride` apart, of the columns of a matrix whose rows are contiguous: block by block, each read and written in
+/// order.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
+fn pack_columns(target: &mut [u32], stride: usize, b: &Matrix<f32>, columns: Range<usize>) {
+    let row = |k: usize, columns: &Range<usize>| {
+        let begin = k * b.row_stride;
+        &b.data[begin + columns.start..begin + columns.end]
+    };
+    for (target, first) in target.chunks_mut(LANES * stride).zip(columns.clone().step_by(LANES)) {
+        let columns = first..columns.end.min(first + LANES);
+        for first_pair in (0..b.rows.div_ceil(2)).step_by(LANES) {
+            let pairs = LANES.min(b.rows.div_ceil(2) - first_pair);
+            let mut block = [[0; LANES]; LANES]; // (pairs, columns)
+            for (index, block) in block.iter_mut().enumerate().take(pairs) {
+                let k = 2 * (first_pair + index);
+                let low = row(k, &columns);
+                if k + 1 < b.rows {
+                    let factors = low.iter().zip(row(k + 1, &columns));
+                    block.iter_mut().zip(factors).for_each(|(word, (&low, &high))| *word = pair(low, high));
+                } else {
+                    block.iter_mut().zip(low).for_each(|(word, &low)| *word = pair(low, 0.0));
+                }
+            }
+            for (column, target) in target.chunks_mut(stride).enumerate().take(columns.len()) {
+                for (word, block) in target[first_pair..first_pair + pairs].iter_mut().zip(&block) {
+                    *word = block[column];
+                }
+            }
+        }
+    }
+}
+
 /// A matrix that tasks write to, each its own rows and columns.
 #[derive(Clone, Copy)]
 struct Output(*mut f32);
@@ -258,276 +323,116 @@ struct Output(*mut f32);
 unsafe impl Send for Output {}
 unsafe impl Sync for Output {}
 
-impl Output {
-    // A method, so that closures capture the whole value and not the pointer in it.
-    fn at(self, offset: usize) -> *mut f32 {
-        self.0.wrapping_add(offset)
-    }
+/// A sum of products that is being taken.
+struct Sum<'a> {
+    lefts: Vec<Left<'a>>,
+    rights: Vec<Right<'a>>,
+    scale: f32,
+    bias: Option<&'a [f32]>,
+    columns: usize,
+    output: Output,
+    stride: usize,
+    tile: Tile,
 }
 
-/// The sum of the products `a b` of one or two terms, plus a bias `(columns)` in each row if there is one, as a new row-major
-/// matrix, on all cores.
-///
-/// Every element is one sum in order of the terms and of their inner dimensions, whatever the number of threads.
-pub(crate) fn sum_of_products(terms: &[(Matrix<f32>, Right)], bias: Option<&[f32]>) -> Vec<f32> {
-    let (rows, (_, columns)) = (terms[0].0.rows, terms[0].1.size());
-    assert!(terms.len() <= TERMS, "too many products");
-    assert!(
-        terms.iter().all(|(a, b)| b.size() == (a.columns, columns) && a.rows == rows),
-        "the products' sizes differ"
-    );
-    assert!(bias.is_none_or(|bias| bias.len() == columns), "the bias has another size than the columns");
-    let lefts: Vec<Left> = terms.iter().map(|(a, b)| Left::new(*a, b.number())).collect();
-    let tile = Tile::best(terms.iter().any(|(_, b)| b.number() == Number::Bf16));
-    let mut values = Vec::with_capacity(rows * columns);
-    let output = Output(values.as_mut_ptr());
-    let tasks_down = rows.div_ceil(TASK_ROWS);
-    // Neighbouring tasks share a panel, which then stays in the cache of the core that takes them.
-    (0..tasks_down * columns.div_ceil(WIDTH)).into_par_iter().for_each(|task| {
-        let (panel, down) = (task / tasks_down, task % tasks_down);
+impl<'a> Sum<'a> {
+    /// # Safety
+    /// `output` must have the rows of the left sides, `stride` apart, and the columns of the right sides.
+    unsafe fn new(
+        terms: &[(Matrix<'a, f32>, Right<'a>)],
+        scale: f32,
+        bias: Option<&'a [f32]>,
+        output: *mut f32,
+        stride: usize,
+    ) -> Self {
+        let (rows, (_, columns)) = (terms[0].0.rows, terms[0].1.size());
+        assert!(terms.len() <= TERMS, "too many products");
+        assert!(
+            terms.iter().all(|(a, b)| b.size() == (a.columns, columns) && a.rows == rows),
+            "the products' sizes differ"
+        );
+        assert!(bias.is_none_or(|bias| bias.len() == columns), "the bias has another size than the columns");
+        Self {
+            lefts: terms.iter().map(|(a, b)| Left::new(*a, b.number())).collect(),
+            rights: terms.iter().map(|(_, b)| b.clone()).collect(),
+            tile: Tile::best(terms[0].1.number()),
+            output: Output(output),
+            scale,
+            bias,
+            columns,
+            stride,
+        }
+    }
+
+    /// Works out some rows of the columns of one panel.
+    ///
+    /// # Safety
+    /// The rows must be there, and nobody else may read or write them in these columns.
+    unsafe fn take(&self, rows: Range<usize>, panel: usize) {
         let first = panel * WIDTH;
-        let used = WIDTH.min(columns - first);
-        let vectors = used.div_ceil(LANES);
-        let bias = bias.map(|bias| &bias[first..first + used]);
-        for row in (down * TASK_ROWS..rows.min((down + 1) * TASK_ROWS)).step_by(ROWS) {
-            let streams = std::array::from_fn(|term| match terms.get(term) {
-                Some((a, b)) => {
-                    let (left, row_stride, step_stride) = lefts[term].rows(row);
-                    let (panel, panel_stride) = b.panel(panel, vectors);
-                    let (number, steps) = (b.number(), b.number().steps(a.columns));
+        let columns = WIDTH.min(self.columns - first);
+        let bias = self.bias.map(|bias| &bias[first..first + columns]);
+        for row in rows.clone().step_by(self.tile.rows()) {
+            let streams = std::array::from_fn(|term| match self.rights.get(term) {
+                Some(right) => {
+                    let (left, row_stride, step_stride) = self.lefts[term].rows(row);
+                    let (panel, panel_stride) = right.panel(panel);
+                    let (number, steps) = (right.number(), right.number().steps(right.size().0));
                     Stream { number, steps, left, row_stride, step_stride, panel, panel_stride }
                 }
                 None => Stream::EMPTY,
             });
-            let target = Target { data: output.at(row * columns + first), stride: columns, columns: used };
-            // SAFETY: the tile writes `ROWS` rows or what is left of them, and `used` columns of each, all within the output,
-            // and no other task's.
-            unsafe { tile.run(&streams, ROWS.min(rows - row), vectors, target, bias) };
+            let data = self.output.0.wrapping_add(row * self.stride + first);
+            let target = Target { data, stride: self.stride, rows: self.tile.rows().min(rows.end - row), columns };
+            // SAFETY: these rows and columns are within the output, and no other task's. A left side in pairs has whole tiles of
+            // rows, and its steps lie side by side.
+            unsafe { self.tile.run(&Job { streams, scale: self.scale, bias, target }) };
         }
+    }
+}
+
+/// `scale` times the sum of the products `a b` of one or two terms, plus a bias `(columns)` in each row if there is one, as a new
+/// row-major matrix, on all cores. Of two terms in different numbers the one in bf16 comes first.
+///
+/// Every element is one sum in order of the terms and of their inner dimensions, whatever the number of threads.
+pub(crate) fn sum_of_products(scale: f32, terms: &[(Matrix<f32>, Right)], bias: Option<&[f32]>) -> Vec<f32> {
+    let (rows, (_, columns)) = (terms[0].0.rows, terms[0].1.size());
+    let mut values = Vec::with_capacity(rows * columns);
+    // SAFETY: that is the size of the values.
+    let sum = unsafe { Sum::new(terms, scale, bias, values.as_mut_ptr(), columns) };
+    let tasks_down = rows.div_ceil(TASK_ROWS);
+    // Neighbouring tasks share a panel, which then stays in the cache of the core that takes them.
+    (0..tasks_down * columns.div_ceil(WIDTH)).into_par_iter().for_each(|task| {
+        let (panel, down) = (task / tasks_down, task % tasks_down);
+        // SAFETY: each task has rows and columns of its own.
+        unsafe { sum.take(down * TASK_ROWS..rows.min((down + 1) * TASK_ROWS), panel) };
     });
+    drop(sum);
     // SAFETY: the capacity is there, and the tasks have written every element.
     unsafe { values.set_len(rows * columns) };
     values
 }
 
-/// Some rows of a left side, and a panel of a right side: what a tile multiplies.
-#[derive(Clone, Copy)]
-struct Stream<'a> {
-    number: Number,
-    steps: usize,
-    left: &'a [u32],
-    row_stride: usize,
-    step_stride: usize,
-    panel: &'a [u32],
-    panel_stride: usize,
-}
-
-impl Stream<'_> {
-    const EMPTY: Self =
-        Stream { number: Number::F32, steps: 0, left: &[], row_stride: 0, step_stride: 0, panel: &[], panel_stride: 0 };
-
-    /// Fails if that many rows and vectors reach beyond the slices.
-    #[inline(always)]
-    fn check(&self, rows: usize, vectors: usize) {
-        if let Some(last) = self.steps.checked_sub(1) {
-            assert!(self.left.len() > (rows - 1) * self.row_stride + last * self.step_stride);
-            assert!(self.panel.len() >= last * self.panel_stride + vectors * LANES);
-        }
+/// `scale * a b`, written to rows of `output` that begin `stride` elements apart, on the calling thread: for small products of
+/// which there are many.
+pub(crate) fn multiply_here(output: &mut [f32], stride: usize, scale: f32, a: Matrix<f32>, b: Matrix<f32>) {
+    let (rows, columns) = (a.rows, b.columns);
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    assert!(stride >= columns && output.len() >= (rows - 1) * stride + columns, "product reaches beyond its slice");
+    let right = Right::in_place(b).unwrap_or_else(|| Right::Panels(Arc::new(Panels::pack_here(b, Number::F32))));
+    // SAFETY: the output is as long as that (asserted above), and nobody else can write to it.
+    unsafe {
+        let sum = Sum::new(&[(a, right)], scale, None, output.as_mut_ptr(), stride);
+        (0..columns.div_ceil(WIDTH)).for_each(|panel| sum.take(0..rows, panel));
     }
 }
-
-/// Where a tile's sums go: rows `stride` apart, of which the first `columns` are written.
-#[derive(Clone, Copy)]
-struct Target {
-    data: *mut f32,
-    stride: usize,
-    columns: usize,
-}
-
-/// The inner loop: up to [`ROWS`] rows times a panel.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Tile {
-    Portable,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    #[cfg(target_arch = "x86_64")]
-    Avx512Bf16,
-}
-
-impl Tile {
-    /// The fastest that this processor has.
-    fn best(bf16: bool) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx512f") {
-            if !bf16 {
-                return Self::Avx512;
-            }
-            if is_x86_feature_detected!("avx512bf16") {
-                return Self::Avx512Bf16;
-            }
-        }
-        let _ = bf16;
-        Self::Portable
-    }
-
-    /// # Safety
-    /// `target` must point at `height` rows that may be written.
-    unsafe fn run(
-        self,
-        streams: &[Stream; TERMS],
-        height: usize,
-        vectors: usize,
-        target: Target,
-        bias: Option<&[f32]>,
-    ) {
-        #[cfg(target_arch = "x86_64")]
-        macro_rules! dispatch {
-            ($tile:ident: $($height:literal)*) => {
-                match (height, vectors) {
-                    $(
-                        ($height, 1) => $tile::<$height, 1>(streams, target, bias),
-                        ($height, 2) => $tile::<$height, 2>(streams, target, bias),
-                        ($height, _) => $tile::<$height, 3>(streams, target, bias),
-                    )*
-                    _ => {}
-                }
-            };
-        }
-        match self {
-            Self::Portable => {
-                for row in 0..height {
-                    let mut sums = [0.0; WIDTH];
-                    for stream in streams {
-                        portable_row(&mut sums, stream, row, vectors * LANES);
-                    }
-                    for (column, sum) in sums.into_iter().enumerate().take(target.columns) {
-                        // SAFETY: as the caller promises.
-                        unsafe {
-                            *target.data.add(row * target.stride + column) = sum + bias.map_or(0.0, |b| b[column])
-                        };
-                    }
-                }
-            }
-            // SAFETY: the processor has the instructions (`best` asked it), the rest as the caller promises.
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe { dispatch!(avx512: 1 2 3 4 5 6 7 8) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16 => unsafe { dispatch!(avx512_bf16: 1 2 3 4 5 6 7 8) },
-        }
-    }
-}
-
-/// The two numbers of a pair.
-#[inline(always)]
-fn values(pair: u32) -> (f32, f32) {
-    (f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000))
-}
-
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
-fn portable_row(sums: &mut [f32; WIDTH], stream: &Stream, row: usize, width: usize) {
-    for step in 0..stream.steps {
-        let left = stream.left[row * stream.row_stride + step * stream.step_stride];
-        let right = &stream.panel[step * stream.panel_stride..][..width];
-        match stream.number {
-            Number::F32 => {
-                let left = f32::from_bits(left);
-                sums.iter_mut().zip(right).for_each(|(sum, &right)| *sum += left * f32::from_bits(right));
-            }
-            Number::Bf16 => {
-                let (low, high) = values(left);
-                for (sum, &right) in sums.iter_mut().zip(right) {
-                    let right = values(right);
-                    *sum += low * right.0 + high * right.1;
-                }
-            }
-        }
-    }
-}
-
-/// Words as the processor's type for pairs of bf16.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn as_pairs(words: std::arch::x86_64::__m512i) -> std::arch::x86_64::__m512bh {
-    // SAFETY: both are 64 bytes of which every pattern has a meaning.
-    unsafe { std::mem::transmute(words) }
-}
-
-/// A tile of AVX-512: `$multiply_add` takes a sum, a vector of the panel and a word of the left side in every lane, for each
-/// kind of number that the processor has instructions for.
-#[cfg(target_arch = "x86_64")]
-macro_rules! avx512_tile {
-    ($name:ident, $features:literal, $($number:pat => $multiply_add:expr),+) => {
-        /// # Safety
-        /// As [`Tile::run`] for `R` rows and `V` vectors, on a processor with these features.
-        #[target_feature(enable = $features)]
-        unsafe fn $name<const R: usize, const V: usize>(
-            streams: &[Stream; TERMS],
-            target: Target,
-            bias: Option<&[f32]>,
-        ) {
-            use std::arch::x86_64::*;
-            let mut sums = [[_mm512_setzero_ps(); V]; R];
-            for stream in streams {
-                stream.check(R, V);
-                let (left, panel) = (stream.left.as_ptr(), stream.panel.as_ptr());
-                match stream.number {
-                    $($number => {
-                        let multiply_add = $multiply_add;
-                        for step in 0..stream.steps {
-                            // SAFETY: the slices hold that many steps of that many rows and vectors: `check` asked.
-                            unsafe {
-                                let right: [__m512i; V] = std::array::from_fn(|v| {
-                                    _mm512_loadu_si512(panel.add(step * stream.panel_stride + v * LANES).cast())
-                                });
-                                for (row, sums) in sums.iter_mut().enumerate() {
-                                    let word = *left.add(row * stream.row_stride + step * stream.step_stride);
-                                    let word = _mm512_set1_epi32(word as i32);
-                                    for (sum, right) in sums.iter_mut().zip(right) {
-                                        *sum = multiply_add(*sum, right, word);
-                                    }
-                                }
-                            }
-                        }
-                    })+
-                }
-            }
-            for v in 0..V {
-                let column = v * LANES;
-                let mask = match target.columns - column {
-                    rest if rest < LANES => (1u16 << rest) - 1,
-                    _ => !0,
-                };
-                // SAFETY: the mask leaves out what lies beyond the row's last column, and the bias' with it.
-                unsafe {
-                    let bias = match bias {
-                        Some(bias) => _mm512_maskz_loadu_ps(mask, bias.as_ptr().add(column)),
-                        None => _mm512_setzero_ps(),
-                    };
-                    for (row, sums) in sums.iter().enumerate() {
-                        let target = target.data.add(row * target.stride + column);
-                        _mm512_mask_storeu_ps(target, mask, _mm512_add_ps(sums[v], bias));
-                    }
-                }
-            }
-        }
-    };
-}
-
-#[cfg(target_arch = "x86_64")]
-avx512_tile!(avx512, "avx512f", _ => |sum, right, word| {
-    _mm512_fmadd_ps(_mm512_castsi512_ps(right), _mm512_castsi512_ps(word), sum)
-});
-
-#[cfg(target_arch = "x86_64")]
-avx512_tile!(avx512_bf16, "avx512f,avx512bf16",
-    Number::F32 => |sum, right, word| _mm512_fmadd_ps(_mm512_castsi512_ps(right), _mm512_castsi512_ps(word), sum),
-    Number::Bf16 => |sum, right, word| _mm512_dpbf16_ps(sum, as_pairs(right), as_pairs(word))
-);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tiles::values;
 
     /// Numbers between -1 and 1.
     fn numbers(count: usize, seed: u32) -> Vec<f32> {
@@ -577,15 +482,15 @@ mod tests {
                 let (fa, fb) = (factors(&a), factors(&b));
                 for (left, right) in lefts.into_iter().flat_map(|l| rights.map(|r| (l, r))) {
                     let term = (left, Right::new(right, number, m));
-                    let plain = sum_of_products(std::slice::from_ref(&term), None);
-                    let biased = sum_of_products(&[term, branch.clone()], Some(&bias));
+                    let plain = sum_of_products(2.0, std::slice::from_ref(&term), None);
+                    let biased = sum_of_products(2.0, &[term, branch.clone()], Some(&bias));
                     for i in 0..m * n {
                         let (row, column) = (i / n, i % n);
                         let product: f64 = (0..k).map(|j| fa[row * k + j] * fb[j * n + column]).sum();
                         let other: f64 = (0..3).map(|j| f64::from(c[row * 3 + j]) * f64::from(d[j * n + column])).sum();
-                        // Each of k + 4 sums of terms below 1 is rounded to f32.
-                        let bound = (k as f64 + 4.0).powi(2) * f64::from(f32::EPSILON);
-                        let expected = [product, product + other + f64::from(bias[column])];
+                        // Each of k + 4 sums of terms below 1 is rounded to f32, and doubled.
+                        let bound = 2.0 * (k as f64 + 4.0).powi(2) * f64::from(f32::EPSILON);
+                        let expected = [2.0 * product, 2.0 * (product + other) + f64::from(bias[column])];
                         for (found, expected) in [plain[i], biased[i]].into_iter().zip(expected) {
                             let error = (f64::from(found) - expected).abs();
                             assert!(error <= bound, "{m} x {k} x {n} {number:?}: {found}, expected {expected}");
@@ -597,27 +502,49 @@ mod tests {
     }
 
     #[test]
-    fn the_portable_tile_gives_what_the_processors_own_gives() {
-        let (rows, inner) = (8, 100);
-        let (a, b) = (numbers(rows * inner, 1), numbers(inner * 41, 2));
+    fn a_small_product_is_the_large_ones_and_leaves_what_lies_between_its_rows() {
+        for (m, k, n) in [(1, 1, 1), (9, 32, 64), (37, 32, 37), (37, 37, 32)] {
+            let (a, b) = (numbers(m * k, 1), numbers(n * k, 2));
+            let a = Matrix::new(&a, m, k);
+            for b in [Matrix::new(&b, k, n), Matrix::new(&b, n, k).t()] {
+                let expected = sum_of_products(0.5, &[(a, Right::new(b, Number::F32, m))], None);
+                let mut output = vec![7.0; m * (n + 3)];
+                multiply_here(&mut output, n + 3, 0.5, a, b);
+                for (row, expected) in output.chunks(n + 3).zip(expected.chunks(n)) {
+                    assert_eq!((&row[..n], &row[n..]), (expected, &[7.0; 3][..]));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_tile_that_the_processor_has_gives_what_the_portable_one_gives() {
+        let (rows, inner, columns) = (MOST_ROWS, 150, 41);
+        let (a, b) = (numbers(rows * inner, 1), numbers(inner * columns, 2));
         for number in [Number::F32, Number::Bf16] {
-            let right = Right::new(Matrix::new(&b, inner, 41), number, rows);
+            let right = Right::new(Matrix::new(&b, inner, columns), number, rows);
             let left = Left::new(Matrix::new(&a, rows, inner), number);
-            let (words, row_stride, step_stride) = left.rows(0);
-            let (panel, panel_stride) = right.panel(0, VECTORS);
-            let steps = number.steps(inner);
-            let stream = Stream { number, steps, left: words, row_stride, step_stride, panel, panel_stride };
             let run = |tile: Tile| {
-                let mut output = vec![f32::NAN; rows * 41];
-                let target = Target { data: output.as_mut_ptr(), stride: 41, columns: 41 };
-                // SAFETY: the output has the rows and columns that are asked for.
-                unsafe { tile.run(&[stream, Stream::EMPTY], rows, VECTORS, target, None) };
+                let mut output = vec![f32::NAN; rows * columns];
+                for row in (0..rows).step_by(tile.rows()) {
+                    let (left, row_stride, step_stride) = left.rows(row);
+                    let (panel, panel_stride) = right.panel(0);
+                    let steps = number.steps(inner);
+                    let stream = Stream { number, steps, left, row_stride, step_stride, panel, panel_stride };
+                    let data = output[row * columns..].as_mut_ptr();
+                    let target = Target { data, stride: columns, rows: tile.rows(), columns };
+                    // SAFETY: the output has the rows and columns that are asked for, and the left side whole tiles of rows.
+                    unsafe { tile.run(&Job { streams: [stream, Stream::EMPTY], scale: 1.0, bias: None, target }) };
+                }
                 output
             };
-            let (portable, best) = (run(Tile::Portable), run(Tile::best(number == Number::Bf16)));
-            // Both add at most `inner` terms below 1, in another order.
-            let bound = (inner * inner) as f32 * f32::EPSILON;
-            assert!(portable.iter().zip(&best).all(|(x, y)| (x - y).abs() <= bound), "{portable:?} {best:?}");
+            let portable = run(Tile::Portable);
+            for &tile in Tile::ALL.iter().filter(|tile| tile.takes(number)) {
+                // Both add at most `inner` terms below 1, in another order.
+                let bound = (inner * inner) as f32 * f32::EPSILON;
+                let found = run(tile);
+                assert!(portable.iter().zip(&found).all(|(x, y)| (x - y).abs() <= bound), "{tile:?}");
+            }
         }
     }
 }

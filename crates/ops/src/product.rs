@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::float::Float;
 use crate::matrix::{Cores, Into, Matrix, multiply};
-use crate::panels::{self, Number, Panels, Right};
+use crate::panels::{self, Panels, Right};
+use crate::tiles::Number;
 
 /// A product `a b` to be added up.
 pub(crate) struct Term<'a, T> {
@@ -37,10 +38,11 @@ impl<'a, T: Float> Term<'a, T> {
     }
 }
 
-/// The sum of the terms' products, plus a bias `(columns)` in each row if there is one, as a new row-major matrix, on all cores.
-pub(crate) fn sum_of_products<T: Float>(terms: &[Term<T>], bias: Option<&[T]>) -> Vec<T> {
+/// `scale` times the sum of the terms' products, plus a bias `(columns)` in each row if there is one, as a new row-major matrix, on
+/// all cores.
+pub(crate) fn sum_of_products<T: Float>(scale: f64, terms: &[Term<T>], bias: Option<&[T]>) -> Vec<T> {
     if let Some(terms) = terms.iter().map(Term::packed).collect::<Option<Vec<_>>>() {
-        return T::from_f32(panels::sum_of_products(&terms, bias.and_then(T::as_f32)));
+        return T::from_f32(panels::sum_of_products(scale as f32, &terms, bias.and_then(T::as_f32)));
     }
     let (rows, columns) = (terms[0].a.rows, terms[0].b.columns);
     let (mut output, mut into) = match bias {
@@ -48,8 +50,18 @@ pub(crate) fn sum_of_products<T: Float>(terms: &[Term<T>], bias: Option<&[T]>) -
         None => (vec![T::zero(); rows * columns], Into::Overwrite),
     };
     for term in terms {
-        multiply(&mut output, columns, into, 1.0, term.a, term.b, Cores::All);
+        multiply(&mut output, columns, into, scale, term.a, term.b, Cores::All);
         into = Into::Add;
     }
     output
+}
+
+/// `scale * a b`, written to rows of `output` that begin `stride` elements apart, on the calling thread.
+pub(crate) fn multiply_here<T: Float>(output: &mut [T], stride: usize, scale: f64, a: Matrix<T>, b: Matrix<T>) {
+    if let (Some(a), Some(b), true) = (a.as_f32(), b.as_f32(), Number::F32.is_native())
+        && let Some(output) = T::as_f32_mut(output)
+    {
+        return panels::multiply_here(output, stride, scale as f32, a, b);
+    }
+    multiply(output, stride, Into::Overwrite, scale, a, b, Cores::One);
 }

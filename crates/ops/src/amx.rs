@@ -1,0 +1,115 @@
+//! Products of bf16 pairs by AMX, the matrix unit of newer Xeons: one instruction multiplies 16 rows of 32 numbers by 32 rows of
+//! 16, and adds the result to 16 x 16 sums in f32.
+//!
+//! Rust has no stable intrinsics for it, so this is assembly. One block of it takes the unit, works and gives it back, so that
+//! nothing outside ever sees a tile register in use.
+
+use std::arch::asm;
+use std::sync::OnceLock;
+
+use crate::tiles::{MOST_ROWS, Number, Stream, WIDTH};
+
+/// Words in a row of a tile register, and its rows.
+const SIDE: usize = 16;
+
+/// Whether the processor has AMX with bf16 and the system lets this process use it.
+pub(crate) fn is_there() -> bool {
+    static IS_THERE: OnceLock<bool> = OnceLock::new();
+    *IS_THERE.get_or_init(|| {
+        const BF16_AND_TILES: u32 = 1 << 22 | 1 << 24;
+        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+        const TILE_DATA: libc::c_long = 18;
+        let features = std::arch::x86_64::__cpuid_count(7, 0).edx;
+        // The registers are 8 KiB that the system saves for each thread, so it wants to be asked (Linux 5.16 and later).
+        // SAFETY: this call only grants a permission, and fails where the system does not know it.
+        features & BF16_AND_TILES == BF16_AND_TILES
+            && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) } == 0
+    })
+}
+
+/// The layout of the eight tile registers, as `ldtilecfg` reads it: palette 1, and for each its bytes per row and its rows.
+#[repr(C, align(64))]
+struct Configuration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes_per_row: [u16; 16],
+    rows: [u8; 16],
+}
+
+static WHOLE_TILES: Configuration = Configuration {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    bytes_per_row: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
+/// Writes the sums of [`MOST_ROWS`] rows of a stream of bf16 times its whole panel, rows [`WIDTH`] apart, over as many whole
+/// tiles of steps as there are. Returns the number of those steps.
+///
+/// # Safety
+/// Asks for [`is_there`].
+pub(crate) unsafe fn multiply(stream: &Stream, sums: &mut [f32; MOST_ROWS * WIDTH]) -> usize {
+    const { assert!(MOST_ROWS == 2 * SIDE && WIDTH == 3 * SIDE) };
+    let steps = stream.steps / SIDE * SIDE;
+    let Some(last) = steps.checked_sub(1) else { return 0 };
+    assert!(stream.number == Number::Bf16 && stream.step_stride == 1);
+    assert!(stream.left.len() > (MOST_ROWS - 1) * stream.row_stride + last);
+    assert!(stream.panel.len() >= last * stream.panel_stride + WIDTH);
+    // Six tiles of sums (0 to 5), one of the left side (6) and one of the panel (7). Upper and lower half of the rows take turns,
+    // so that of two neighbouring products one factor is there already.
+    //
+    // SAFETY: rows, panel and sums are as long as is read and written (asserted above). Every register that is written is named,
+    // but for the tiles, which are given back.
+    unsafe {
+        asm!(
+            "ldtilecfg [{configuration}]",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "tilezero tmm4",
+            "tilezero tmm5",
+            "2:",
+            "tileloadd tmm7, [{panel} + {panel_stride}]",
+            "tileloadd tmm6, [{upper} + {left_stride}]",
+            "tdpbf16ps tmm0, tmm6, tmm7",
+            "tileloadd tmm6, [{lower} + {left_stride}]",
+            "tdpbf16ps tmm3, tmm6, tmm7",
+            "tileloadd tmm7, [{panel} + {panel_stride} + 64]",
+            "tdpbf16ps tmm4, tmm6, tmm7",
+            "tileloadd tmm6, [{upper} + {left_stride}]",
+            "tdpbf16ps tmm1, tmm6, tmm7",
+            "tileloadd tmm7, [{panel} + {panel_stride} + 128]",
+            "tdpbf16ps tmm2, tmm6, tmm7",
+            "tileloadd tmm6, [{lower} + {left_stride}]",
+            "tdpbf16ps tmm5, tmm6, tmm7",
+            "add {upper}, 64",
+            "add {lower}, 64",
+            "add {panel}, {tile_of_panel}",
+            "dec {tiles}",
+            "jnz 2b",
+            "tilestored [{upper_sums} + {sums_stride}], tmm0",
+            "tilestored [{upper_sums} + {sums_stride} + 64], tmm1",
+            "tilestored [{upper_sums} + {sums_stride} + 128], tmm2",
+            "tilestored [{lower_sums} + {sums_stride}], tmm3",
+            "tilestored [{lower_sums} + {sums_stride} + 64], tmm4",
+            "tilestored [{lower_sums} + {sums_stride} + 128], tmm5",
+            "tilerelease",
+            configuration = in(reg) &WHOLE_TILES,
+            upper = inout(reg) stream.left.as_ptr() => _,
+            lower = inout(reg) stream.left.as_ptr().add(SIDE * stream.row_stride) => _,
+            left_stride = in(reg) 4 * stream.row_stride,
+            panel = inout(reg) stream.panel.as_ptr() => _,
+            panel_stride = in(reg) 4 * stream.panel_stride,
+            tile_of_panel = in(reg) 4 * SIDE * stream.panel_stride,
+            tiles = inout(reg) steps / SIDE => _,
+            upper_sums = in(reg) sums.as_mut_ptr(),
+            lower_sums = in(reg) sums.as_mut_ptr().add(SIDE * WIDTH),
+            sums_stride = in(reg) 4 * WIDTH,
+            options(nostack),
+        )
+    }
+    steps
+}
