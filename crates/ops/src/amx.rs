@@ -45,15 +45,19 @@ static WHOLE_TILES: Configuration = Configuration {
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
-/// Writes the sums of [`MOST_ROWS`] rows of a stream of bf16 times its whole panel, rows [`WIDTH`] apart, over as many whole
-/// tiles of steps as there are. Returns the number of those steps.
+/// As many of a stream's steps as fill whole tiles.
+pub(crate) fn whole_steps(stream: &Stream) -> usize {
+    stream.steps / SIDE * SIDE
+}
+
+/// Writes the sums of [`MOST_ROWS`] rows of a stream of bf16 times its whole panel, rows [`WIDTH`] apart, over [`whole_steps`].
 ///
 /// # Safety
 /// Asks for [`is_there`].
-pub(crate) unsafe fn multiply(stream: &Stream, sums: &mut [f32; MOST_ROWS * WIDTH]) -> usize {
+pub(crate) unsafe fn multiply(stream: &Stream, sums: &mut [f32; MOST_ROWS * WIDTH]) {
     const { assert!(MOST_ROWS == 2 * SIDE && WIDTH == 3 * SIDE) };
-    let steps = stream.steps / SIDE * SIDE;
-    let Some(last) = steps.checked_sub(1) else { return 0 };
+    let steps = whole_steps(stream);
+    let Some(last) = steps.checked_sub(1) else { return };
     assert!(stream.number == Number::Bf16 && stream.step_stride == 1);
     assert!(stream.left.len() > (MOST_ROWS - 1) * stream.row_stride + last);
     assert!(stream.panel.len() >= last * stream.panel_stride + WIDTH);
@@ -111,5 +115,4 @@ pub(crate) unsafe fn multiply(stream: &Stream, sums: &mut [f32; MOST_ROWS * WIDT
             options(nostack),
         )
     }
-    steps
 }

@@ -115,12 +115,18 @@ impl Panels {
         (self.number.steps(self.inner) * WIDTH).max(1)
     }
 
+    /// A panel's columns, those that fill the last one up included.
+    fn width(&self, index: usize) -> usize {
+        match self.number {
+            Number::F32 => WIDTH.min(self.columns.next_multiple_of(LANES) - index * WIDTH),
+            Number::Bf16 => WIDTH,
+        }
+    }
+
     /// A panel's words, and the distance from step to step.
     fn panel(&self, index: usize) -> (&[u32], usize) {
-        let steps = self.number.steps(self.inner);
         let rest = &self.words[index * self.size()..];
-        let panel = &rest[..rest.len().min(self.size())];
-        (panel, panel.len() / steps.max(1))
+        (&rest[..rest.len().min(self.size())], self.width(index))
     }
 }
 
@@ -371,23 +377,21 @@ impl<'a> Sum<'a> {
     unsafe fn take(&self, rows: Range<usize>, panel: usize) {
         let first = panel * WIDTH;
         let columns = WIDTH.min(self.columns - first);
+        let streams = std::array::from_fn(|term| match self.rights.get(term) {
+            Some(right) => {
+                let (left, row_stride, step_stride) = self.lefts[term].rows(rows.start);
+                let (panel, panel_stride) = right.panel(panel);
+                let (number, steps) = (right.number(), right.number().steps(right.size().0));
+                Stream { number, steps, left, row_stride, step_stride, panel, panel_stride }
+            }
+            None => Stream::EMPTY,
+        });
+        let data = self.output.0.wrapping_add(rows.start * self.stride + first);
+        let target = Target { data, stride: self.stride, rows: rows.len(), columns };
         let bias = self.bias.map(|bias| &bias[first..first + columns]);
-        for row in rows.clone().step_by(self.tile.rows()) {
-            let streams = std::array::from_fn(|term| match self.rights.get(term) {
-                Some(right) => {
-                    let (left, row_stride, step_stride) = self.lefts[term].rows(row);
-                    let (panel, panel_stride) = right.panel(panel);
-                    let (number, steps) = (right.number(), right.number().steps(right.size().0));
-                    Stream { number, steps, left, row_stride, step_stride, panel, panel_stride }
-                }
-                None => Stream::EMPTY,
-            });
-            let data = self.output.0.wrapping_add(row * self.stride + first);
-            let target = Target { data, stride: self.stride, rows: self.tile.rows().min(rows.end - row), columns };
-            // SAFETY: these rows and columns are within the output, and no other task's. A left side in pairs has whole tiles of
-            // rows, and its steps lie side by side.
-            unsafe { self.tile.run(&Job { streams, scale: self.scale, bias, target }) };
-        }
+        // SAFETY: these rows and columns are within the output, and no other task's. A left side in pairs has whole tiles of rows,
+        // and its steps lie side by side.
+        unsafe { self.tile.run(Job { streams, scale: self.scale, bias, target }) };
     }
 }
 
@@ -519,23 +523,20 @@ mod tests {
 
     #[test]
     fn every_tile_that_the_processor_has_gives_what_the_portable_one_gives() {
-        let (rows, inner, columns) = (MOST_ROWS, 150, 41);
+        let (rows, inner, columns) = (2 * MOST_ROWS, 150, 41);
         let (a, b) = (numbers(rows * inner, 1), numbers(inner * columns, 2));
         for number in [Number::F32, Number::Bf16] {
             let right = Right::new(Matrix::new(&b, inner, columns), number, rows);
             let left = Left::new(Matrix::new(&a, rows, inner), number);
             let run = |tile: Tile| {
                 let mut output = vec![f32::NAN; rows * columns];
-                for row in (0..rows).step_by(tile.rows()) {
-                    let (left, row_stride, step_stride) = left.rows(row);
-                    let (panel, panel_stride) = right.panel(0);
-                    let steps = number.steps(inner);
-                    let stream = Stream { number, steps, left, row_stride, step_stride, panel, panel_stride };
-                    let data = output[row * columns..].as_mut_ptr();
-                    let target = Target { data, stride: columns, rows: tile.rows(), columns };
-                    // SAFETY: the output has the rows and columns that are asked for, and the left side whole tiles of rows.
-                    unsafe { tile.run(&Job { streams: [stream, Stream::EMPTY], scale: 1.0, bias: None, target }) };
-                }
+                let (left, row_stride, step_stride) = left.rows(0);
+                let (panel, panel_stride) = right.panel(0);
+                let steps = number.steps(inner);
+                let stream = Stream { number, steps, left, row_stride, step_stride, panel, panel_stride };
+                let target = Target { data: output.as_mut_ptr(), stride: columns, rows, columns };
+                // SAFETY: the output has the rows and columns that are asked for, and the left side whole tiles of rows.
+                unsafe { tile.run(Job { streams: [stream, Stream::EMPTY], scale: 1.0, bias: None, target }) };
                 output
             };
             let portable = run(Tile::Portable);

@@ -55,17 +55,17 @@ impl Stream<'_> {
     pub const EMPTY: Self =
         Stream { number: Number::F32, steps: 0, left: &[], row_stride: 0, step_stride: 0, panel: &[], panel_stride: 0 };
 
-    /// The rows from `row` and the steps from `step` on.
-    fn from(self, row: usize, step: usize) -> Self {
-        if step == self.steps {
-            return Self::EMPTY;
-        }
-        Self {
-            steps: self.steps - step,
-            left: &self.left[row * self.row_stride + step * self.step_stride..],
-            panel: &self.panel[step * self.panel_stride..],
-            ..self
-        }
+    /// Goes on to the rows from `rows` on.
+    #[inline(always)]
+    fn skip_rows(&mut self, rows: usize) {
+        self.left = self.left.get(rows * self.row_stride..).unwrap_or_default();
+    }
+
+    /// Goes on to the steps from `steps` on.
+    fn skip_steps(&mut self, steps: usize) {
+        self.steps -= steps;
+        self.left = self.left.get(steps * self.step_stride..).unwrap_or_default();
+        self.panel = self.panel.get(steps * self.panel_stride..).unwrap_or_default();
     }
 
     /// Fails if that many rows and vectors reach beyond the slices.
@@ -78,7 +78,7 @@ impl Stream<'_> {
     }
 }
 
-/// What a tile works out: `scale * (the sum of the streams' products) + bias`.
+/// Some rows of what a product works out, over one panel: `scale * (the sum of the streams' products) + bias`.
 #[derive(Clone, Copy)]
 pub(crate) struct Job<'a> {
     pub streams: [Stream<'a>; TERMS],
@@ -97,24 +97,42 @@ pub(crate) struct Target {
     pub columns: usize,
 }
 
+impl Job<'_> {
+    /// Goes on to the rows from `rows` on. Only pointers change: a job that is copied is read back wider than it was written, which
+    /// waits for every store before it, those of the last tile's results, too.
+    #[inline(always)]
+    fn skip_rows(&mut self, rows: usize) {
+        self.streams.iter_mut().for_each(|stream| stream.skip_rows(rows));
+        self.target.data = self.target.data.wrapping_add(rows * self.target.stride);
+    }
+}
+
 impl Target {
     fn vectors(&self) -> usize {
         self.columns.div_ceil(LANES)
     }
 }
 
-/// Calls the tile that was compiled for the job's size.
+/// Takes the job's next rows with the tiles that were compiled for their number and for the target's vectors.
 #[cfg(target_arch = "x86_64")]
-macro_rules! sized {
-    ($tile:ident, $job:expr, $before:expr) => {
-        sized!($tile, $job, $before, 1 2 3 4 5 6 7 8)
-    };
-    ($tile:ident, $job:expr, $before:expr, $($rows:literal)*) => {
-        match ($job.target.rows, $job.target.vectors()) {
+macro_rules! by_rows {
+    ($tile:ident, $job:ident, $rows:expr, $before:expr) => {{
+        let (rows, before): (usize, Option<&[f32]>) = ($rows, $before.map(|before: &[f32; MOST_ROWS * WIDTH]| &before[..]));
+        let mut done = 0;
+        while done < rows {
+            let before = before.map(|before| &before[done * WIDTH..]);
+            let some = ROWS.min(rows - done);
+            by_rows!($tile, $job, some, before, 1 2 3 4 5 6 7 8);
+            $job.skip_rows(some);
+            done += some;
+        }
+    }};
+    ($tile:ident, $job:ident, $rows:expr, $before:expr, $($height:literal)*) => {
+        match ($rows, $job.target.vectors()) {
             $(
-                ($rows, 1) => $tile::<$rows, 1>($job, $before),
-                ($rows, 2) => $tile::<$rows, 2>($job, $before),
-                ($rows, 3) => $tile::<$rows, 3>($job, $before),
+                ($height, 1) => $tile::<$height, 1>(&$job, $before),
+                ($height, 2) => $tile::<$height, 2>(&$job, $before),
+                ($height, 3) => $tile::<$height, 3>(&$job, $before),
             )*
             (rows, vectors) => unreachable!("a tile of {rows} rows and {vectors} vectors"),
         }
@@ -163,19 +181,10 @@ impl Tile {
         Self::ALL.iter().copied().rfind(|tile| tile.takes(first)).unwrap_or(Self::Portable)
     }
 
-    /// The rows it takes at a time.
-    pub fn rows(self) -> usize {
-        match self {
-            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Self::Amx => MOST_ROWS,
-            _ => ROWS,
-        }
-    }
-
     /// # Safety
     /// The job's target must point at rows that may be written. For [`Tile::Amx`] the first stream's left side must be
-    /// readable over [`MOST_ROWS`] rows, and its steps must lie side by side.
-    pub unsafe fn run(self, job: &Job) {
+    /// readable up to a multiple of [`MOST_ROWS`] rows, and its steps must lie side by side.
+    pub unsafe fn run(self, mut job: Job) {
         match self {
             Self::Portable => {
                 for row in 0..job.target.rows {
@@ -192,23 +201,21 @@ impl Tile {
             }
             // SAFETY: the processor has the instructions (`takes` asked it), the rest as the caller promises.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe { sized!(avx512, job, None) },
+            Self::Avx512 => unsafe { by_rows!(avx512, job, job.target.rows, None) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16 => unsafe { sized!(avx512_bf16, job, None) },
+            Self::Avx512Bf16 => unsafe { by_rows!(avx512_bf16, job, job.target.rows, None) },
             // SAFETY: as above.
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Self::Amx => unsafe {
-                let [first, second] = job.streams;
+                let mut first = job.streams[0];
+                job.streams[0].skip_steps(amx::whole_steps(&first));
                 let mut sums = [0.0; MOST_ROWS * WIDTH];
-                let done = amx::multiply(&first, &mut sums);
-                for row in (0..job.target.rows).step_by(ROWS) {
-                    let rows = ROWS.min(job.target.rows - row);
-                    let data = job.target.data.add(row * job.target.stride);
-                    let target = Target { data, rows, ..job.target };
-                    let streams = [first.from(row, done), second.from(row, 0)];
-                    let rest = Job { streams, target, ..*job };
-                    sized!(avx512_bf16, &rest, Some(&sums[row * WIDTH..]));
+                for row in (0..job.target.rows).step_by(MOST_ROWS) {
+                    amx::multiply(&first, &mut sums);
+                    let rows = MOST_ROWS.min(job.target.rows - row);
+                    by_rows!(avx512_bf16, job, rows, Some(&sums));
+                    first.skip_rows(MOST_ROWS);
                 }
             },
         }
@@ -256,7 +263,7 @@ fn as_pairs(words: std::arch::x86_64::__m512i) -> std::arch::x86_64::__m512bh {
 macro_rules! avx512_tile {
     ($name:ident, $features:literal, $($number:pat => $multiply_add:expr),+) => {
         /// # Safety
-        /// As [`Tile::run`] for a target of `R` rows and `V` vectors, on a processor with these features.
+        /// As [`Tile::run`] for the first `R` rows of a target of `V` vectors, on a processor with these features.
         #[target_feature(enable = $features)]
         unsafe fn $name<const R: usize, const V: usize>(job: &Job, before: Option<&[f32]>) {
             use std::arch::x86_64::*;
