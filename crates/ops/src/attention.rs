@@ -1,5 +1,8 @@
 //! Multi-head self-attention over packed sequences.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use candle_core::{Result, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
@@ -13,8 +16,9 @@ use crate::segments::Segments;
 
 /// `softmax(q kᵀ / sqrt(head_dim)) v` for each head and each sequence (Vaswani et al. 2017, equation 1).
 ///
-/// query, key, value and the result are `(tokens, heads * head_dim)`; a token attends to its own sequence only. Dropout
-/// falls on the attention probabilities. No probability is kept for the backward pass: they are computed again.
+/// key and value are `(tokens, heads * head_dim)`, query and the result likewise, or of one row per sequence: for what is wanted
+/// of one token of each only. A query attends to its own sequence only. Dropout falls on the attention probabilities. No
+/// probability is kept for the backward pass: they are computed again.
 pub fn attention(
     query: &Tensor,
     key: &Tensor,
@@ -23,18 +27,26 @@ pub fn attention(
     heads: usize,
     dropout: Option<Dropout>,
 ) -> Result<Tensor> {
-    let (tokens, hidden) = query.dims2()?;
-    if key.dims() != query.dims() || value.dims() != query.dims() {
+    let (tokens, hidden) = key.dims2()?;
+    let queries = match query.dims2()? {
+        (rows, _) if rows == tokens => segments.clone(),
+        (rows, _) if rows == segments.len() => Segments::from_lengths(&vec![1; rows]),
+        (rows, _) => bail!("attention: {rows} queries for {tokens} tokens of {} sequences", segments.len()),
+    };
+    if query.dim(1)? != hidden || value.dims() != key.dims() {
         bail!("attention: query {:?}, key {:?}, value {:?} differ", query.dims(), key.dims(), value.dims())
     }
     if heads == 0 || hidden % heads != 0 {
         bail!("attention: {heads} heads do not divide a hidden size of {hidden}")
     }
     segments.check(tokens, Attention::NAME)?;
-    apply(Attention { segments: segments.clone(), heads, dropout }, &[query, key, value])
+    apply(Attention { queries, segments: segments.clone(), heads, dropout }, &[query, key, value])
 }
 
 struct Attention {
+    /// Of the query's rows.
+    queries: Segments,
+    /// Of the key's and the value's rows.
     segments: Segments,
     heads: usize,
     dropout: Option<Dropout>,
@@ -64,9 +76,10 @@ fn softmax_backward<T: Float>(gradient: &mut [T], probabilities: &[T], columns: 
     }
 }
 
-/// One sequence's rows of a `(tokens, hidden)` matrix, one head's columns of them.
+/// One head of one sequence.
 struct Head {
-    length: usize,
+    queries: usize,
+    keys: usize,
     hidden: usize,
     width: usize,
     first_column: usize,
@@ -75,8 +88,9 @@ struct Head {
 }
 
 impl Head {
+    /// This head's columns of a sequence's rows, `(rows, head_dim)`.
     fn of<'a, T>(&self, rows: &'a [T]) -> Matrix<'a, T> {
-        Matrix::strided(&rows[self.first_column..], self.length, self.width, self.hidden) // (length, head_dim)
+        Matrix::strided(&rows[self.first_column..], rows.len() / self.hidden, self.width, self.hidden)
     }
 
     /// `rows = scale * a b`, in this head's columns.
@@ -88,33 +102,47 @@ impl Head {
         1.0 / (self.width as f64).sqrt()
     }
 
-    /// The attention probabilities before dropout, `(length, length)`.
+    /// The attention probabilities before dropout, `(queries, keys)`.
     fn probabilities<T: Float>(&self, query: &[T], key: &[T]) -> Vec<T> {
-        let mut scores = vec![T::zero(); self.length * self.length];
-        let (query, key) = (self.of(query), self.of(key).t());
-        multiply_here(&mut scores, self.length, self.scale(), query, key);
-        softmax(&mut scores, self.length);
+        let mut scores = vec![T::zero(); self.queries * self.keys];
+        multiply_here(&mut scores, self.keys, self.scale(), self.of(query), self.of(key).t());
+        softmax(&mut scores, self.keys);
         scores
     }
 }
 
+/// One sequence: where its queries and its keys lie, and its heads.
+struct Sequence {
+    queries: Range<usize>,
+    keys: Range<usize>,
+    heads: Vec<Head>,
+}
+
 impl Attention {
-    /// For each sequence its rows' range and its heads.
-    fn sequences(&self, hidden: usize) -> Vec<(std::ops::Range<usize>, Vec<Head>)> {
+    fn sequences(&self, hidden: usize) -> Vec<Sequence> {
         let width = hidden / self.heads;
         let mut first_probability = 0u32;
-        self.segments
+        let head = |head: usize, queries: usize, keys: usize, first_probability: u32| Head {
+            queries,
+            keys,
+            hidden,
+            width,
+            first_column: head * width,
+            first_probability,
+        };
+        let values = |rows: Range<usize>| rows.start * hidden..rows.end * hidden;
+        self.queries
             .ranges()
-            .map(|range| {
-                let length = range.len();
+            .zip(self.segments.ranges())
+            .map(|(queries, keys)| {
                 let heads = (0..self.heads)
-                    .map(|head| {
+                    .map(|index| {
                         let first = first_probability;
-                        first_probability = first_probability.wrapping_add((length * length) as u32);
-                        Head { length, hidden, width, first_column: head * width, first_probability: first }
+                        first_probability = first_probability.wrapping_add((queries.len() * keys.len()) as u32);
+                        head(index, queries.len(), keys.len(), first)
                     })
                     .collect();
-                (range.start * hidden..range.end * hidden, heads)
+                Sequence { queries: values(queries), keys: values(keys), heads }
             })
             .collect()
     }
@@ -126,15 +154,16 @@ impl Operation for Attention {
     fn forward<T: Float>(&self, inputs: &[View<T>]) -> Result<(Vec<T>, Vec<usize>)> {
         let (_, hidden) = inputs[0].matrix();
         let mut output = vec![T::zero(); inputs[0].data.len()];
-        let outputs = self.segments.split(&mut output, hidden);
-        self.sequences(hidden).into_par_iter().zip(outputs).for_each(|((range, heads), output)| {
-            let [query, key, value] = [0, 1, 2].map(|i| &inputs[i].data[range.clone()]);
+        let outputs = self.queries.split(&mut output, hidden);
+        self.sequences(hidden).into_par_iter().zip(outputs).for_each(|(Sequence { queries, keys, heads }, output)| {
+            let query = &inputs[0].data[queries];
+            let [key, value] = [1, 2].map(|i| &inputs[i].data[keys.clone()]);
             for head in heads {
                 let mut probabilities = head.probabilities(query, key);
                 if let Some(dropout) = self.dropout {
                     mask_piece(&mut probabilities, dropout, head.first_probability);
                 }
-                let probabilities = Matrix::new(&probabilities, head.length, head.length);
+                let probabilities = Matrix::new(&probabilities, head.queries, head.keys);
                 head.store(output, 1.0, probabilities, head.of(value));
             }
         });
@@ -149,33 +178,37 @@ impl Operation for Attention {
         gradient: View<T>,
     ) -> Result<Vec<Gradient<T>>> {
         let (_, hidden) = inputs[0].matrix();
-        let mut gradients = [(); 3].map(|()| vec![T::zero(); inputs[0].data.len()]);
+        let mut gradients = [0, 1, 2].map(|i| vec![T::zero(); inputs[i].data.len()]);
         let [dq, dk, dv] = &mut gradients;
-        let (dq, dk) = (self.segments.split(dq, hidden), self.segments.split(dk, hidden));
+        let (dq, dk) = (self.queries.split(dq, hidden), self.segments.split(dk, hidden));
         let dv = self.segments.split(dv, hidden);
         self.sequences(hidden).into_par_iter().zip(dq.into_par_iter().zip(dk).zip(dv)).for_each(
-            |((range, heads), ((dq, dk), dv))| {
-                let [query, key, value] = [0, 1, 2].map(|i| &inputs[i].data[range.clone()]);
-                let upstream = &gradient.data[range];
+            |(Sequence { queries, keys, heads }, ((dq, dk), dv))| {
+                let (query, upstream) = (&inputs[0].data[queries.clone()], &gradient.data[queries]);
+                let [key, value] = [1, 2].map(|i| &inputs[i].data[keys.clone()]);
                 for head in heads {
-                    let length = head.length;
                     let probabilities = head.probabilities(query, key);
                     let mut ds = vec![T::zero(); probabilities.len()]; // first of the probabilities, then of the scores
                     let (g, v) = (head.of(upstream), head.of(value));
-                    multiply_here(&mut ds, head.length, 1.0, g, v.t());
-                    match self.dropout {
-                        Some(dropout) => {
-                            let mut masked = probabilities.clone();
-                            mask_piece(&mut masked, dropout, head.first_probability);
-                            mask_piece(&mut ds, dropout, head.first_probability);
-                            head.store(dv, 1.0, Matrix::new(&masked, length, length).t(), g);
-                        }
-                        None => head.store(dv, 1.0, Matrix::new(&probabilities, length, length).t(), g),
+                    multiply_here(&mut ds, head.keys, 1.0, g, v.t());
+                    if let Some(dropout) = self.dropout {
+                        mask_piece(&mut ds, dropout, head.first_probability);
                     }
-                    softmax_backward(&mut ds, &probabilities, head.length);
-                    let ds = Matrix::new(&ds, length, length);
-                    head.store(dq, head.scale(), ds, head.of(key));
-                    head.store(dk, head.scale(), ds.t(), head.of(query));
+                    if needed[2] {
+                        let mut masked = Cow::from(&probabilities);
+                        if let Some(dropout) = self.dropout {
+                            mask_piece(masked.to_mut(), dropout, head.first_probability);
+                        }
+                        head.store(dv, 1.0, Matrix::new(&masked, head.queries, head.keys).t(), g);
+                    }
+                    softmax_backward(&mut ds, &probabilities, head.keys);
+                    let ds = Matrix::new(&ds, head.queries, head.keys);
+                    if needed[0] {
+                        head.store(dq, head.scale(), ds, head.of(key));
+                    }
+                    if needed[1] {
+                        head.store(dk, head.scale(), ds.t(), head.of(query));
+                    }
                 }
             },
         );

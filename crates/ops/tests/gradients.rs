@@ -206,6 +206,23 @@ fn packed_attention_is_plain_attention_sequence_by_sequence_and_its_gradients_ar
 }
 
 #[test]
+fn attention_of_one_query_per_sequence_is_that_row_of_all_queries_and_its_gradients_are_exact() -> Result<()> {
+    let segments = Segments::from_lengths(&[3, 1, 4]);
+    let inputs = variables(&[&[8, 6], &[8, 6], &[8, 6]]);
+    let starts = Tensor::new(&[0u32, 3, 4], &Device::Cpu)?;
+    let queries = Var::from_tensor(&inputs[0].index_select(&starts, 0)?)?;
+    let all = ops::attention(&inputs[0], &inputs[1], &inputs[2], &segments, 2, None)?;
+    let first = ops::attention(&queries, &inputs[1], &inputs[2], &segments, 2, None)?;
+    close(&first, &all.index_select(&starts, 0)?, 1e-14);
+    let inputs = [queries, inputs[1].clone(), inputs[2].clone()];
+    for dropout in [None, Dropout::new(0.3, 5)] {
+        agrees_with_finite_differences(&inputs, |v| ops::attention(&v[0], &v[1], &v[2], &segments, 2, dropout));
+    }
+    assert!(ops::attention(&inputs[1].narrow(0, 0, 2)?, &inputs[1], &inputs[2], &segments, 2, None).is_err());
+    Ok(())
+}
+
+#[test]
 fn dropout_and_the_segment_mean_have_exact_gradients() -> Result<()> {
     let inputs = variables(&[&[6, 5], &[6, 5]]);
     let segments = Segments::from_lengths(&[2, 4]);

@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 use candle_transformers::models::bert::{Config, HiddenAct};
+use ops::Segments;
 
 use crate::batch::Batch;
 use crate::error::Result;
@@ -24,14 +25,22 @@ impl Bert {
         Ok(Self { embeddings, layers })
     }
 
-    /// The last hidden states, `(tokens, hidden)`.
-    pub fn forward(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
+    /// The last hidden states: `(tokens, hidden)`, or `(sequences, hidden)` of the first tokens.
+    pub fn forward(&self, batch: &Batch, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
         let mut hidden = self.embeddings.forward(batch, pass)?; // (tokens, hidden)
-        for layer in &self.layers {
-            hidden = layer.forward(&hidden, pass)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let is_last = index + 1 == self.layers.len();
+            hidden = layer.forward(&hidden, pass, if is_last { wanted } else { Wanted::AllTokens })?;
         }
         Ok(hidden)
     }
+}
+
+/// Whose hidden states a layer works out. Of the last layer BERT's pooler reads the first token's only.
+#[derive(Clone, Copy)]
+pub(crate) enum Wanted {
+    AllTokens,
+    FirstTokens,
 }
 
 struct Embeddings {
@@ -109,22 +118,32 @@ impl Layer {
         })
     }
 
-    fn forward(&self, hidden: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let query = self.query.forward(hidden, pass)?; // (tokens, hidden)
-        let key = self.key.forward(hidden, pass)?;
+    fn forward(&self, hidden: &Tensor, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
+        let key = self.key.forward(hidden, pass)?; // (tokens, hidden)
         let value = self.value.forward(hidden, pass)?;
+        let hidden = &match wanted {
+            Wanted::AllTokens => hidden.clone(),
+            Wanted::FirstTokens => first_tokens(hidden, pass.segments)?,
+        };
+        let query = self.query.forward(hidden, pass)?; // (tokens or sequences, hidden), as all that follow
         let dropout = pass.dropout(self.attention_dropout);
         let context = ops::attention(&query, &key, &value, pass.segments, self.heads, dropout)?;
         let context = self.attention_output.forward(&context, pass)?;
         let attended = self.attention_norm.forward(&ops::add_dropout(&context, hidden, pass.dropout(self.dropout))?)?;
 
-        let inner = self.intermediate.forward(&attended, pass)?; // (tokens, intermediate)
+        let inner = self.intermediate.forward(&attended, pass)?; // (.., intermediate)
         let inner = match self.activation {
             HiddenAct::Gelu => ops::gelu(&inner)?,
             HiddenAct::GeluApproximate => inner.gelu()?,
             HiddenAct::Relu => inner.relu()?,
         };
-        let inner = self.output.forward(&inner, pass)?; // (tokens, hidden)
+        let inner = self.output.forward(&inner, pass)?; // (.., hidden)
         self.output_norm.forward(&ops::add_dropout(&inner, &attended, pass.dropout(self.dropout))?)
     }
+}
+
+/// Of `(tokens, hidden)` each sequence's first row, `(sequences, hidden)`.
+fn first_tokens(hidden: &Tensor, segments: &Segments) -> Result<Tensor> {
+    let starts: Vec<u32> = segments.starts().iter().map(|&start| start as u32).collect();
+    Ok(hidden.index_select(&Tensor::from_vec(starts, segments.len(), hidden.device())?, 0)?)
 }

@@ -6,7 +6,7 @@ use ops::Precision;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
-use crate::bert::Bert;
+use crate::bert::{Bert, Wanted};
 use crate::error::Result;
 use crate::layers::{Linear, Pass};
 use crate::method::{CLASSIFIER, Method, POOLER, Tuner};
@@ -128,14 +128,9 @@ impl Model {
     /// When a sequence is longer than the model has positions, or empty.
     pub fn forward(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
         batch.check(self.config.max_position_embeddings)?;
-        let hidden = self.bert.forward(batch, pass)?; // (tokens, hidden)
         let pooled = match &self.pooler {
-            Some(pooler) => {
-                let starts: Vec<u32> = pass.segments.starts().iter().map(|&start| start as u32).collect();
-                let starts = Tensor::from_vec(starts, pass.segments.len(), hidden.device())?;
-                pooler.forward(&hidden.index_select(&starts, 0)?, pass)?.tanh()?
-            }
-            None => ops::segment_mean(&hidden, pass.segments)?,
+            Some(pooler) => pooler.forward(&self.bert.forward(batch, pass, Wanted::FirstTokens)?, pass)?.tanh()?,
+            None => ops::segment_mean(&self.bert.forward(batch, pass, Wanted::AllTokens)?, pass.segments)?,
         }; // (sequences, hidden)
         self.classifier.forward(&ops::dropout(&pooled, pass.dropout(self.dropout))?, pass)
     }
