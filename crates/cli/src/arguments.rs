@@ -37,6 +37,12 @@ pub enum Command {
         /// A safetensors file with the new parameters' first values, as `--dump-init` writes it.
         #[arg(long)]
         start: Option<PathBuf>,
+        /// Only the forward passes, without dropout; nothing is trained.
+        #[arg(long)]
+        forward_only: bool,
+        /// LoRA: merge the branches into the weights first.
+        #[arg(long, requires = "forward_only")]
+        merge: bool,
     },
     /// Print which data was found and how complete it is.
     Data,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use trainer::glue::Glue;
-use trainer::{Trainer, Verbosity};
+use trainer::{Passes, Trainer, Verbosity};
 
 use crate::arguments::{Arguments, Command, RunArguments};
 
@@ -33,7 +33,10 @@ fn perform(arguments: Arguments) -> Result<()> {
     match arguments.command {
         Command::Run(arguments) => run(&arguments),
         Command::Predict { run, folder } => predict(&run, &folder),
-        Command::Replay { run, batches, start } => replay(&run, &batches, start.as_deref()),
+        Command::Replay { run, batches, start, forward_only, merge } => {
+            let passes = if forward_only { Passes::Forward { merged: merge } } else { Passes::Training };
+            replay(&run, &batches, start.as_deref(), passes)
+        }
         Command::Data => data(),
         Command::Parameters(arguments) => parameters(&arguments),
     }
@@ -87,8 +90,8 @@ fn predict(arguments: &RunArguments, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn replay(arguments: &RunArguments, batches: &Path, start: Option<&Path>) -> Result<()> {
-    let replayed = trainer::replay(&mut trainer(arguments)?, &arguments.run(), batches, start)?;
+fn replay(arguments: &RunArguments, batches: &Path, start: Option<&Path>, passes: Passes) -> Result<()> {
+    let replayed = trainer::replay(&mut trainer(arguments)?, &arguments.run(), batches, start, passes)?;
     println!("{}", serde_json::to_string(&replayed)?);
     Ok(())
 }

@@ -43,6 +43,13 @@ fn impossible_numbers_are_refused_by_name() {
 }
 
 #[test]
+fn merged_branches_are_for_forward_passes_only() {
+    let replay = ["replay", "--task", "synthetic", "--method", "lora", "--batches", "batches.npz", "--merge"];
+    let error = complaint(&replay, &[]);
+    assert!(error.contains("--forward-only"), "{error}");
+}
+
+#[test]
 fn the_data_command_says_which_copy_it_found() {
     let output = peft_glue(&["data"], &[("GLUE_OFFLINE", "1")]);
     assert!(output.status.success());

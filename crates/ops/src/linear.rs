@@ -37,6 +37,7 @@ impl Precision {
 #[derive(Clone, Debug)]
 pub struct Weight {
     tensor: Tensor,
+    precision: Precision,
     products: Products,
 }
 
@@ -80,7 +81,22 @@ impl Weight {
                 Ok(Products::Frozen(Arc::new(Frozen { transposed: pack(weight.t()), straight: pack(weight) })))
             })?,
         };
-        Ok(Self { tensor, products })
+        Ok(Self { tensor, precision, products })
+    }
+
+    /// `W + scaling * B A`, frozen and of the same precision: the weight of a layer that computes what layer and branch compute
+    /// together, "no additional inference latency" (Hu et al. 2021, section 4.1; PEFT's `tuners/lora/layer.py`, `merge` and
+    /// `get_delta_weight`). Dropout belongs to training, and is left out.
+    ///
+    /// The sum is taken in the tensors' own type. For bf16 products it is then rounded as a whole, where beside a weight the
+    /// branch never is.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn merge(&self, lora: &Lora) -> Result<Self> {
+        check_branch(&self.tensor, lora)?;
+        let branch = (lora.b.detach().matmul(&lora.a.detach())? * lora.scaling)?; // (out, in)
+        Self::new((self.tensor.detach() + branch)?, self.precision)
     }
 }
 
@@ -208,11 +224,7 @@ pub struct Lora<'a> {
 /// When the shapes do not fit, or the weight or bias is trainable: no gradient would reach it.
 pub fn lora_linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, lora: Lora) -> Result<Tensor> {
     check(x, &weight.tensor, bias)?;
-    let (outputs, inputs) = weight.tensor.dims2()?;
-    let (rank, a_inputs) = lora.a.dims2()?;
-    if a_inputs != inputs || lora.b.dims() != [outputs, rank] {
-        bail!("lora: weight {:?}, A {:?} and B {:?} do not fit", weight.tensor.dims(), lora.a.dims(), lora.b.dims())
-    }
+    check_branch(&weight.tensor, &lora)?;
     if weight.tensor.track_op() || bias.is_some_and(|bias| bias.track_op()) {
         bail!("lora: the weight and the bias under a LoRA branch must be frozen")
     }
@@ -225,6 +237,15 @@ pub fn lora_linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, lora: Lor
         down: OnceLock::new(),
     };
     apply(operation, &[x, lora.a, lora.b])
+}
+
+fn check_branch(weight: &Tensor, lora: &Lora) -> Result<()> {
+    let (outputs, inputs) = weight.dims2()?;
+    let (rank, a_inputs) = lora.a.dims2()?;
+    if a_inputs != inputs || lora.b.dims() != [outputs, rank] {
+        bail!("lora: weight {:?}, A {:?} and B {:?} do not fit", weight.dims(), lora.a.dims(), lora.b.dims())
+    }
+    Ok(())
 }
 
 struct LoraLinear {

@@ -90,6 +90,10 @@ fn a_lora_branch_is_the_papers_formula_and_its_gradients_are_exact() -> Result<(
     let output = ops::lora_linear(&inputs[0], &exact(&weight), Some(&bias), lora(&inputs[1], &inputs[2], None))?;
     let branch = (inputs[0].matmul(&inputs[1].t()?)?.matmul(&inputs[2].t()?)? * 1.5)?;
     close(&output, &(inputs[0].matmul(&weight.t()?)?.broadcast_add(&bias)? + branch)?, 1e-14);
+    let merged = exact(&weight).merge(&lora(&inputs[1], &inputs[2], None))?;
+    close(&ops::linear(&inputs[0], &merged, Some(&bias))?, &output, 1e-14);
+    let error = exact(&weight).merge(&lora(&inputs[2], &inputs[1], None)).unwrap_err().to_string();
+    assert!(error.contains("do not fit"), "{error}");
     for dropout in [None, Dropout::new(0.3, 5)] {
         agrees_with_finite_differences(&inputs, |v| {
             ops::lora_linear(&v[0], &exact(&weight), Some(&bias), lora(&v[1], &v[2], dropout))

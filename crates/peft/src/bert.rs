@@ -25,6 +25,12 @@ impl Bert {
         Ok(Self { embeddings, layers })
     }
 
+    /// Every branch merged into its layer's weight.
+    pub fn merge(self) -> Result<Self> {
+        let layers = self.layers.into_iter().map(Layer::merge).collect::<Result<_>>()?;
+        Ok(Self { layers, ..self })
+    }
+
     /// The last hidden states: `(tokens, hidden)`, or `(sequences, hidden)` of the first tokens.
     pub fn forward(&self, batch: &Batch, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
         let mut hidden = self.embeddings.forward(batch, pass)?; // (tokens, hidden)
@@ -115,6 +121,18 @@ impl Layer {
             heads: config.num_attention_heads,
             dropout,
             attention_dropout,
+        })
+    }
+
+    fn merge(self) -> Result<Self> {
+        Ok(Self {
+            query: self.query.merge()?,
+            key: self.key.merge()?,
+            value: self.value.merge()?,
+            attention_output: self.attention_output.merge()?,
+            intermediate: self.intermediate.merge()?,
+            output: self.output.merge()?,
+            ..self
         })
     }
 

@@ -83,6 +83,13 @@ impl Linear {
         })
     }
 
+    /// The layer with its branch merged into its weight, if it has one.
+    pub fn merge(self) -> Result<Self> {
+        let Some(LoraBranch { a, b, scaling, .. }) = &self.lora else { return Ok(self) };
+        let weight = self.weight.merge(&ops::Lora { a, b, scaling: *scaling, dropout: None })?;
+        Ok(Self { weight, lora: None, ..self })
+    }
+
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         Ok(match &self.lora {
             Some(LoraBranch { a, b, scaling, dropout }) => {

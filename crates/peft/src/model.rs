@@ -122,6 +122,29 @@ impl Model {
         })
     }
 
+    /// For inference: each LoRA branch merged into its layer's weight, `W + scaling * B A`, so that a pass costs what it costs
+    /// without LoRA (Hu et al. 2021, section 4.1; PEFT's `merge_and_unload`). The logits are the same but for rounding; in bf16
+    /// that is more, since merged weights are rounded and branches never are.
+    ///
+    /// LoRA's A and B are then no parameters any more, so that the model counts and trains what [`Method::Head`] does. The
+    /// merged weights are frozen: what was trained is loaded before merging, and saved before merging. A model without LoRA stays
+    /// as it is.
+    ///
+    /// # Errors
+    /// When the tensor library fails.
+    pub fn merge(self) -> Result<Self> {
+        if !matches!(self.method, Method::Lora(_)) {
+            return Ok(self);
+        }
+        Ok(Self {
+            bert: self.bert.merge()?,
+            pooler: self.pooler.map(Linear::merge).transpose()?,
+            method: Method::Head,
+            parameters: self.parameters.without_lora(),
+            ..self
+        })
+    }
+
     /// The logits, `(sequences, num_labels)`.
     ///
     /// # Errors

@@ -41,11 +41,24 @@ impl Parameters {
     pub fn total_count(&self) -> usize {
         self.total
     }
+
+    /// What is left once LoRA's branches are merged. The merged weights are frozen, as those they replace were.
+    pub(crate) fn without_lora(self) -> Self {
+        let (merged, trainable): (BTreeMap<_, _>, _) = self.trainable.into_iter().partition(|(name, _)| is_lora(name));
+        let new = self.new.into_iter().filter(|name| !is_lora(name)).collect();
+        let total = self.total - merged.values().map(|variable| variable.elem_count()).sum::<usize>();
+        Self { trainable, new, total }
+    }
 }
 
 /// Whether a parameter belongs to the classifier.
 pub(crate) fn is_head(name: &str) -> bool {
     name.starts_with(crate::method::CLASSIFIER)
+}
+
+/// Whether a parameter is LoRA's A or B.
+fn is_lora(name: &str) -> bool {
+    name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight")
 }
 
 /// How a parameter that the checkpoint lacks begins.

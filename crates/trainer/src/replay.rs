@@ -1,4 +1,4 @@
-//! The steps that another implementation took, taken again: on its batches, from its start.
+//! The steps or forward passes that another implementation took, taken again: on its batches, from its start.
 
 use std::path::Path;
 use std::time::Instant;
@@ -10,18 +10,33 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
 use crate::error::{Error, Result};
+use crate::evaluation::loss;
 use crate::optimizer::Optimizer;
 use crate::run::Run;
 use crate::schedule::Schedule;
 use crate::trainer::{Trainer, peak_memory};
 use crate::training::take_step;
 
+/// What a replay does with each batch: its step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Passes {
+    /// Forward and backward with dropout, and an update.
+    #[default]
+    Training,
+    /// Forward, without dropout and without an optimiser.
+    Forward {
+        /// With LoRA's branches merged into the weights before the first batch ([`peft::Model::merge`]).
+        merged: bool,
+    },
+}
+
 /// What a replay measured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Replayed {
     /// The loss of each step.
     pub losses: Vec<f64>,
-    /// The time of each step in seconds: from the batch in memory to the updated parameters.
+    /// The time of each step in seconds: from the batch in memory to the updated parameters, or to the loss where nothing is
+    /// trained.
     pub step_seconds: Vec<f64>,
     /// The sequences of each step.
     pub examples: Vec<usize>,
@@ -31,20 +46,27 @@ pub struct Replayed {
     pub peak_memory: u64,
 }
 
-/// Trains on the batches in an npz file: `steps`, and for each step `s` from 0 `s{s}.input_ids`, `s{s}.attention_mask` (both
+/// Passes over the batches in an npz file: `steps`, and for each step `s` from 0 `s{s}.input_ids`, `s{s}.attention_mask` (both
 /// `(sequences, padded length)`), `s{s}.token_type_ids` if there are types, and `s{s}.labels`. The schedule runs over just these
 /// steps. `start` is a safetensors file with a value for each new parameter: classifier, LoRA's A and B.
 ///
 /// # Errors
 /// When a file lacks a tensor or has one of another shape, or the model is missing.
-pub fn replay(trainer: &mut Trainer, run: &Run, batches: &Path, start: Option<&Path>) -> Result<Replayed> {
+pub fn replay(
+    trainer: &mut Trainer,
+    run: &Run,
+    batches: &Path,
+    start: Option<&Path>,
+    passes: Passes,
+) -> Result<Replayed> {
     let batches = read_batches(run, batches)?;
     let model = trainer.untrained_model(run)?;
     if let Some(start) = start {
         checkpoint::load_start(start, model.parameters())?;
     }
     let schedule = Schedule::new(batches.len(), run.settings.warmup_ratio);
-    let mut optimizer = Optimizer::new(model.parameters(), &run.settings);
+    let model = if passes == (Passes::Forward { merged: true }) { model.merge()? } else { model };
+    let mut optimizer = (passes == Passes::Training).then(|| Optimizer::new(model.parameters(), &run.settings));
     let mut replayed = Replayed {
         losses: Vec::new(),
         step_seconds: Vec::new(),
@@ -55,8 +77,13 @@ pub fn replay(trainer: &mut Trainer, run: &Run, batches: &Path, start: Option<&P
     for (step, (sequences, targets)) in batches.iter().enumerate() {
         let began = Instant::now();
         let batch = Batch::new(sequences, model.device())?;
-        let factor = schedule.factor(step);
-        replayed.losses.push(take_step(&model, &mut optimizer, &batch, targets, step, run.seed + step as u64, factor)?);
+        replayed.losses.push(match &mut optimizer {
+            Some(optimizer) => {
+                let (step_seed, factor) = (run.seed + step as u64, schedule.factor(step));
+                take_step(&model, optimizer, &batch, targets, step, step_seed, factor)?
+            }
+            None => f64::from(loss(&model.predict(&batch)?, targets)?.to_scalar::<f32>()?),
+        });
         replayed.step_seconds.push(began.elapsed().as_secs_f64());
         replayed.examples.push(sequences.len());
         replayed.tokens.push(batch.tokens());

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use glue::{Glue, Task};
 use peft::{Lora, Method};
 use serde::Deserialize;
-use trainer::{Replayed, Result, Run, Trainer, Verbosity, replay};
+use trainer::{Passes, Replayed, Result, Run, Trainer, Verbosity, replay};
 
 #[derive(Deserialize)]
 struct Oracle {
@@ -18,6 +18,11 @@ struct Oracle {
 
 fn oracle(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/oracle").join(name)
+}
+
+/// As in `make_oracle.py`, which gives B other values than zero.
+fn lora() -> Method {
+    Method::Lora(Lora { lora_alpha: 8.0, ..Lora::rank(4) })
 }
 
 fn run(method: Method) -> Run {
@@ -30,19 +35,19 @@ fn run(method: Method) -> Run {
 }
 
 fn replayed(method: Method, batches: &str, start: &str) -> Result<Replayed> {
+    passed(Passes::Training, method, batches, start)
+}
+
+fn passed(passes: Passes, method: Method, batches: &str, start: &str) -> Result<Replayed> {
     let folder = tempfile::tempdir().unwrap();
     let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path()).verbosity(Verbosity::Silent);
-    replay(&mut trainer, &run(method), &oracle(batches), Some(&oracle(start)))
+    replay(&mut trainer, &run(method), &oracle(batches), Some(&oracle(start)), passes)
 }
 
 #[test]
 fn every_method_has_the_losses_of_torch_transformers_and_peft_at_every_step() {
     let expected: Oracle = serde_json::from_slice(&std::fs::read(oracle("oracle.json")).unwrap()).unwrap();
-    for (name, method) in [
-        ("full", Method::Full),
-        ("bitfit", Method::bitfit()),
-        ("lora", Method::Lora(Lora { lora_alpha: 8.0, ..Lora::rank(4) })),
-    ] {
+    for (name, method) in [("full", Method::Full), ("bitfit", Method::bitfit()), ("lora", lora())] {
         let replayed = replayed(method, "batches.npz", &format!("{name}.safetensors")).unwrap();
         let expected = &expected.losses[name];
         assert_eq!(replayed.losses.len(), expected.len());
@@ -52,6 +57,24 @@ fn every_method_has_the_losses_of_torch_transformers_and_peft_at_every_step() {
             assert!((ours - theirs).abs() <= 1e-4 * theirs.abs(), "{name}, step {step}: {ours}, not {theirs}");
         }
         assert!(replayed.examples.iter().all(|&examples| examples == 6));
+    }
+}
+
+#[test]
+fn forward_passes_have_the_loss_of_the_start_at_every_batch_merged_or_not() {
+    let losses = |passes| passed(passes, lora(), "batches.npz", "lora.safetensors").unwrap().losses;
+    let trained = losses(Passes::Training);
+    let forward = losses(Passes::Forward { merged: false });
+    // The first loss is taken before any update, and there is no dropout: the same sums in the same order.
+    assert_eq!(forward[0], trained[0]);
+    assert_eq!(forward.len(), trained.len());
+    assert_ne!(forward[1..], trained[1..]);
+    let merged = losses(Passes::Forward { merged: true });
+    assert_eq!(merged.len(), forward.len());
+    for (merged, forward) in merged.iter().zip(&forward) {
+        // Other sums in f32: logits of the order of 1 differ by at most 40 epsilon, 5e-6, and a cross-entropy by at most twice
+        // as much as its logits.
+        assert!((merged - forward).abs() <= 1e-5, "{merged}, not {forward}");
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use peft::{Batch, BitFit, Error, Lora, Method, Model, ModelOptions, Pass, Pooling, Sequence, Targets};
+use candle_core::DType;
+use peft::{Batch, BitFit, Error, Lora, Method, Model, ModelOptions, Pass, Pooling, Precision, Sequence, Targets};
 
 use crate::support::*;
 
@@ -111,7 +112,7 @@ fn the_logits_of_a_sequence_do_not_depend_on_its_batch() {
     let sequences = sequences(&[7, 1, 40, 12, 2], 100);
     let reversed: Vec<Sequence> = sequences.iter().rev().cloned().collect();
     for pooling in [Pooling::Cls, Pooling::Mean] {
-        for (dtype, tolerance) in [(candle_core::DType::F32, 1e-6), (candle_core::DType::F64, 1e-14)] {
+        for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::F64, 1e-14)] {
             let options = ModelOptions { pooling, dtype, ..ModelOptions::new(Method::Lora(lora_everywhere()), 2) };
             let model = Model::new(&tiny(), &options).unwrap();
             fill_lora_b(&model);
@@ -124,6 +125,69 @@ fn the_logits_of_a_sequence_do_not_depend_on_its_batch() {
                 close("alone", &predict(std::slice::from_ref(sequence)), expected, tolerance * scale);
             }
         }
+    }
+}
+
+/// LoRA's model with and without its branches merged, and how its logits were at its start.
+fn merging(options: &ModelOptions, batch: &Batch) -> [Vec<f64>; 3] {
+    let model = Model::new(&tiny(), options).unwrap();
+    let start = flat(&model.predict(batch).unwrap());
+    fill_lora_b(&model);
+    let beside = flat(&model.predict(batch).unwrap());
+    [start, beside, flat(&model.merge().unwrap().predict(batch).unwrap())]
+}
+
+/// Merging changes what is rounded, not what is computed. A sum of 64 terms, each rounded by half an epsilon, errs by about
+/// `sqrt(64) / 2`, 4 epsilon; ten products follow one another from the embeddings to the logits: 40 if no two errors cancel.
+#[test]
+fn a_merged_model_gives_the_logits_of_branches_beside_their_weights() {
+    let batch = batch(&sequences(&[7, 1, 40, 12], 100));
+    for pooling in [Pooling::Cls, Pooling::Mean] {
+        for (dtype, epsilon) in [(DType::F32, f64::from(f32::EPSILON)), (DType::F64, f64::EPSILON)] {
+            let method = Method::Lora(Lora { lora_dropout: 0.5, lora_alpha: 3.0, ..lora_everywhere() });
+            let options = ModelOptions { pooling, dtype, ..ModelOptions::new(method, 2) };
+            let [start, beside, merged] = merging(&options, &batch);
+            let scale = largest(&beside);
+            close("merged", &merged, &beside, 40.0 * epsilon * scale);
+            let effect = start.iter().zip(&beside).map(|(start, beside)| (start - beside).abs()).fold(0.0, f64::max);
+            assert!(effect > 0.1 * scale, "the branches do nothing: {effect}");
+        }
+    }
+}
+
+/// A product of bf16 numbers is off by up to a 128th, to either side; ten in a row by about `sqrt(10) / 128`, 2.5 %. Of eight
+/// logits none is off by five times that, 12.5 % of the largest.
+#[test]
+fn a_merged_model_in_bf16_stays_in_bf16() {
+    let batch = batch(&sequences(&[7, 1, 40, 12], 100));
+    let [exact, rounded] = [Precision::Exact, Precision::Bf16].map(|precision| {
+        let method = Method::Lora(lora_everywhere());
+        let [_, _, merged] = merging(&ModelOptions { precision, ..ModelOptions::new(method, 2) }, &batch);
+        merged
+    });
+    close("merged", &rounded, &exact, 0.125 * largest(&exact));
+    // f32 would come within a millionth.
+    let off = exact.iter().zip(&rounded).map(|(exact, rounded)| (exact - rounded).abs()).fold(0.0, f64::max);
+    assert!(off > 1e-4 * largest(&exact), "nothing was rounded to bf16: {off}");
+}
+
+#[test]
+fn a_merged_model_has_no_parameter_of_lora_and_trains_the_head_alone() {
+    let head = build(Method::Head, 1);
+    let merged = build(Method::Lora(lora_everywhere()), 1).merge().unwrap();
+    assert_eq!(bits(&merged), bits(&head));
+    assert_eq!(merged.parameters().new_names(), head.parameters().new_names());
+    assert_eq!(merged.trainable_report(), head.trainable_report());
+}
+
+#[test]
+fn merging_leaves_a_model_without_lora_as_it_is() {
+    let batch = batch(&sequences(&[7, 12], 100));
+    for method in [Method::Full, Method::Head, Method::bitfit()] {
+        let [model, merged] = [build(method.clone(), 1), build(method, 1).merge().unwrap()];
+        assert_eq!(bits(&merged), bits(&model));
+        assert_eq!(merged.trainable_report(), model.trainable_report());
+        assert_eq!(flat(&merged.predict(&batch).unwrap()), flat(&model.predict(&batch).unwrap()));
     }
 }
 

@@ -55,6 +55,19 @@ impl Oracle {
     }
 }
 
+/// A case's model with its matrices.
+fn lora_model(name: &str, case: &LoraCase, num_labels: usize, dtype: DType) -> Model {
+    let lora = Lora { r: case.r, lora_alpha: case.lora_alpha, ..Lora::default() }.on(Targets::suffixes(&case.targets));
+    let options = ModelOptions { dtype, ..ModelOptions::new(Method::Lora(lora), num_labels) };
+    let model = Model::new(&tiny(), &options).unwrap();
+    for (tensor, values) in &tensors() {
+        if let Some(parameter) = tensor.strip_prefix(&format!("{name}.value.")) {
+            set(&model, parameter, flat(values));
+        }
+    }
+    model
+}
+
 fn tensors() -> HashMap<String, Tensor> {
     candle_core::safetensors::load(oracle_folder().join("oracle.safetensors"), &Device::Cpu).unwrap()
 }
@@ -113,19 +126,23 @@ fn gradients_of_full_fine_tuning_equal_those_of_torch_for_every_parameter() {
 fn logits_and_gradients_of_lora_equal_those_of_peft_for_the_same_matrices() {
     let oracle = Oracle::read();
     for (name, case) in &oracle.lora {
-        let lora =
-            Lora { r: case.r, lora_alpha: case.lora_alpha, ..Lora::default() }.on(Targets::suffixes(&case.targets));
         for ((dtype, logits_tolerance), (_, gradient_tolerance)) in LOGITS.into_iter().zip(GRADIENTS) {
-            let options = ModelOptions { dtype, ..ModelOptions::new(Method::Lora(lora.clone()), oracle.num_labels) };
-            let model = Model::new(&tiny(), &options).unwrap();
-            for (tensor, values) in &tensors() {
-                if let Some(parameter) = tensor.strip_prefix(&format!("{name}.value.")) {
-                    set(&model, parameter, flat(values));
-                }
-            }
+            let model = lora_model(name, case, oracle.num_labels, dtype);
             let logits = model.predict(&batch(&oracle.sequences())).unwrap();
             close(name, &flat(&logits), &case.logits.concat(), logits_tolerance);
             gradients_are_close(&model, &oracle, &format!("{name}.gradient."), gradient_tolerance);
+        }
+    }
+}
+
+#[test]
+fn logits_of_merged_lora_equal_those_of_peft_for_the_same_matrices() {
+    let oracle = Oracle::read();
+    for (name, case) in &oracle.lora {
+        for (dtype, tolerance) in LOGITS {
+            let model = lora_model(name, case, oracle.num_labels, dtype).merge().unwrap();
+            let logits = model.predict(&batch(&oracle.sequences())).unwrap();
+            close(name, &flat(&logits), &case.logits.concat(), tolerance);
         }
     }
 }
