@@ -2,8 +2,11 @@
 
 # Budget of the notebook: smoke (CI, 3 minutes of training at most), quick (15), standard (60), full (all seeds; for a GPU).
 PROFILE ?= quick
-# More arguments for JupyterLab, as in: make notebook ARGS=--no-browser
+# More arguments for JupyterLab or bench.py, as in: make notebook ARGS=--no-browser, make bench ARGS='--only same_work.lora'
 ARGS ?=
+# What `make bench` compares with, and the data both sides train on.
+PEER ?= ../shared/peer/bench_peft.py
+GLUE ?= $(firstword $(wildcard $(GLUE_DIR) data/glue ../shared/glue))
 
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
@@ -20,7 +23,7 @@ PDF := report/report.pdf
 FIGURE := report/comparison.svg
 endif
 
-.PHONY: help setup report export test test-rust test-scripts test-kernel test-report notebook clean
+.PHONY: help setup report export test test-rust test-scripts test-kernel test-report notebook bench clean
 # One step after the other: they share two cores and one kernel.
 .NOTPARALLEL:
 
@@ -48,8 +51,9 @@ test-rust:  ## format, lints, and every crate's tests
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo test --workspace --locked
 
-test-scripts: setup  ## the scripts around the notebook
+test-scripts: setup  ## the scripts around the notebook, and the benchmark's arithmetic
 	$(PYTHON) -m unittest discover --start-directory scripts --pattern 'test_*.py'
+	$(PYTHON) -m unittest discover --start-directory bench --pattern 'test_*.py'
 
 test-kernel: setup  ## a real Rust kernel: what it shares between cells, and how fast it answers
 	cargo build --locked --bin peft-glue
@@ -60,6 +64,17 @@ test-report: setup  ## the notebook with the smallest budget, to the PDF
 
 notebook: setup  ## JupyterLab on the notebooks, with the kernel ready
 	@cd notebooks && ../$(WITH_KERNEL) ../.venv/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
+
+bench: setup bench/.venv/.installed  ## speed and memory against the Python peer, to bench/results.md (about 1 hour, on an idle machine)
+	@test -n "$(GLUE)" || { echo "[bench] error: no GLUE in GLUE_DIR, data/glue or ../shared/glue; type: make bench GLUE=FOLDER" >&2; exit 1; }
+	cargo build --locked --bin peft-glue
+	bench/.venv/bin/python bench/bench.py --peer $(PEER) --glue $(GLUE) --model models/all-MiniLM-L6-v2 $(ARGS)
+
+bench/.venv/.installed: bench/requirements.txt
+	@echo "[bench] installing the peer's environment in bench/.venv (6 GB, about 2 minutes)"
+	@python3 -m venv bench/.venv
+	@bench/.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement bench/requirements.txt
+	@touch $@
 
 clean:  ## remove what was built (not the Python environment, the models or the run records)
 	cargo clean
