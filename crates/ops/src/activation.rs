@@ -1,21 +1,32 @@
-//! GELU.
+//! Activation functions, element by element.
 
 use candle_core::{Result, Tensor};
 use multiversion::multiversion;
-use rayon::prelude::*;
 
 use crate::float::Float;
+use crate::memory::in_pieces;
 use crate::operation::{Gradient, Operation, View, apply};
 
-/// `x Φ(x)` with the exact normal distribution function (Hendrycks and Gimpel 2016; BERT's "gelu"), element by element.
-pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    apply(Gelu, &[x])
+/// A function of one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x Φ(x)` with the exact normal distribution function (Hendrycks and Gimpel 2016; BERT's "gelu").
+    Gelu,
+    /// `x (1 + tanh(sqrt(2/π) (x + 0.044715 x³))) / 2`, their approximation of it ("gelu_new").
+    GeluApproximate,
+    /// `max(x, 0)`.
+    Relu,
+    /// The hyperbolic tangent.
+    Tanh,
+}
+
+/// `activation(x)`.
+pub fn activation(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    apply(activation, &[x])
 }
 
 /// Elements are handed to threads in pieces of this many.
 const PIECE: usize = 1 << 13;
-
-struct Gelu;
 
 /// `Φ(x)`, the distribution function of the standard normal.
 #[inline(always)]
@@ -29,26 +40,53 @@ fn normal_pdf<T: Float>(x: T) -> T {
     T::of(0.398_942_280_401_432_7) * (T::of(-0.5) * x * x).exponential()
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
-fn forward<T: Float>(y: &mut [T], x: &[T]) {
-    for (y, &x) in y.iter_mut().zip(x) {
-        *y = x * normal_cdf(x);
-    }
+/// `sqrt(2/π)`.
+const SLOPE: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
+const CUBIC: f64 = 0.044715;
+
+/// `(1 + tanh(u)) / 2`, and the derivative of `u`, for [`Activation::GeluApproximate`].
+#[inline(always)]
+fn approximate_cdf<T: Float>(x: T) -> (T, T) {
+    let tanh = (T::of(SLOPE) * (x + T::of(CUBIC) * x * x * x)).tanh();
+    (T::of(0.5) * (T::one() + tanh), T::of(SLOPE) * (T::one() + T::of(3.0 * CUBIC) * x * x))
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
-fn backward<T: Float>(values: &mut [T], x: &[T], gradient: &[T]) {
-    for ((value, &x), &gradient) in values.iter_mut().zip(x).zip(gradient) {
-        *value = gradient * (normal_cdf(x) + x * normal_pdf(x));
+fn forward<T: Float>(activation: Activation, y: &mut [T], x: &[T]) {
+    let values = y.iter_mut().zip(x);
+    match activation {
+        Activation::Gelu => values.for_each(|(y, &x)| *y = x * normal_cdf(x)),
+        Activation::GeluApproximate => values.for_each(|(y, &x)| *y = x * approximate_cdf(x).0),
+        Activation::Relu => values.for_each(|(y, &x)| *y = if x > T::zero() { x } else { T::zero() }),
+        Activation::Tanh => values.for_each(|(y, &x)| *y = x.tanh()),
     }
 }
 
-impl Operation for Gelu {
-    const NAME: &'static str = "gelu";
+/// `gradient * activation'(x)`, where `y` is `activation(x)`.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
+fn backward<T: Float>(activation: Activation, values: &mut [T], x: &[T], y: &[T], gradient: &[T]) {
+    let values = values.iter_mut().zip(x).zip(y).zip(gradient);
+    match activation {
+        Activation::Gelu => {
+            values.for_each(|(((value, &x), _), &gradient)| *value = gradient * (normal_cdf(x) + x * normal_pdf(x)));
+        }
+        Activation::GeluApproximate => values.for_each(|(((value, &x), _), &gradient)| {
+            let (cdf, slope) = approximate_cdf(x);
+            *value = gradient * (cdf + T::of(2.0) * x * cdf * (T::one() - cdf) * slope);
+        }),
+        Activation::Relu => values.for_each(|(((value, &x), _), &gradient)| {
+            *value = if x > T::zero() { gradient } else { T::zero() };
+        }),
+        Activation::Tanh => values.for_each(|(((value, _), &y), &gradient)| *value = gradient * (T::one() - y * y)),
+    }
+}
+
+impl Operation for Activation {
+    const NAME: &'static str = "activation";
 
     fn forward<T: Float>(&self, inputs: &[View<T>]) -> Result<(Vec<T>, Vec<usize>)> {
-        let mut y = vec![T::zero(); inputs[0].data.len()];
-        y.par_chunks_mut(PIECE).zip(inputs[0].data.par_chunks(PIECE)).for_each(|(y, x)| forward(y, x));
+        let x = inputs[0].data;
+        let y = in_pieces(x.len(), PIECE, |first, y| forward(*self, y, &x[first..]));
         Ok((y, inputs[0].shape.to_vec()))
     }
 
@@ -56,15 +94,12 @@ impl Operation for Gelu {
         &self,
         inputs: &[View<T>],
         _needed: &[bool],
-        _output: View<T>,
+        output: View<T>,
         gradient: View<T>,
     ) -> Result<Vec<Gradient<T>>> {
-        let mut values = vec![T::zero(); gradient.data.len()];
-        values
-            .par_chunks_mut(PIECE)
-            .zip(inputs[0].data.par_chunks(PIECE))
-            .zip(gradient.data.par_chunks(PIECE))
-            .for_each(|((values, x), gradient)| backward(values, x, gradient));
-        Ok(vec![Gradient::Values(values)])
+        let (x, y, gradient) = (inputs[0].data, output.data, gradient.data);
+        Ok(vec![Gradient::Values(in_pieces(x.len(), PIECE, |first, values| {
+            backward(*self, values, &x[first..], &y[first..], &gradient[first..]);
+        }))])
     }
 }

@@ -5,6 +5,7 @@
 //! nothing outside ever sees a tile register in use.
 
 use std::arch::asm;
+use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
 use crate::tiles::{MOST_ROWS, Number, Stream, WIDTH};
@@ -45,28 +46,33 @@ static WHOLE_TILES: Configuration = Configuration {
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
+/// Rows of sums, [`WIDTH`] apart.
+pub(crate) type Sums = [f32; MOST_ROWS * WIDTH];
+
 /// As many of a stream's steps as fill whole tiles.
 pub(crate) fn whole_steps(stream: &Stream) -> usize {
     stream.steps / SIDE * SIDE
 }
 
-/// Writes the sums of [`MOST_ROWS`] rows of a stream of bf16 times its whole panel, rows [`WIDTH`] apart, over [`whole_steps`].
+/// The sums of [`MOST_ROWS`] rows of a stream of bf16 times its whole panel, rows [`WIDTH`] apart, over [`whole_steps`], if there are
+/// any.
 ///
 /// # Safety
 /// Asks for [`is_there`].
-pub(crate) unsafe fn multiply(stream: &Stream, sums: &mut [f32; MOST_ROWS * WIDTH]) {
+pub(crate) unsafe fn multiply<'a>(stream: &Stream, sums: &'a mut MaybeUninit<Sums>) -> Option<&'a Sums> {
     const { assert!(MOST_ROWS == 2 * SIDE && WIDTH == 3 * SIDE) };
     let steps = whole_steps(stream);
-    let Some(last) = steps.checked_sub(1) else { return };
+    let last = steps.checked_sub(1)?;
     assert!(stream.number == Number::Bf16 && stream.step_stride == 1);
     assert!(stream.left.len() > (MOST_ROWS - 1) * stream.row_stride + last);
     assert!(stream.panel.len() >= last * stream.panel_stride + WIDTH);
     // Six tiles of sums (0 to 5), one of the left side (6) and one of the panel (7). Upper and lower half of the rows take turns,
     // so that of two neighbouring products one factor is there already.
     //
-    // SAFETY: rows, panel and sums are as long as is read and written (asserted above). Every register that is written is named,
-    // but for the tiles, which are given back.
+    // SAFETY: rows, panel and sums are as long as is read and written (asserted above), and all sums are written. Every register
+    // that is written is named, but for the tiles, which are given back.
     unsafe {
+        let begin: *mut f32 = sums.as_mut_ptr().cast();
         asm!(
             "ldtilecfg [{configuration}]",
             "tilezero tmm0",
@@ -109,10 +115,11 @@ pub(crate) unsafe fn multiply(stream: &Stream, sums: &mut [f32; MOST_ROWS * WIDT
             panel_stride = in(reg) 4 * stream.panel_stride,
             tile_of_panel = in(reg) 4 * SIDE * stream.panel_stride,
             tiles = inout(reg) steps / SIDE => _,
-            upper_sums = in(reg) sums.as_mut_ptr(),
-            lower_sums = in(reg) sums.as_mut_ptr().add(SIDE * WIDTH),
+            upper_sums = in(reg) begin,
+            lower_sums = in(reg) begin.add(SIDE * WIDTH),
             sums_stride = in(reg) 4 * WIDTH,
             options(nostack),
-        )
+        );
+        Some(sums.assume_init_ref())
     }
 }

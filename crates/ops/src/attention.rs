@@ -10,8 +10,9 @@ use rayon::prelude::*;
 use crate::dropout::{Dropout, mask_piece};
 use crate::float::{Float, highest, sum};
 use crate::matrix::Matrix;
+use crate::memory::zeros;
 use crate::operation::{Gradient, Operation, View, apply};
-use crate::product::multiply_here;
+use crate::product::{multiply_here, product_here};
 use crate::segments::Segments;
 
 /// `softmax(q kᵀ / sqrt(head_dim)) v` for each head and each sequence (Vaswani et al. 2017, equation 1).
@@ -104,8 +105,7 @@ impl Head {
 
     /// The attention probabilities before dropout, `(queries, keys)`.
     fn probabilities<T: Float>(&self, query: &[T], key: &[T]) -> Vec<T> {
-        let mut scores = vec![T::zero(); self.queries * self.keys];
-        multiply_here(&mut scores, self.keys, self.scale(), self.of(query), self.of(key).t());
+        let mut scores = product_here(self.scale(), self.of(query), self.of(key).t());
         softmax(&mut scores, self.keys);
         scores
     }
@@ -153,7 +153,7 @@ impl Operation for Attention {
 
     fn forward<T: Float>(&self, inputs: &[View<T>]) -> Result<(Vec<T>, Vec<usize>)> {
         let (_, hidden) = inputs[0].matrix();
-        let mut output = vec![T::zero(); inputs[0].data.len()];
+        let mut output = zeros(inputs[0].data.len());
         let outputs = self.queries.split(&mut output, hidden);
         self.sequences(hidden).into_par_iter().zip(outputs).for_each(|(Sequence { queries, keys, heads }, output)| {
             let query = &inputs[0].data[queries];
@@ -178,7 +178,7 @@ impl Operation for Attention {
         gradient: View<T>,
     ) -> Result<Vec<Gradient<T>>> {
         let (_, hidden) = inputs[0].matrix();
-        let mut gradients = [0, 1, 2].map(|i| vec![T::zero(); inputs[i].data.len()]);
+        let mut gradients = [0, 1, 2].map(|i| zeros(inputs[i].data.len()));
         let [dq, dk, dv] = &mut gradients;
         let (dq, dk) = (self.queries.split(dq, hidden), self.segments.split(dk, hidden));
         let dv = self.segments.split(dv, hidden);
@@ -188,9 +188,8 @@ impl Operation for Attention {
                 let [key, value] = [1, 2].map(|i| &inputs[i].data[keys.clone()]);
                 for head in heads {
                     let probabilities = head.probabilities(query, key);
-                    let mut ds = vec![T::zero(); probabilities.len()]; // first of the probabilities, then of the scores
-                    let (g, v) = (head.of(upstream), head.of(value));
-                    multiply_here(&mut ds, head.keys, 1.0, g, v.t());
+                    let g = head.of(upstream);
+                    let mut ds = product_here(1.0, g, head.of(value).t()); // first of the probabilities, then of the scores
                     if let Some(dropout) = self.dropout {
                         mask_piece(&mut ds, dropout, head.first_probability);
                     }

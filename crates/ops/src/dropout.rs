@@ -5,6 +5,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::float::Float;
+use crate::memory::in_pieces;
 use crate::operation::{Gradient, Operation, View, apply};
 
 /// The mask of one application of dropout (Srivastava et al. 2014): element `i` is dropped or kept by a hash of `seed` and
@@ -103,22 +104,19 @@ impl Operation for AddDropout {
 
     fn forward<T: Float>(&self, inputs: &[View<T>]) -> Result<(Vec<T>, Vec<usize>)> {
         #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
-        fn piece<T: Float>(values: &mut [T], residual: &[T], dropout: Option<Dropout>, first: u32) {
+        fn piece<T: Float>(sums: &mut [T], x: &[T], residual: &[T], dropout: Option<Dropout>, first: u32) {
+            let terms = sums.iter_mut().zip(x).zip(residual);
             match dropout {
-                Some(dropout) => {
-                    for (i, (value, &other)) in values.iter_mut().zip(residual).enumerate() {
-                        *value = *value * dropout.factor::<T>(first + i as u32) + other;
-                    }
-                }
-                None => values.iter_mut().zip(residual).for_each(|(value, &other)| *value += other),
+                Some(dropout) => terms.enumerate().for_each(|(i, ((sum, &x), &other))| {
+                    *sum = x * dropout.factor::<T>(first.wrapping_add(i as u32)) + other;
+                }),
+                None => terms.for_each(|((sum, &x), &other)| *sum = x + other),
             }
         }
-        let mut values = inputs[0].data.to_vec();
-        values
-            .par_chunks_mut(PIECE)
-            .zip(inputs[1].data.par_chunks(PIECE))
-            .enumerate()
-            .for_each(|(i, (values, residual))| piece(values, residual, self.0, (i * PIECE) as u32));
+        let (x, residual) = (inputs[0].data, inputs[1].data);
+        let values = in_pieces(x.len(), PIECE, |first, sums| {
+            piece(sums, &x[first..], &residual[first..], self.0, first as u32);
+        });
         Ok((values, inputs[0].shape.to_vec()))
     }
 

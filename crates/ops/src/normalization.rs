@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use crate::float::{Float, sum};
 use crate::matrix::column_sums;
+use crate::memory::in_pieces;
 use crate::operation::{Gradient, Operation, View, apply};
 
 /// `gamma * (x - mean) / sqrt(variance + epsilon) + beta` over each row of x `(tokens, hidden)` (Ba et al. 2016), with the
@@ -80,10 +81,8 @@ impl Operation for LayerNorm {
 
     fn forward<T: Float>(&self, inputs: &[View<T>]) -> Result<(Vec<T>, Vec<usize>)> {
         let (gamma, beta, block) = (inputs[1].data, inputs[2].data, ROWS * inputs[1].data.len());
-        let mut y = vec![T::zero(); inputs[0].data.len()];
-        y.par_chunks_mut(block)
-            .zip(inputs[0].data.par_chunks(block))
-            .for_each(|(y, x)| forward(y, x, gamma, beta, self.epsilon));
+        let x = inputs[0].data;
+        let y = in_pieces(x.len(), block, |first, y| forward(y, &x[first..], gamma, beta, self.epsilon));
         Ok((y, inputs[0].shape.to_vec()))
     }
 

@@ -5,6 +5,7 @@ use candle_core::{
 };
 
 use crate::float::Float;
+use crate::tape::{self, Backward};
 
 /// A contiguous tensor as a kernel sees it.
 #[derive(Clone, Copy)]
@@ -47,19 +48,64 @@ pub(crate) trait Operation: Send + Sync + 'static {
     ) -> Result<Vec<Gradient<T>>>;
 }
 
-/// Applies `operation` and records it for the backward pass. `inputs` holds one to three tensors of one dtype.
+/// Applies `operation`, and has it recorded for the backward pass. `inputs` holds one to three tensors of one dtype.
 pub(crate) fn apply<K: Operation>(operation: K, inputs: &[&Tensor]) -> Result<Tensor> {
-    let contiguous = inputs.iter().map(|tensor| tensor.contiguous()).collect::<Result<Vec<_>>>()?;
+    let inputs = inputs.iter().map(|tensor| tensor.contiguous()).collect::<Result<Vec<_>>>()?;
     let operation = Bridge(operation);
-    match contiguous.as_slice() {
-        [a] => a.apply_op1(operation),
-        [a, b] => a.apply_op2(b, operation),
-        [a, b, c] => a.apply_op3(b, c, operation),
+    let candles = tape::is_candles();
+    let output = match inputs.as_slice() {
+        [a] if candles => return a.apply_op1(operation),
+        [a, b] if candles => return a.apply_op2(b, operation),
+        [a, b, c] if candles => return a.apply_op3(b, c, operation),
+        [a] => a.apply_op1_no_bwd(&operation)?,
+        [a, b] => a.apply_op2_no_bwd(b, &operation)?,
+        [a, b, c] => a.apply_op3_no_bwd(b, c, &operation)?,
         _ => bail!("{}: {} inputs, expected one to three", K::NAME, inputs.len()),
-    }
+    };
+    tape::note(operation, &inputs, &output, K::NAME)?;
+    Ok(output)
 }
 
 struct Bridge<K>(K);
+
+impl<K: Operation> Backward for Bridge<K> {
+    fn backward(
+        &self,
+        inputs: &[&Tensor],
+        needed: &[bool],
+        output: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>> {
+        fn run<K: Operation, T: Float>(
+            operation: &K,
+            inputs: &[&Tensor],
+            needed: &[bool],
+            output: &Tensor,
+            gradient: &Tensor,
+        ) -> Result<Vec<Option<Tensor>>> {
+            let gradient = gradient.contiguous()?;
+            let gradients = with_views::<T, _>(inputs, K::NAME, |views| {
+                with_views::<T, _>(&[output, &gradient], K::NAME, |ends| {
+                    operation.backward(views, needed, ends[0], ends[1])
+                })
+            })?;
+            gradients
+                .into_iter()
+                .zip(inputs)
+                .map(|(values, input)| match values {
+                    Gradient::None => Ok(None),
+                    Gradient::Upstream => Ok(Some(gradient.clone())),
+                    Gradient::Values(values) => Tensor::from_vec(values, input.shape(), input.device()).map(Some),
+                })
+                .collect()
+        }
+        match gradient.dtype() {
+            DType::F32 => run::<K, f32>(&self.0, inputs, needed, output, gradient),
+            DType::F64 => run::<K, f64>(&self.0, inputs, needed, output, gradient),
+            other => bail!("{}: expected an f32 or f64 gradient, found {other:?}", K::NAME),
+        }
+    }
+}
 
 impl<K: Operation> Bridge<K> {
     fn forward(&self, inputs: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
@@ -78,35 +124,10 @@ impl<K: Operation> Bridge<K> {
         }
     }
 
-    fn backward(&self, inputs: &[&Tensor], output: &Tensor, gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        fn run<K: Operation, T: Float>(
-            operation: &K,
-            inputs: &[&Tensor],
-            output: &Tensor,
-            gradient: &Tensor,
-        ) -> Result<Vec<Option<Tensor>>> {
-            let gradient = gradient.contiguous()?;
-            let needed: Vec<bool> = inputs.iter().map(|tensor| tensor.track_op()).collect();
-            let gradients = with_views::<T, _>(inputs, K::NAME, |views| {
-                with_views::<T, _>(&[output, &gradient], K::NAME, |ends| {
-                    operation.backward(views, &needed, ends[0], ends[1])
-                })
-            })?;
-            gradients
-                .into_iter()
-                .zip(inputs)
-                .map(|(values, input)| match values {
-                    Gradient::None => Ok(None),
-                    Gradient::Upstream => Ok(Some(gradient.clone())),
-                    Gradient::Values(values) => Tensor::from_vec(values, input.shape(), input.device()).map(Some),
-                })
-                .collect()
-        }
-        match gradient.dtype() {
-            DType::F32 => run::<K, f32>(&self.0, inputs, output, gradient),
-            DType::F64 => run::<K, f64>(&self.0, inputs, output, gradient),
-            other => bail!("{}: expected an f32 or f64 gradient, found {other:?}", K::NAME),
-        }
+    /// For candle's graph.
+    fn gradients(&self, inputs: &[&Tensor], output: &Tensor, gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let needed: Vec<bool> = inputs.iter().map(|tensor| tensor.track_op()).collect();
+        self.backward(inputs, &needed, output, gradient)
     }
 }
 
@@ -142,7 +163,7 @@ impl<K: Operation> CustomOp1 for Bridge<K> {
     }
 
     fn bwd(&self, a: &Tensor, result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        Ok(self.backward(&[a], result, gradient)?.pop().flatten())
+        Ok(self.gradients(&[a], result, gradient)?.pop().flatten())
     }
 }
 
@@ -162,7 +183,7 @@ impl<K: Operation> CustomOp2 for Bridge<K> {
         result: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let mut gradients = self.backward(&[a, b], result, gradient)?.into_iter();
+        let mut gradients = self.gradients(&[a, b], result, gradient)?.into_iter();
         Ok((gradients.next().flatten(), gradients.next().flatten()))
     }
 }
@@ -192,7 +213,7 @@ impl<K: Operation> CustomOp3 for Bridge<K> {
         result: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let mut gradients = self.backward(&[a, b, c], result, gradient)?.into_iter();
+        let mut gradients = self.gradients(&[a, b, c], result, gradient)?.into_iter();
         Ok((gradients.next().flatten(), gradients.next().flatten(), gradients.next().flatten()))
     }
 }

@@ -421,15 +421,35 @@ pub(crate) fn sum_of_products(scale: f32, terms: &[(Matrix<f32>, Right)], bias: 
 /// which there are many.
 pub(crate) fn multiply_here(output: &mut [f32], stride: usize, scale: f32, a: Matrix<f32>, b: Matrix<f32>) {
     let (rows, columns) = (a.rows, b.columns);
-    if rows == 0 || columns == 0 {
+    let end = rows.saturating_sub(1) * stride + columns;
+    assert!(rows == 0 || stride >= columns && output.len() >= end, "product reaches beyond its slice");
+    // SAFETY: the output is as long as that, and nobody else can write to it.
+    unsafe { write_product(output.as_mut_ptr(), stride, scale, a, b) };
+}
+
+/// `scale * a b` as a new row-major matrix, on the calling thread.
+pub(crate) fn product_here(scale: f32, a: Matrix<f32>, b: Matrix<f32>) -> Vec<f32> {
+    let size = a.rows * b.columns;
+    let mut values = Vec::with_capacity(size);
+    // SAFETY: the capacity is there, and every element is written.
+    unsafe {
+        write_product(values.as_mut_ptr(), b.columns, scale, a, b);
+        values.set_len(size);
+    }
+    values
+}
+
+/// # Safety
+/// `output` must have the rows of `a`, `stride` apart, and the columns of `b`, and nobody else may read or write them.
+unsafe fn write_product(output: *mut f32, stride: usize, scale: f32, a: Matrix<f32>, b: Matrix<f32>) {
+    if a.rows == 0 || b.columns == 0 {
         return;
     }
-    assert!(stride >= columns && output.len() >= (rows - 1) * stride + columns, "product reaches beyond its slice");
     let right = Right::in_place(b).unwrap_or_else(|| Right::Panels(Arc::new(Panels::pack_here(b, Number::F32))));
-    // SAFETY: the output is as long as that (asserted above), and nobody else can write to it.
+    // SAFETY: as the caller promises.
     unsafe {
-        let sum = Sum::new(&[(a, right)], scale, None, output.as_mut_ptr(), stride);
-        (0..columns.div_ceil(WIDTH)).for_each(|panel| sum.take(0..rows, panel));
+        let sum = Sum::new(&[(a, right)], scale, None, output, stride);
+        (0..b.columns.div_ceil(WIDTH)).for_each(|panel| sum.take(0..a.rows, panel));
     }
 }
 
@@ -514,6 +534,7 @@ mod tests {
                 let expected = sum_of_products(0.5, &[(a, Right::new(b, Number::F32, m))], None);
                 let mut output = vec![7.0; m * (n + 3)];
                 multiply_here(&mut output, n + 3, 0.5, a, b);
+                assert_eq!(product_here(0.5, a, b), expected);
                 for (row, expected) in output.chunks(n + 3).zip(expected.chunks(n)) {
                     assert_eq!((&row[..n], &row[n..]), (expected, &[7.0; 3][..]));
                 }

@@ -65,3 +65,13 @@ pub(crate) fn multiply_here<T: Float>(output: &mut [T], stride: usize, scale: f6
     }
     multiply(output, stride, Into::Overwrite, scale, a, b, Cores::One);
 }
+
+/// `scale * a b` as a new row-major matrix, on the calling thread.
+pub(crate) fn product_here<T: Float>(scale: f64, a: Matrix<T>, b: Matrix<T>) -> Vec<T> {
+    if let (Some(a), Some(b), true) = (a.as_f32(), b.as_f32(), Number::F32.is_native()) {
+        return T::from_f32(panels::product_here(scale as f32, a, b));
+    }
+    let mut output = vec![T::zero(); a.rows * b.columns];
+    multiply(&mut output, b.columns, Into::Overwrite, scale, a, b, Cores::One);
+    output
+}

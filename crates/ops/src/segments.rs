@@ -71,6 +71,39 @@ impl Segments {
     }
 }
 
+/// Each sequence's first row: `(tokens, hidden)` to `(sequences, hidden)`.
+pub fn first_tokens(hidden: &Tensor, segments: &Segments) -> Result<Tensor> {
+    segments.check(hidden.dim(0)?, FirstTokens::NAME)?;
+    apply(FirstTokens(segments.clone()), &[hidden])
+}
+
+struct FirstTokens(Segments);
+
+impl Operation for FirstTokens {
+    const NAME: &'static str = "first_tokens";
+
+    fn forward<T: Float>(&self, inputs: &[View<T>]) -> Result<(Vec<T>, Vec<usize>)> {
+        let (_, hidden) = inputs[0].matrix();
+        let rows = self.0.starts().iter().flat_map(|&start| &inputs[0].data[start * hidden..(start + 1) * hidden]);
+        Ok((rows.copied().collect(), vec![self.0.len(), hidden]))
+    }
+
+    fn backward<T: Float>(
+        &self,
+        inputs: &[View<T>],
+        _needed: &[bool],
+        _output: View<T>,
+        gradient: View<T>,
+    ) -> Result<Vec<Gradient<T>>> {
+        let (_, hidden) = inputs[0].matrix();
+        let mut values = vec![T::zero(); inputs[0].data.len()];
+        for (&start, gradient) in self.0.starts().iter().zip(gradient.data.chunks_exact(hidden)) {
+            values[start * hidden..(start + 1) * hidden].copy_from_slice(gradient);
+        }
+        Ok(vec![Gradient::Values(values)])
+    }
+}
+
 /// The mean over each sequence's tokens: `(tokens, hidden)` to `(sequences, hidden)`.
 pub fn segment_mean(hidden: &Tensor, segments: &Segments) -> Result<Tensor> {
     apply(SegmentMean(segments.clone()), &[hidden])

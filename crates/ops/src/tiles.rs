@@ -1,5 +1,8 @@
 //! The inner loops of matrix products: some rows of a left side times a panel of a right side, the sums in registers.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use std::mem::MaybeUninit;
+
 use multiversion::multiversion;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -117,7 +120,7 @@ impl Target {
 #[cfg(target_arch = "x86_64")]
 macro_rules! by_rows {
     ($tile:ident, $job:ident, $rows:expr, $before:expr) => {{
-        let (rows, before): (usize, Option<&[f32]>) = ($rows, $before.map(|before: &[f32; MOST_ROWS * WIDTH]| &before[..]));
+        let (rows, before): (usize, Option<&[f32; MOST_ROWS * WIDTH]>) = ($rows, $before);
         let mut done = 0;
         while done < rows {
             let before = before.map(|before| &before[done * WIDTH..]);
@@ -210,11 +213,11 @@ impl Tile {
             Self::Amx => unsafe {
                 let mut first = job.streams[0];
                 job.streams[0].skip_steps(amx::whole_steps(&first));
-                let mut sums = [0.0; MOST_ROWS * WIDTH];
+                let mut sums = MaybeUninit::uninit();
                 for row in (0..job.target.rows).step_by(MOST_ROWS) {
-                    amx::multiply(&first, &mut sums);
+                    let sums = amx::multiply(&first, &mut sums);
                     let rows = MOST_ROWS.min(job.target.rows - row);
-                    by_rows!(avx512_bf16, job, rows, Some(&sums));
+                    by_rows!(avx512_bf16, job, rows, sums);
                     first.skip_rows(MOST_ROWS);
                 }
             },

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // A test fails by panicking.
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
-use ops::{Dropout, Lora, Precision, Segments, Weight};
+use ops::{Activation, Dropout, Lora, Precision, Segments, Weight};
 
 /// Reproducible numbers in (-1, 1), without candle's generator, which has no seed on the CPU.
 fn numbers(shape: &[usize], seed: u64) -> Tensor {
@@ -172,12 +172,51 @@ fn layer_norm_is_the_slow_formula_and_its_gradients_are_exact() -> Result<()> {
 }
 
 #[test]
-fn gelu_is_candles_exact_gelu_and_its_gradient_is_exact() -> Result<()> {
+fn activations_are_candles_and_their_gradients_are_exact() -> Result<()> {
     let inputs = [Var::from_tensor(&(numbers(&[4, 7], 3) * 4.0)?)?];
-    close(&ops::gelu(&inputs[0])?, &inputs[0].gelu_erf()?, 1e-14);
-    agrees_with_finite_differences(&inputs, |v| ops::gelu(&v[0]));
-    let single = inputs[0].to_dtype(DType::F32)?;
-    close(&ops::gelu(&single)?, &single.gelu_erf()?, 2e-6);
+    let x: &Tensor = &inputs[0];
+    let expected = [
+        (Activation::Gelu, x.gelu_erf()?),
+        (Activation::GeluApproximate, x.gelu()?),
+        (Activation::Relu, x.relu()?),
+        (Activation::Tanh, x.tanh()?),
+    ];
+    for (activation, expected) in expected {
+        close(&ops::activation(x, activation)?, &expected, 1e-14);
+        agrees_with_finite_differences(&inputs, |v| ops::activation(&v[0], activation));
+    }
+    let single = x.to_dtype(DType::F32)?;
+    close(&ops::activation(&single, Activation::Gelu)?, &single.gelu_erf()?, 2e-6);
+    Ok(())
+}
+
+#[test]
+fn a_sum_of_embeddings_is_that_of_the_rows_and_its_gradients_are_exact() -> Result<()> {
+    let tables = variables(&[&[6, 4], &[2, 4], &[3, 4]]);
+    let rows = [[5u32, 0, 5], [0, 1, 1], [0, 1, 2]].map(|rows| Tensor::new(&rows, &Device::Cpu).unwrap());
+    let sum = |v: &[Var]| ops::embedding_sum([&v[0], &v[1], &v[2]], [&rows[0], &rows[1], &rows[2]]);
+    let selected = |i: usize| tables[i].index_select(&rows[i], 0);
+    close(&sum(&tables)?, &((selected(0)? + selected(1)?)? + selected(2)?)?, 1e-15);
+    agrees_with_finite_differences(&tables, sum);
+    let error = ops::embedding_sum([&tables[0], &tables[1], &tables[2]], [&rows[0], &rows[0], &rows[2]]).unwrap_err();
+    assert!(error.to_string().contains("row 5 of a table of 2"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn losses_are_candles_and_their_gradients_are_exact() -> Result<()> {
+    let logits = [Var::from_tensor(&(numbers(&[3, 4], 3) * 9.0)?)?];
+    let classes = Tensor::new(&[3u32, 0, 2], &Device::Cpu)?;
+    close(&ops::cross_entropy(&logits[0], &classes)?, &candle_nn::loss::cross_entropy(&logits[0], &classes)?, 1e-14);
+    agrees_with_finite_differences(&logits, |v| ops::cross_entropy(&v[0], &classes));
+    assert!(ops::cross_entropy(&logits[0], &Tensor::new(&[3u32, 0, 4], &Device::Cpu)?).is_err());
+    let far = Tensor::new(&[[1e4f32, -1e4]], &Device::Cpu)?; // e^1e4 is infinite
+    assert_eq!(ops::cross_entropy(&far, &Tensor::new(&[1u32], &Device::Cpu)?)?.to_scalar::<f32>()?, 2e4);
+
+    let (scores, targets) = (variables(&[&[5, 1]]), numbers(&[5], 8));
+    let expected = candle_nn::loss::mse(&scores[0].squeeze(1)?, &targets)?;
+    close(&ops::mean_squared_error(&scores[0], &targets)?, &expected, 1e-15);
+    agrees_with_finite_differences(&scores, |v| ops::mean_squared_error(&v[0], &targets));
     Ok(())
 }
 
@@ -227,10 +266,13 @@ fn attention_of_one_query_per_sequence_is_that_row_of_all_queries_and_its_gradie
 }
 
 #[test]
-fn dropout_and_the_segment_mean_have_exact_gradients() -> Result<()> {
+fn dropout_the_segment_mean_and_the_first_tokens_have_exact_gradients() -> Result<()> {
     let inputs = variables(&[&[6, 5], &[6, 5]]);
     let segments = Segments::from_lengths(&[2, 4]);
     agrees_with_finite_differences(&inputs[..1], |v| ops::segment_mean(&v[0], &segments));
+    agrees_with_finite_differences(&inputs[..1], |v| ops::first_tokens(&v[0], &segments));
+    let starts = Tensor::new(&[0u32, 2], &Device::Cpu)?;
+    close(&ops::first_tokens(&inputs[0], &segments)?, &inputs[0].index_select(&starts, 0)?, 0.0);
     agrees_with_finite_differences(&inputs[..1], |v| ops::dropout(&v[0], Dropout::new(0.4, 8)));
     for dropout in [None, Dropout::new(0.4, 8)] {
         agrees_with_finite_differences(&inputs, |v| ops::add_dropout(&v[0], &v[1], dropout));

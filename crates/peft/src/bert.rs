@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use candle_transformers::models::bert::{Config, HiddenAct};
-use ops::Segments;
+use ops::Activation;
 
 use crate::batch::Batch;
 use crate::error::Result;
@@ -73,10 +73,9 @@ impl Embeddings {
     }
 
     fn forward(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
-        let words = self.words.index_select(&batch.input_ids, 0)?; // (tokens, hidden)
-        let types = self.token_types.index_select(&batch.token_type_ids, 0)?;
-        let positions = self.positions.index_select(&batch.position_ids, 0)?;
-        let sum = ((words + types)? + positions)?;
+        let tables = [&self.words, &self.token_types, &self.positions];
+        let rows = [&batch.input_ids, &batch.token_type_ids, &batch.position_ids];
+        let sum = ops::embedding_sum(tables, rows)?; // (tokens, hidden)
         Ok(ops::dropout(&self.norm.forward(&sum)?, pass.dropout(self.dropout))?)
     }
 }
@@ -91,7 +90,7 @@ struct Layer {
     intermediate: Linear,
     output: Linear,
     output_norm: LayerNorm,
-    activation: HiddenAct,
+    activation: Activation,
     heads: usize,
     dropout: f64,
     attention_dropout: f64,
@@ -117,7 +116,11 @@ impl Layer {
             output: linear("output.dense", inner, hidden)?,
             attention_norm: LayerNorm::new(builder, &format!("{path}.attention.output.LayerNorm"), hidden, epsilon)?,
             output_norm: LayerNorm::new(builder, &format!("{path}.output.LayerNorm"), hidden, epsilon)?,
-            activation: config.hidden_act,
+            activation: match config.hidden_act {
+                HiddenAct::Gelu => Activation::Gelu,
+                HiddenAct::GeluApproximate => Activation::GeluApproximate,
+                HiddenAct::Relu => Activation::Relu,
+            },
             heads: config.num_attention_heads,
             dropout,
             attention_dropout,
@@ -141,7 +144,7 @@ impl Layer {
         let value = self.value.forward(hidden, pass)?;
         let hidden = &match wanted {
             Wanted::AllTokens => hidden.clone(),
-            Wanted::FirstTokens => first_tokens(hidden, pass.segments)?,
+            Wanted::FirstTokens => ops::first_tokens(hidden, pass.segments)?,
         };
         let query = self.query.forward(hidden, pass)?; // (tokens or sequences, hidden), as all that follow
         let dropout = pass.dropout(self.attention_dropout);
@@ -150,18 +153,8 @@ impl Layer {
         let attended = self.attention_norm.forward(&ops::add_dropout(&context, hidden, pass.dropout(self.dropout))?)?;
 
         let inner = self.intermediate.forward(&attended, pass)?; // (.., intermediate)
-        let inner = match self.activation {
-            HiddenAct::Gelu => ops::gelu(&inner)?,
-            HiddenAct::GeluApproximate => inner.gelu()?,
-            HiddenAct::Relu => inner.relu()?,
-        };
+        let inner = ops::activation(&inner, self.activation)?;
         let inner = self.output.forward(&inner, pass)?; // (.., hidden)
         self.output_norm.forward(&ops::add_dropout(&inner, &attended, pass.dropout(self.dropout))?)
     }
-}
-
-/// Of `(tokens, hidden)` each sequence's first row, `(sequences, hidden)`.
-fn first_tokens(hidden: &Tensor, segments: &Segments) -> Result<Tensor> {
-    let starts: Vec<u32> = segments.starts().iter().map(|&start| start as u32).collect();
-    Ok(hidden.index_select(&Tensor::from_vec(starts, segments.len(), hidden.device())?, 0)?)
 }

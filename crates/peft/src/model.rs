@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use candle_transformers::models::bert::Config;
-use ops::Precision;
+use ops::{Activation, Precision};
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
@@ -152,7 +152,10 @@ impl Model {
     pub fn forward(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
         batch.check(self.config.max_position_embeddings)?;
         let pooled = match &self.pooler {
-            Some(pooler) => pooler.forward(&self.bert.forward(batch, pass, Wanted::FirstTokens)?, pass)?.tanh()?,
+            Some(pooler) => {
+                let first = self.bert.forward(batch, pass, Wanted::FirstTokens)?;
+                ops::activation(&pooler.forward(&first, pass)?, Activation::Tanh)?
+            }
             None => ops::segment_mean(&self.bert.forward(batch, pass, Wanted::AllTokens)?, pass.segments)?,
         }; // (sequences, hidden)
         self.classifier.forward(&ops::dropout(&pooled, pass.dropout(self.dropout))?, pass)
@@ -163,7 +166,7 @@ impl Model {
     /// # Errors
     /// As [`Model::forward`].
     pub fn predict(&self, batch: &Batch) -> Result<Tensor> {
-        Ok(ops::on_workers(|| self.forward(batch, &Pass::evaluation(&batch.segments)))?.detach())
+        ops::on_workers(|| ops::without_gradients(|| self.forward(batch, &Pass::evaluation(&batch.segments))))
     }
 
     /// Its parameters.

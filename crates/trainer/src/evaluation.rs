@@ -14,8 +14,8 @@ const BATCH_SIZE: usize = 64;
 /// STS-B), as transformers computes it. logits `(sequences, num_labels)`, targets `(sequences)`.
 pub(crate) fn loss(logits: &Tensor, targets: &Tensor) -> candle_core::Result<Tensor> {
     match targets.dtype() {
-        DType::U32 => candle_nn::loss::cross_entropy(logits, targets),
-        _ => candle_nn::loss::mse(&logits.squeeze(1)?, &targets.to_dtype(logits.dtype())?),
+        DType::U32 => ops::cross_entropy(logits, targets),
+        _ => ops::mean_squared_error(logits, &targets.to_dtype(logits.dtype())?),
     }
 }
 

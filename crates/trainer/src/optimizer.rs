@@ -1,8 +1,7 @@
 //! AdamW over a model's trained parameters, in groups.
 
 use candle_core::Var;
-use candle_core::backprop::GradStore;
-use ops::{AdamWStep, Moments};
+use ops::{AdamWStep, Gradients, Moments};
 use peft::Parameters;
 
 use crate::error::{Error, Result};
@@ -43,7 +42,7 @@ impl Optimizer {
     }
 
     /// One step, counted from 0, at `factor` times the learning rates.
-    pub fn step(&mut self, gradients: &GradStore, factor: f64, step: usize) -> Result<()> {
+    pub fn step(&mut self, gradients: &Gradients, factor: f64, step: usize) -> Result<()> {
         let gradient =
             |slot: &Slot| gradients.get(&slot.variable).ok_or_else(|| Error::CutGradient { name: slot.name.clone() });
         let gradients = self.slots.iter().map(gradient).collect::<Result<Vec<_>>>()?;

@@ -140,11 +140,13 @@ pub(crate) fn take_step(
     factor: f64,
 ) -> Result<f64> {
     ops::on_workers(|| {
-        let logits = model.forward(batch, &Pass::training(&batch.segments, step_seed))?; // (sequences, num_labels)
-        let loss = loss(&logits, targets)?;
-        let value = f64::from(loss.to_scalar::<f32>()?);
+        let recorded = ops::record(|| -> Result<Tensor> {
+            let logits = model.forward(batch, &Pass::training(&batch.segments, step_seed))?; // (sequences, num_labels)
+            Ok(loss(&logits, targets)?)
+        })?;
+        let value = f64::from(recorded.value().to_scalar::<f32>()?);
         if value.is_finite() {
-            optimizer.step(&loss.backward()?, factor, step)?;
+            optimizer.step(&recorded.gradients()?, factor, step)?;
         }
         Ok(value)
     })

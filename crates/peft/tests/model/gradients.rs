@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use candle_core::TensorId;
-use peft::{BitFit, Lora, Method, Model, ModelOptions, Pooling, Precision, Targets};
+use candle_core::{DType, Device, Tensor, TensorId};
+use peft::{BitFit, Lora, Method, Model, ModelOptions, Pass, Pooling, Precision, Targets};
 
 use crate::reference::Reference;
 use crate::support::*;
@@ -143,6 +143,29 @@ fn in_bf16_every_gradient_points_where_the_exact_one_points() {
             let found = &rounded[name];
             let cosine = dot(exact, found) / (dot(exact, exact) * dot(found, found)).sqrt();
             assert!(cosine > 0.984, "{method} {name}: cosine {cosine}");
+        }
+    }
+}
+
+#[test]
+fn what_training_records_gives_the_gradients_of_candles_graph() {
+    for method in methods() {
+        for pooling in [Pooling::Cls, Pooling::Mean] {
+            let model = started(&ModelOptions { dtype: DType::F64, pooling, ..ModelOptions::new(method.clone(), 3) });
+            let batch = batch(&sequences(&LENGTHS, 100));
+            let expected = gradients(&model, &loss(&model, &batch, &LABELS, Some(5)).backward().unwrap());
+            let labels = Tensor::new(&LABELS, &Device::Cpu).unwrap();
+            let recorded = ops::record(|| -> peft::Result<Tensor> {
+                let logits = model.forward(&batch, &Pass::training(&batch.segments, 5))?;
+                Ok(ops::cross_entropy(&logits, &labels)?)
+            });
+            let found = recorded.unwrap().gradients().unwrap();
+            for (name, variable) in model.parameters().trainable() {
+                let found = flat(found.get(variable).unwrap());
+                let scale = largest(&expected[name]).max(1.0);
+                // The same operations in f64; only gradients that meet are added in another order.
+                close(name, &found, &expected[name], 1e-13 * scale);
+            }
         }
     }
 }
