@@ -104,13 +104,23 @@ impl InplaceOp2 for Update<'_> {
     }
 }
 
+/// The sum of squares in f64, in eight running sums.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
+fn squares<T: Float>(values: &[T]) -> f64 {
+    let square = |x: T| candle_core::WithDType::to_f64(x).powi(2);
+    let mut sums = [0.0; 8];
+    let (pieces, rest) = values.as_chunks::<8>();
+    for piece in pieces {
+        sums.iter_mut().zip(piece).for_each(|(sum, &x)| *sum += square(x));
+    }
+    sums.into_iter().chain(rest.iter().map(|&x| square(x))).sum()
+}
+
 /// The sum of the squares of a tensor's elements, added up in f64 and in an order that no number of threads changes.
 pub fn squared_norm(tensor: &Tensor) -> Result<f64> {
     fn sum<T: Float>(tensor: &Tensor) -> Result<f64> {
         with_views::<T, _>(&[tensor], "squared_norm", |views| {
-            let square = |x: &T| candle_core::WithDType::to_f64(*x).powi(2);
-            let pieces: Vec<f64> =
-                views[0].data.par_chunks(PIECE).map(|piece| piece.iter().map(square).sum()).collect();
+            let pieces: Vec<f64> = views[0].data.par_chunks(PIECE).map(squares).collect();
             Ok(pieces.into_iter().sum())
         })
     }
