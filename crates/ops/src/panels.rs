@@ -21,6 +21,10 @@ const TASK_ROWS: usize = 64;
 /// A left side of no more rows reads a right side once or twice: then ordering it does not pay.
 const FEW_ROWS: usize = 16;
 
+/// A left side whose neighbours along the inner dimension are further apart is first brought together: memory is fetched ahead in
+/// order only.
+const FAR: usize = 256;
+
 /// Words that begin at a cache line, so that no vector lies across two.
 #[derive(Debug, Default)]
 struct Words(Vec<Line>);
@@ -228,10 +232,10 @@ impl<'a> Right<'a> {
     }
 }
 
-/// A left-hand matrix: f32 where it lies, or rows of pairs of bf16 along the inner dimension.
+/// A left-hand matrix: f32 where it lies, or rows of words along the inner dimension.
 enum Left<'a> {
     InPlace(Matrix<'a, f32>),
-    Pairs { words: Words, stride: usize },
+    Packed { words: Words, stride: usize },
 }
 
 thread_local! {
@@ -241,11 +245,11 @@ thread_local! {
 
 impl<'a> Left<'a> {
     fn new(a: Matrix<'a, f32>, number: Number) -> Self {
-        if number == Number::F32 {
+        if number == Number::F32 && a.column_stride <= FAR {
             return Self::InPlace(a);
         }
         // An odd number of cache lines, so that neighbouring rows are kept in different parts of the cache.
-        let stride = (a.columns.div_ceil(2).div_ceil(LANES) | 1) * LANES;
+        let stride = (number.steps(a.columns).div_ceil(LANES) | 1) * LANES;
         let mut words = BUFFER.take();
         words.resize(stride * a.rows.next_multiple_of(MOST_ROWS));
         words.par_chunks_mut(TASK_ROWS * stride).enumerate().for_each(|(task, words)| {
@@ -255,24 +259,24 @@ impl<'a> Left<'a> {
                     pack_row(pairs, &a.data[row * a.row_stride..][..a.columns]);
                 }
             } else {
-                pack_columns(words, stride, &a.t(), rows);
+                pack_columns(words, stride, &a.t(), rows, number);
             }
         });
-        Self::Pairs { words, stride }
+        Self::Packed { words, stride }
     }
 
     /// The rows from `row` on: their words, and the distances from row to row and from step to step.
     fn rows(&self, row: usize) -> (&[u32], usize, usize) {
         match self {
             Self::InPlace(a) => (&words(a.data)[row * a.row_stride..], a.row_stride, a.column_stride),
-            Self::Pairs { words, stride } => (&words[row * stride..], *stride, 1),
+            Self::Packed { words, stride } => (&words[row * stride..], *stride, 1),
         }
     }
 }
 
 impl Drop for Left<'_> {
     fn drop(&mut self) {
-        if let Self::Pairs { words, .. } = self {
+        if let Self::Packed { words, .. } = self {
             BUFFER.set(std::mem::take(words));
         }
     }
@@ -289,31 +293,32 @@ fn pack_row(pairs: &mut [u32], values: &[f32]) {
     }
 }
 
-/// Rows of pairs, `stride` apart, of the columns of a matrix whose rows are contiguous: block by block, each read and written in
+/// Rows of words, `stride` apart, of the columns of a matrix whose rows are contiguous: block by block, each read and written in
 /// order.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
-fn pack_columns(target: &mut [u32], stride: usize, b: &Matrix<f32>, columns: Range<usize>) {
-    let row = |k: usize, columns: &Range<usize>| {
-        let begin = k * b.row_stride;
-        &b.data[begin + columns.start..begin + columns.end]
-    };
+fn pack_columns(target: &mut [u32], stride: usize, b: &Matrix<f32>, columns: Range<usize>, number: Number) {
+    let steps = number.steps(b.rows);
     for (target, first) in target.chunks_mut(LANES * stride).zip(columns.clone().step_by(LANES)) {
         let columns = first..columns.end.min(first + LANES);
-        for first_pair in (0..b.rows.div_ceil(2)).step_by(LANES) {
-            let pairs = LANES.min(b.rows.div_ceil(2) - first_pair);
-            let mut block = [[0; LANES]; LANES]; // (pairs, columns)
-            for (index, block) in block.iter_mut().enumerate().take(pairs) {
-                let k = 2 * (first_pair + index);
-                let low = row(k, &columns);
-                if k + 1 < b.rows {
-                    let factors = low.iter().zip(row(k + 1, &columns));
-                    block.iter_mut().zip(factors).for_each(|(word, (&low, &high))| *word = pair(low, high));
-                } else {
-                    block.iter_mut().zip(low).for_each(|(word, &low)| *word = pair(low, 0.0));
+        let row = |k: usize| &b.data[k * b.row_stride + columns.start..k * b.row_stride + columns.end];
+        for first_step in (0..steps).step_by(LANES) {
+            let steps = LANES.min(steps - first_step);
+            let mut block = [[0; LANES]; LANES]; // (steps, columns)
+            for (index, block) in block.iter_mut().enumerate().take(steps) {
+                let step = first_step + index;
+                match number {
+                    Number::F32 => block[..columns.len()].copy_from_slice(words(row(step))),
+                    Number::Bf16 if 2 * step + 1 < b.rows => {
+                        let factors = row(2 * step).iter().zip(row(2 * step + 1));
+                        block.iter_mut().zip(factors).for_each(|(word, (&low, &high))| *word = pair(low, high));
+                    }
+                    Number::Bf16 => {
+                        block.iter_mut().zip(row(2 * step)).for_each(|(word, &low)| *word = pair(low, 0.0));
+                    }
                 }
             }
             for (column, target) in target.chunks_mut(stride).enumerate().take(columns.len()) {
-                for (word, block) in target[first_pair..first_pair + pairs].iter_mut().zip(&block) {
+                for (word, block) in target[first_step..first_step + steps].iter_mut().zip(&block) {
                     *word = block[column];
                 }
             }
