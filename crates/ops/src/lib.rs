@@ -7,6 +7,8 @@
 //! A batch is *packed*: hidden states are one `(tokens, hidden)` matrix over all sequences of the batch, and [`Segments`] says
 //! where each sequence begins. There is no padding. Only [`attention`] and [`segment_mean`] look at the segments.
 //!
+//! The operations are part of candle's graph, or, within [`record`], of a tape of their own, which is faster.
+//!
 //! All operations work in f32 and f64, on the CPU. The same inputs give the same bits: work is split by rows, never by the
 //! number of threads, and dropout draws from a counter-based generator ([`Dropout`]).
 //!

@@ -3,8 +3,8 @@
 //! What is gained over a general product: a frozen weight is ordered once and not at every step, a left side in f32 is read
 //! where it lies, and the bias and a LoRA branch's second product join the sums while they are in registers.
 //!
-//! bf16 is f32 without its lower 16 bits: the same range, 8 bits of precision. A processor with AVX-512 BF16 multiplies and adds
-//! 32 pairs in the time it takes for 16 in f32. Other processors run the same loop in portable code, more slowly.
+//! bf16 is f32 without its lower 16 bits: the same range, 8 bits of precision. Processors with AMX or AVX-512 BF16 multiply such
+//! numbers in pairs. Others run the same loop in portable code, more slowly.
 
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut, Range};

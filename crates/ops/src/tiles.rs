@@ -59,12 +59,14 @@ impl Stream<'_> {
         Stream { number: Number::F32, steps: 0, left: &[], row_stride: 0, step_stride: 0, panel: &[], panel_stride: 0 };
 
     /// Goes on to the rows from `rows` on.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn skip_rows(&mut self, rows: usize) {
         self.left = self.left.get(rows * self.row_stride..).unwrap_or_default();
     }
 
     /// Goes on to the steps from `steps` on.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     fn skip_steps(&mut self, steps: usize) {
         self.steps -= steps;
         self.left = self.left.get(steps * self.step_stride..).unwrap_or_default();
@@ -72,6 +74,7 @@ impl Stream<'_> {
     }
 
     /// Fails if that many rows and vectors reach beyond the slices.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn check(&self, rows: usize, vectors: usize) {
         if let Some(last) = self.steps.checked_sub(1) {
@@ -100,6 +103,7 @@ pub(crate) struct Target {
     pub columns: usize,
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Job<'_> {
     /// Goes on to the rows from `rows` on. Only pointers change: a job that is copied is read back wider than it was written, which
     /// waits for every store before it, those of the last tile's results, too.
