@@ -309,12 +309,9 @@ def growth_tables(lab):
 
 def tasks(lab, prefixes, repeat):
     """What was asked for: a name, and a function that measures it and returns what to store."""
-    knows_inference = lab.sides.we_know("replay", "--forward-only")
     for measures, participants in duels(lab):
         measures = [measure for measure in measures if selected(measure.name, prefixes)]
-        if measures and measures[0].name.startswith("inference.") and not knows_inference:
-            say(f"{measures[0].name}: left out, since this peft-glue has no replay --forward-only")
-        elif measures:
+        if measures:
             yield measures[0].name, lambda group=(measures, participants): {"measures": fight(*group, repeat)}
     for title, rows in growth_tables(lab).items():
         if selected(f"growth.{title}", prefixes):

@@ -1,13 +1,15 @@
 """The results: medians and ratios of pairs, one JSON file that they are kept in, and the page that shows it."""
 
 import json
-import os
-import tempfile
+import sys
 from math import inf, isnan
 from pathlib import Path
 from statistics import median
 
 FOLDER = Path(__file__).resolve().parent
+sys.path.append(str(FOLDER.parent / "scripts"))
+
+from files import write_atomically  # noqa: E402 (it lies beside the notebook's scripts)
 
 # What a ratio should be: at least, or for a cost at most.
 AT_LEAST = {
@@ -134,19 +136,6 @@ def page(results):
     return "\n".join(parts)
 
 
-def write(path, text):
-    """Writes a text so that the file is at every moment the old one or the new one."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
 class Store:
     """results.json and results.md in a folder, written whenever there is more."""
 
@@ -160,5 +149,5 @@ class Store:
         mark = {"commit": self.results["environment"]["commit"], "date": self.results["date"]}
         measures = {name: {**entry, **mark} for name, entry in new.get("measures", {}).items()}
         self.results = merge(self.results, {**new, "measures": measures})
-        write(self.json, json.dumps(self.results, indent=1) + "\n")
-        write(self.page, page(self.results))
+        write_atomically((json.dumps(self.results, indent=1) + "\n").encode(), self.json)
+        write_atomically(page(self.results).encode(), self.page)

@@ -44,10 +44,6 @@ class Sides:
         variables = {"GLUE_DIR": str(self.glue), "RAYON_NUM_THREADS": str(self.threads)}
         return run_json([BINARY, command, "--json", "--model", model or self.model, *arguments], variables)
 
-    def we_know(self, command, flag):
-        """Whether `peft-glue COMMAND` has a flag."""
-        return flag in subprocess.run([BINARY, command, "--help"], capture_output=True, text=True).stdout
-
     def peer_arguments(self, *arguments):
         """The arguments that all runs of the peer share, then these."""
         return ["--model", self.model, "--data", self.glue, "--threads", self.threads, "--no-eval", *arguments]
