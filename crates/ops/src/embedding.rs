@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use crate::float::Float;
+use crate::matrix::add_rows;
 use crate::memory::{in_pieces, zeros};
 use crate::operation::{Gradient, Operation, View, apply};
 
@@ -36,12 +37,6 @@ struct EmbeddingSum {
 /// Tokens a thread takes at a time.
 const TOKENS: usize = 32;
 
-/// `target += row` of the table.
-fn add_row<T: Float>(target: &mut [T], table: &[T], row: u32) {
-    let hidden = target.len();
-    target.iter_mut().zip(&table[row as usize * hidden..]).for_each(|(target, &value)| *target += value);
-}
-
 impl Operation for EmbeddingSum {
     const NAME: &'static str = "embedding_sum";
 
@@ -50,7 +45,8 @@ impl Operation for EmbeddingSum {
         let sums = in_pieces(tokens * hidden, TOKENS * hidden, |first, sums: &mut [T]| {
             for (offset, sum) in sums.chunks_exact_mut(hidden).enumerate() {
                 for (table, rows) in inputs.iter().zip(&self.rows) {
-                    add_row(sum, table.data, rows[first / hidden + offset]);
+                    let row = rows[first / hidden + offset] as usize;
+                    add_rows(sum, &table.data[row * hidden..][..hidden]);
                 }
             }
         });
@@ -72,7 +68,7 @@ impl Operation for EmbeddingSum {
             let mut sums = zeros(table.data.len());
             // Row by row in order: two tokens may look up the same.
             for (&row, gradient) in rows.iter().zip(gradient.data.chunks_exact(hidden)) {
-                add_row(&mut sums[row as usize * hidden..][..hidden], gradient, 0);
+                add_rows(&mut sums[row as usize * hidden..][..hidden], gradient);
             }
             Gradient::Values(sums)
         };

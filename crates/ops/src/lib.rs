@@ -5,7 +5,8 @@
 //! an argument that no [`candle_core::Var`] stands behind gets no gradient, and costs nothing.
 //!
 //! A batch is *packed*: hidden states are one `(tokens, hidden)` matrix over all sequences of the batch, and [`Segments`] says
-//! where each sequence begins. There is no padding. Only [`attention`] and [`segment_mean`] look at the segments.
+//! where each sequence begins. There is no padding. Only [`attention`], [`segment_mean`] and
+//! [`first_tokens`] look at the segments.
 //!
 //! The operations are part of candle's graph, or, within [`record`], of a tape of their own, which is faster.
 //!

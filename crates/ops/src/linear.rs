@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dropout::{Dropout, mask_in_place};
 use crate::float::Float;
-use crate::matrix::{Matrix, column_sums};
+use crate::matrix::{Cores, Matrix, column_sums};
 use crate::operation::{Gradient, Operation, View, apply, with_views};
 use crate::panels::Panels;
 use crate::product::{Packing, Term, sum_of_products};
@@ -77,7 +77,7 @@ impl Weight {
             Some(number) if tensor.track_op() => Products::Packed(number),
             Some(number) => with_views::<f32, _>(&[&tensor.contiguous()?], "linear", |views| {
                 let weight = Matrix::new(views[0].data, outputs, inputs);
-                let pack = |matrix| Arc::new(Panels::pack(matrix, number));
+                let pack = |matrix| Arc::new(Panels::pack(matrix, number, Cores::All));
                 Ok(Products::Frozen(Arc::new(Frozen { transposed: pack(weight.t()), straight: pack(weight) })))
             })?,
         };

@@ -124,7 +124,7 @@ pub(crate) fn column_sums<T: Float>(data: &[T], columns: usize) -> Vec<T> {
 
 /// Adds each row to the sums.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
-fn add_rows<T: Float>(sums: &mut [T], rows: &[T]) {
+pub(crate) fn add_rows<T: Float>(sums: &mut [T], rows: &[T]) {
     for row in rows.chunks_exact(sums.len()) {
         for (sum, &value) in sums.iter_mut().zip(row) {
             *sum += value;

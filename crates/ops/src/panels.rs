@@ -13,14 +13,13 @@ use std::sync::Arc;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use crate::matrix::Matrix;
+use crate::matrix::{Cores, Matrix};
 use crate::tiles::{Job, LANES, MOST_ROWS, Number, Stream, TERMS, Target, Tile, WIDTH};
 
 /// Rows of a task that a thread takes at a time.
 const TASK_ROWS: usize = 64;
 /// A left side of no more rows reads a right side once or twice: then ordering it does not pay.
 const FEW_ROWS: usize = 16;
-
 /// A left side whose neighbours along the inner dimension are further apart is first brought together: memory is fetched ahead in
 /// order only.
 const FAR: usize = 256;
@@ -88,30 +87,21 @@ pub(crate) struct Panels {
 }
 
 impl Panels {
-    /// Ordered on all cores.
-    pub fn pack(b: Matrix<f32>, number: Number) -> Self {
-        let mut panels = Self::empty(&b, number);
-        let size = panels.size();
-        panels.words.par_chunks_mut(size).enumerate().for_each(|(index, panel)| fill(panel, index, &b, number));
-        panels
-    }
-
-    /// Ordered on the calling thread.
-    fn pack_here(b: Matrix<f32>, number: Number) -> Self {
-        let mut panels = Self::empty(&b, number);
-        let size = panels.size();
-        panels.words.chunks_mut(size).enumerate().for_each(|(index, panel)| fill(panel, index, &b, number));
-        panels
-    }
-
-    fn empty(b: &Matrix<f32>, number: Number) -> Self {
+    pub fn pack(b: Matrix<f32>, number: Number, cores: Cores) -> Self {
         let columns = b.columns.next_multiple_of(match number {
             Number::F32 => LANES,
             Number::Bf16 => WIDTH,
         });
         let mut words = Words::default();
         words.resize(number.steps(b.rows) * columns);
-        Self { words, number, inner: b.rows, columns: b.columns }
+        let mut panels = Self { words, number, inner: b.rows, columns: b.columns };
+        let size = panels.size();
+        let fill = |(index, panel): (usize, &mut [u32])| fill(panel, index, &b, number);
+        match cores {
+            Cores::All => panels.words.par_chunks_mut(size).enumerate().for_each(fill),
+            Cores::One => panels.words.chunks_mut(size).enumerate().for_each(fill),
+        }
+        panels
     }
 
     /// Words of a panel of whole width.
@@ -200,7 +190,7 @@ impl<'a> Right<'a> {
     /// Ordered for a left side of `rows`, unless that does not pay.
     pub fn new(b: Matrix<'a, f32>, number: Number, rows: usize) -> Self {
         let few = number == Number::F32 && rows <= FEW_ROWS;
-        Self::in_place(b).filter(|_| few).unwrap_or_else(|| Self::Panels(Arc::new(Panels::pack(b, number))))
+        Self::in_place(b).filter(|_| few).unwrap_or_else(|| Self::Panels(Arc::new(Panels::pack(b, number, Cores::All))))
     }
 
     /// Where it lies, if it can be read there.
@@ -450,7 +440,7 @@ unsafe fn write_product(output: *mut f32, stride: usize, scale: f32, a: Matrix<f
     if a.rows == 0 || b.columns == 0 {
         return;
     }
-    let right = Right::in_place(b).unwrap_or_else(|| Right::Panels(Arc::new(Panels::pack_here(b, Number::F32))));
+    let right = Right::in_place(b).unwrap_or_else(|| Right::Panels(Arc::new(Panels::pack(b, Number::F32, Cores::One))));
     // SAFETY: as the caller promises.
     unsafe {
         let sum = Sum::new(&[(a, right)], scale, None, output, stride);

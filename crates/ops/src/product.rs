@@ -72,6 +72,6 @@ pub(crate) fn product_here<T: Float>(scale: f64, a: Matrix<T>, b: Matrix<T>) -> 
         return T::from_f32(panels::product_here(scale as f32, a, b));
     }
     let mut output = vec![T::zero(); a.rows * b.columns];
-    multiply(&mut output, b.columns, Into::Overwrite, scale, a, b, Cores::One);
+    multiply_here(&mut output, b.columns, scale, a, b);
     output
 }

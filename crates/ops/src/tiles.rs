@@ -85,7 +85,6 @@ impl Stream<'_> {
 }
 
 /// Some rows of what a product works out, over one panel: `scale * (the sum of the streams' products) + bias`.
-#[derive(Clone, Copy)]
 pub(crate) struct Job<'a> {
     pub streams: [Stream<'a>; TERMS],
     pub scale: f32,
@@ -95,7 +94,6 @@ pub(crate) struct Job<'a> {
 }
 
 /// Where results go: rows `stride` apart, of which the first `columns` are written.
-#[derive(Clone, Copy)]
 pub(crate) struct Target {
     pub data: *mut f32,
     pub stride: usize,
