@@ -49,6 +49,7 @@ mod product;
 mod segments;
 mod tape;
 mod tiles;
+mod transpose;
 
 pub use activation::{Activation, activation};
 pub use adamw::{AdamWStep, Moments, adamw_step, squared_norm};
