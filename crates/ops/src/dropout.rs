@@ -2,10 +2,9 @@
 
 use candle_core::{Result, Tensor};
 use multiversion::multiversion;
-use rayon::prelude::*;
 
 use crate::float::Float;
-use crate::memory::in_pieces;
+use crate::memory::{changed, in_pieces};
 use crate::operation::{Gradient, Operation, View, apply};
 
 /// The mask of one application of dropout (Srivastava et al. 2014): element `i` is dropped or kept by a hash of `seed` and
@@ -49,16 +48,30 @@ const PIECE: usize = 1 << 14;
 
 /// `mask * values`, in place, on the calling thread, for values that begin at position `first`.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
-pub(crate) fn mask_piece<T: Float>(values: &mut [T], dropout: Dropout, first: u32) {
+fn mask_piece<T: Float>(values: &mut [T], dropout: Dropout, first: u32) {
     for (i, value) in values.iter_mut().enumerate() {
         *value *= dropout.factor::<T>(first.wrapping_add(i as u32));
     }
 }
 
-/// `mask * values`, in place, on all threads.
-pub(crate) fn mask_in_place<T: Float>(values: &mut [T], dropout: Dropout) {
-    let pieces = values.par_chunks_mut(PIECE).enumerate();
-    pieces.for_each(|(i, values)| mask_piece(values, dropout, (i * PIECE) as u32));
+/// `mask * values`.
+pub(crate) fn masked<T: Float>(values: &[T], dropout: Dropout) -> Vec<T> {
+    changed(values, PIECE, |first, piece| mask_piece(piece, dropout, first as u32))
+}
+
+/// `mask * x + others`.
+pub(crate) fn add_masked<T: Float>(x: &[T], others: &[T], dropout: Option<Dropout>) -> Vec<T> {
+    #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
+    fn piece<T: Float>(sums: &mut [T], x: &[T], others: &[T], dropout: Option<Dropout>, first: u32) {
+        let terms = sums.iter_mut().zip(x).zip(others);
+        match dropout {
+            Some(dropout) => terms.enumerate().for_each(|(i, ((sum, &x), &other))| {
+                *sum = x * dropout.factor::<T>(first.wrapping_add(i as u32)) + other;
+            }),
+            None => terms.for_each(|((sum, &x), &other)| *sum = x + other),
+        }
+    }
+    in_pieces(x.len(), PIECE, |first, sums| piece(sums, &x[first..], &others[first..], dropout, first as u32))
 }
 
 /// `dropout(x)`; with `None` the tensor itself.
@@ -75,9 +88,7 @@ impl Operation for Mask {
     const NAME: &'static str = "dropout";
 
     fn forward<T: Float>(&self, inputs: &[View<T>]) -> Result<(Vec<T>, Vec<usize>)> {
-        let mut values = inputs[0].data.to_vec();
-        mask_in_place(&mut values, self.0);
-        Ok((values, inputs[0].shape.to_vec()))
+        Ok((masked(inputs[0].data, self.0), inputs[0].shape.to_vec()))
     }
 
     fn backward<T: Float>(
@@ -87,9 +98,7 @@ impl Operation for Mask {
         _output: View<T>,
         gradient: View<T>,
     ) -> Result<Vec<Gradient<T>>> {
-        let mut values = gradient.data.to_vec();
-        mask_in_place(&mut values, self.0);
-        Ok(vec![Gradient::Values(values)])
+        Ok(vec![Gradient::Values(masked(gradient.data, self.0))])
     }
 }
 
@@ -107,21 +116,7 @@ impl Operation for AddDropout {
     const NAME: &'static str = "add_dropout";
 
     fn forward<T: Float>(&self, inputs: &[View<T>]) -> Result<(Vec<T>, Vec<usize>)> {
-        #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
-        fn piece<T: Float>(sums: &mut [T], x: &[T], residual: &[T], dropout: Option<Dropout>, first: u32) {
-            let terms = sums.iter_mut().zip(x).zip(residual);
-            match dropout {
-                Some(dropout) => terms.enumerate().for_each(|(i, ((sum, &x), &other))| {
-                    *sum = x * dropout.factor::<T>(first.wrapping_add(i as u32)) + other;
-                }),
-                None => terms.for_each(|((sum, &x), &other)| *sum = x + other),
-            }
-        }
-        let (x, residual) = (inputs[0].data, inputs[1].data);
-        let values = in_pieces(x.len(), PIECE, |first, sums| {
-            piece(sums, &x[first..], &residual[first..], self.0, first as u32);
-        });
-        Ok((values, inputs[0].shape.to_vec()))
+        Ok((add_masked(inputs[0].data, inputs[1].data, self.0), inputs[0].shape.to_vec()))
     }
 
     fn backward<T: Float>(
@@ -133,11 +128,7 @@ impl Operation for AddDropout {
     ) -> Result<Vec<Gradient<T>>> {
         let x = match self.0 {
             _ if !needed[0] => Gradient::None,
-            Some(dropout) => {
-                let mut values = gradient.data.to_vec();
-                mask_in_place(&mut values, dropout);
-                Gradient::Values(values)
-            }
+            Some(dropout) => Gradient::Values(masked(gradient.data, dropout)),
             None => Gradient::Upstream,
         };
         Ok(vec![x, if needed[1] { Gradient::Upstream } else { Gradient::None }])
@@ -177,8 +168,7 @@ mod tests {
 
     #[test]
     fn the_expected_value_of_what_is_kept_is_the_input() {
-        let mut values = vec![1f32; 1_000_000];
-        mask_in_place(&mut values, Dropout::new(0.1, 3).unwrap());
+        let values = masked(&[1f32; 1_000_000], Dropout::new(0.1, 3).unwrap());
         let mean = values.iter().map(|&v| v as f64).sum::<f64>() / values.len() as f64;
         assert!((mean - 1.0).abs() < 2e-3, "{mean}");
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, DType, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::dropout::{Dropout, mask_in_place};
+use crate::dropout::{Dropout, add_masked, masked};
 use crate::float::Float;
 use crate::matrix::{Cores, Matrix, column_sums};
 use crate::operation::{Gradient, Operation, View, apply, with_views};
@@ -262,11 +262,7 @@ impl LoraLinear {
     /// The branch's input: x itself, or a masked copy.
     fn branch_input<'a, T: Float>(&self, x: &'a [T]) -> Cow<'a, [T]> {
         match self.dropout {
-            Some(dropout) => {
-                let mut masked = x.to_vec();
-                mask_in_place(&mut masked, dropout);
-                masked.into()
-            }
+            Some(dropout) => masked(x, dropout).into(),
             None => x.into(),
         }
     }
@@ -321,11 +317,9 @@ impl Operation for LoraLinear {
                 let weight = Matrix::new(frozen[0].data, outputs, columns);
                 let product = Term { a: upstream, b: weight, packing: self.products.backward() };
                 let Some(dropout) = self.dropout else { return Ok(sum_of_products(1.0, &[product, branch], None)) };
-                let mut values = sum_of_products(1.0, &[product], None);
-                let mut branch = sum_of_products(1.0, &[branch], None);
-                mask_in_place(&mut branch, dropout);
-                values.iter_mut().zip(&branch).for_each(|(value, &other)| *value += other);
-                Ok(values)
+                let branch = sum_of_products(1.0, &[branch], None);
+                let product = sum_of_products(1.0, &[product], None);
+                Ok(add_masked(&branch, &product, Some(dropout)))
             })?;
             gradients[0] = Gradient::Values(values); // (tokens, in)
         }

@@ -46,34 +46,36 @@ fn forward<T: Float>(y: &mut [T], x: &[T], gamma: &[T], beta: &[T], epsilon: f64
     }
 }
 
-/// With `n = (x - mean) * scale` and `d = gradient * gamma`: `dx = scale * (d - mean(d) - n * mean(d n))`. Adds this block's
-/// part of gamma's gradient, the sum of `gradient * n` over rows, to `gamma_gradient`.
+/// With `n = (x - mean) * scale` and `d = gradient * gamma`: `dx = scale * (d - mean(d) - n * mean(d n))`.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
-fn backward<T: Float>(values: &mut [T], gamma_gradient: &mut [T], x: &[T], gamma: &[T], gradient: &[T], epsilon: f64) {
+fn backward<T: Float>(values: &mut [T], x: &[T], gamma: &[T], gradient: &[T], epsilon: f64) {
     let hidden = gamma.len();
     let share = T::of(1.0 / hidden as f64);
-    let mut normal = vec![T::zero(); hidden];
     let rows = values.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden)).zip(gradient.chunks_exact(hidden));
     for ((dx, x), gradient) in rows {
         let (mean, scale) = moments(x, epsilon);
-        for (n, &x) in normal.iter_mut().zip(x) {
-            *n = (x - mean) * scale;
-        }
-        for ((sum, &n), &gradient) in gamma_gradient.iter_mut().zip(&normal).zip(gradient) {
-            *sum += gradient * n;
-        }
         for ((d, &gradient), &gamma) in dx.iter_mut().zip(gradient).zip(gamma) {
             *d = gradient * gamma;
         }
         let mean_d = sum(dx, |_, d| d) * share;
-        for (n, &d) in normal.iter_mut().zip(dx.iter()) {
-            *n *= d;
-        }
-        let mean_dn = sum(&normal, |_, p| p) * share;
+        let mean_dn = sum(dx, |i, d| d * (x[i] - mean)) * scale * share;
         for (d, &x) in dx.iter_mut().zip(x) {
             *d = scale * (*d - mean_d - (x - mean) * scale * mean_dn);
         }
     }
+}
+
+/// The sum of `gradient * n` over rows: their part of gamma's gradient.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
+fn gamma_gradient<T: Float>(x: &[T], gradient: &[T], hidden: usize, epsilon: f64) -> Vec<T> {
+    let mut sums = vec![T::zero(); hidden];
+    for (x, gradient) in x.chunks_exact(hidden).zip(gradient.chunks_exact(hidden)) {
+        let (mean, scale) = moments(x, epsilon);
+        for ((sum, &x), &gradient) in sums.iter_mut().zip(x).zip(gradient) {
+            *sum += gradient * ((x - mean) * scale);
+        }
+    }
+    sums
 }
 
 impl Operation for LayerNorm {
@@ -96,20 +98,15 @@ impl Operation for LayerNorm {
         let (x, gamma) = (inputs[0].data, inputs[1].data);
         let (hidden, block) = (gamma.len(), ROWS * gamma.len());
         let mut gradients = vec![Gradient::None, Gradient::None, Gradient::None];
-        if needed[0] || needed[1] {
-            let mut values = vec![T::zero(); x.len()];
-            let mut gamma_blocks = vec![T::zero(); x.len().div_ceil(block) * hidden]; // (blocks, hidden)
-            values
-                .par_chunks_mut(block)
-                .zip(gamma_blocks.par_chunks_mut(hidden))
-                .zip(x.par_chunks(block).zip(gradient.data.par_chunks(block)))
-                .for_each(|((values, sums), (x, gradient))| backward(values, sums, x, gamma, gradient, self.epsilon));
-            if needed[0] {
-                gradients[0] = Gradient::Values(values);
-            }
-            if needed[1] {
-                gradients[1] = Gradient::Values(column_sums(&gamma_blocks, hidden));
-            }
+        if needed[0] {
+            gradients[0] = Gradient::Values(in_pieces(x.len(), block, |first, values| {
+                backward(values, &x[first..], gamma, &gradient.data[first..], self.epsilon);
+            }));
+        }
+        if needed[1] {
+            let blocks = x.par_chunks(block).zip(gradient.data.par_chunks(block));
+            let sums: Vec<_> = blocks.map(|(x, gradient)| gamma_gradient(x, gradient, hidden, self.epsilon)).collect();
+            gradients[1] = Gradient::Values(column_sums(&sums.concat(), hidden));
         }
         if needed[2] {
             gradients[2] = Gradient::Values(column_sums(gradient.data, hidden));
