@@ -28,10 +28,18 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// A configuration that is not a BERT's.
-    #[error(
-        "{path}: expected the configuration of a BERT encoder, found {found}; use a checkpoint whose model_type is \"bert\""
-    )]
+    /// An architecture that is not known.
+    #[error("{path}: model_type {found:?} is not known; use a checkpoint whose model_type is one of {known}")]
+    Architecture {
+        /// The file.
+        path: PathBuf,
+        /// Its `model_type`.
+        found: String,
+        /// Those that are known.
+        known: String,
+    },
+    /// A configuration that makes no encoder.
+    #[error("{path}: expected the configuration of an encoder, found {found}; use the config.json of the checkpoint")]
     Config {
         /// The file.
         path: PathBuf,

@@ -17,23 +17,26 @@
 //! # }
 //! ```
 
+mod architectures;
 mod batch;
-mod bert;
+mod encoder;
 mod error;
+mod head;
 mod layers;
+mod layout;
 mod method;
 mod model;
 mod parameters;
 mod pretrained;
 mod report;
 
+pub use architectures::{Architecture, Config};
 pub use batch::{Batch, Sequence};
-pub use candle_transformers::models::bert::Config as BertConfig;
 pub use error::{Error, Result};
 pub use layers::Pass;
 pub use method::{BitFit, Lora, Method, Targets};
 pub use model::{Model, ModelOptions, Pooling};
-pub use ops::Precision;
-pub use parameters::Parameters;
+pub use ops::{Activation, Precision};
+pub use parameters::{Parameters, is_head};
 pub use pretrained::Pretrained;
 pub use report::{TrainableReport, TrainableTensor, thousands};

@@ -7,8 +7,9 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::parameters::is_head;
 
-/// How a pretrained encoder is fine-tuned. The classifier is always trained.
+/// How a pretrained encoder is fine-tuned. The head that stands on it is always trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "lowercase")]
 pub enum Method {
@@ -189,7 +190,7 @@ impl Tuner {
 
     /// Whether the parameter `{module}.{name}` of the pretrained model is trained.
     pub fn trains(&self, module: &str, name: &str) -> bool {
-        if module == CLASSIFIER || (self.train_pooler && module == POOLER) {
+        if is_head(module) || (self.train_pooler && module == POOLER) {
             return true;
         }
         match &self.method {

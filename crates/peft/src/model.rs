@@ -1,16 +1,17 @@
 //! A pretrained encoder with a classifier on top, fine-tuned by one method.
 
 use candle_core::{DType, Device, Tensor};
-use candle_transformers::models::bert::Config;
-use ops::{Activation, Precision};
+use ops::Precision;
 use serde::{Deserialize, Serialize};
 
+use crate::architectures::Config;
 use crate::batch::Batch;
-use crate::bert::{Bert, Wanted};
+use crate::encoder::{Encoder, Wanted};
 use crate::error::Result;
-use crate::layers::{Linear, Pass};
-use crate::method::{CLASSIFIER, Method, POOLER, Tuner};
-use crate::parameters::{Builder, Parameters, Start};
+use crate::head::Head;
+use crate::layers::Pass;
+use crate::method::{Method, Tuner};
+use crate::parameters::{Builder, Parameters};
 use crate::pretrained::Pretrained;
 use crate::report::TrainableReport;
 
@@ -18,10 +19,10 @@ use crate::report::TrainableReport;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Pooling {
-    /// BERT's pooler: a dense layer and tanh on the first token.
+    /// The first token, under BERT's pooler: a dense layer and tanh. Other architectures have no pooler, or have it in their head.
     #[default]
     Cls,
-    /// The mean over all tokens, without a pooler: what sentence encoders such as all-MiniLM-L6-v2 were trained with.
+    /// The mean over all tokens, without BERT's pooler: what sentence encoders such as all-MiniLM-L6-v2 were trained with.
     Mean,
 }
 
@@ -68,10 +69,10 @@ impl ModelOptions {
 
 /// A sequence classifier, or a regressor when it has one label.
 pub struct Model {
-    bert: Bert,
-    pooler: Option<Linear>,
-    classifier: Linear,
-    dropout: f64,
+    encoder: Encoder,
+    head: Head,
+    pooling: Pooling,
+    max_length: usize,
     config: Config,
     method: Method,
     parameters: Parameters,
@@ -79,14 +80,14 @@ pub struct Model {
 }
 
 impl Model {
-    /// Builds the model on a checkpoint's weights. Parameters that the checkpoint lacks are new: the classifier starts from
+    /// Builds the model on a checkpoint's weights. Parameters that the checkpoint lacks are new: the head starts from
     /// `N(0, initializer_range)` and zeros, as in transformers.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape, or the method's targets match no layer.
     pub fn new(pretrained: &Pretrained, options: &ModelOptions) -> Result<Self> {
         let config = pretrained.config.clone();
-        let new = Start::Normal { standard_deviation: config.initializer_range };
+        let layout = pretrained.layout.clone().with_dropout(options.dropout);
         let mut builder = Builder {
             pretrained,
             tuner: Tuner::new(&options.method, options.train_pooler)?,
@@ -98,23 +99,15 @@ impl Model {
             linear_layers: Default::default(),
             biased_modules: Default::default(),
         };
-        let hidden_dropout = options.dropout.unwrap_or(config.hidden_dropout_prob);
-        let attention_dropout = options.dropout.unwrap_or(pretrained.attention_dropout);
-        let bert = Bert::new(&mut builder, &config, (hidden_dropout, attention_dropout))?;
+        let encoder = Encoder::new(&mut builder, &config, &layout)?;
         builder.precision = Precision::Exact;
-        let hidden = config.hidden_size;
-        let pooler = match options.pooling {
-            Pooling::Cls => Some(Linear::new(&mut builder, POOLER, hidden, hidden, new)?),
-            Pooling::Mean => None,
-        };
-        builder.check_targets()?;
-        let classifier = Linear::new(&mut builder, CLASSIFIER, hidden, options.num_labels, new)?;
+        let head = Head::new(&mut builder, &config, &layout.head, options)?;
         let parameters = builder.parameters;
         Ok(Self {
-            bert,
-            pooler,
-            classifier,
-            dropout: options.dropout.or(config.classifier_dropout).unwrap_or(config.hidden_dropout_prob),
+            encoder,
+            head,
+            pooling: options.pooling,
+            max_length: pretrained.max_length(),
             config,
             method: options.method.clone(),
             parameters,
@@ -137,8 +130,8 @@ impl Model {
             return Ok(self);
         }
         Ok(Self {
-            bert: self.bert.merge()?,
-            pooler: self.pooler.map(Linear::merge).transpose()?,
+            encoder: self.encoder.merge()?,
+            head: self.head.merge()?,
             method: Method::Head,
             parameters: self.parameters.without_lora(),
             ..self
@@ -150,15 +143,12 @@ impl Model {
     /// # Errors
     /// When a sequence is longer than the model has positions, or empty.
     pub fn forward(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
-        batch.check(self.config.max_position_embeddings)?;
-        let pooled = match &self.pooler {
-            Some(pooler) => {
-                let first = self.bert.forward(batch, pass, Wanted::FirstTokens)?;
-                ops::activation(&pooler.forward(&first, pass)?, Activation::Tanh)?
-            }
-            None => ops::segment_mean(&self.bert.forward(batch, pass, Wanted::AllTokens)?, pass.segments)?,
+        batch.check(self.max_length)?;
+        let pooled = match self.pooling {
+            Pooling::Cls => self.encoder.forward(batch, pass, Wanted::FirstTokens)?,
+            Pooling::Mean => ops::segment_mean(&self.encoder.forward(batch, pass, Wanted::AllTokens)?, pass.segments)?,
         }; // (sequences, hidden)
-        self.classifier.forward(&ops::dropout(&pooled, pass.dropout(self.dropout))?, pass)
+        self.head.forward(&pooled, pass)
     }
 
     /// The logits without dropout, `(sequences, num_labels)`.

@@ -51,9 +51,12 @@ impl Parameters {
     }
 }
 
-/// Whether a parameter belongs to the classifier.
-pub(crate) fn is_head(name: &str) -> bool {
-    name.starts_with(crate::method::CLASSIFIER)
+/// The first names of what stands on an encoder. The encoder's own paths begin with its prefix, such as `bert`.
+const HEAD: [&str; 1] = [crate::method::CLASSIFIER];
+
+/// Whether a module or a parameter belongs to the head, by its path.
+pub fn is_head(path: &str) -> bool {
+    path.split('.').next().is_some_and(|first| HEAD.contains(&first))
 }
 
 /// Whether a parameter is LoRA's A or B.

@@ -31,7 +31,7 @@ impl Optimizer {
                 variable: variable.clone(),
                 moments: Moments::zeros(variable.elem_count()),
                 learning_rate: match settings.head_learning_rate {
-                    Some(rate) if name.starts_with("classifier") => rate,
+                    Some(rate) if peft::is_head(name) => rate,
                     _ => settings.learning_rate,
                 },
                 // Biases and layer norms are vectors.

@@ -21,7 +21,8 @@ fn peer_logits(folder: &Path, model: &Model, pooling: Pooling, sequences: &[Sequ
             .map(|(_, tensor)| tensor.clone())
     };
     let (pooler_weight, pooler_bias) = (pooler("weight").unwrap(), pooler("bias").unwrap());
-    let bert = BertModel::load(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu), model.config())?;
+    let config = serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
+    let bert = BertModel::load(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu), &config)?;
 
     let longest = sequences.iter().map(Sequence::len).max().unwrap();
     let pad = |ids: &dyn Fn(&Sequence) -> Vec<u32>| {

@@ -5,6 +5,7 @@
 
 mod behaviour;
 mod counts;
+mod encoders;
 mod files;
 mod gradients;
 mod logits;
