@@ -1,11 +1,17 @@
 //! The architectures that are known, each a reading of the one encoder.
 
 mod bert;
+mod deberta_v2;
+mod distilbert;
+mod electra;
+mod modernbert;
+mod mpnet;
 mod roberta;
 
 use std::fmt;
 
 use ops::Activation;
+use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
@@ -25,11 +31,35 @@ pub enum Architecture {
     /// XLM-R (Conneau et al. 2020): RoBERTa in a hundred languages.
     #[serde(rename = "xlm-roberta")]
     XlmRoberta,
+    /// DistilBERT (Sanh et al. 2019).
+    #[serde(rename = "distilbert")]
+    DistilBert,
+    /// ELECTRA (Clark et al. 2020), the discriminator.
+    #[serde(rename = "electra")]
+    Electra,
+    /// MPNet (Song et al. 2020).
+    #[serde(rename = "mpnet")]
+    Mpnet,
+    /// DeBERTa-v2 and v3 (He et al. 2021; He et al. 2023).
+    #[serde(rename = "deberta-v2")]
+    DebertaV2,
+    /// ModernBERT (Warner et al. 2024).
+    #[serde(rename = "modernbert")]
+    ModernBert,
 }
 
 impl Architecture {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Bert, Self::Roberta, Self::XlmRoberta];
+    pub const ALL: [Self; 8] = [
+        Self::Bert,
+        Self::Roberta,
+        Self::XlmRoberta,
+        Self::DistilBert,
+        Self::Electra,
+        Self::Mpnet,
+        Self::DebertaV2,
+        Self::ModernBert,
+    ];
 
     /// `model_type`, as `config.json` says it.
     pub fn model_type(self) -> &'static str {
@@ -37,14 +67,24 @@ impl Architecture {
             Self::Bert => "bert",
             Self::Roberta => "roberta",
             Self::XlmRoberta => "xlm-roberta",
+            Self::DistilBert => "distilbert",
+            Self::Electra => "electra",
+            Self::Mpnet => "mpnet",
+            Self::DebertaV2 => "deberta-v2",
+            Self::ModernBert => "modernbert",
         }
     }
 
     /// The linear layers that LoRA adapts where none are named: PEFT's
-    /// `TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING` (`utils/constants.py`).
+    /// `TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING` (`utils/constants.py`). PEFT has none for DistilBERT, MPNet and
+    /// ModernBERT: here they are the layers of the same part, queries and values.
     pub fn default_targets(self) -> Targets {
         match self {
-            Self::Bert | Self::Roberta | Self::XlmRoberta => Targets::suffixes(["query", "value"]),
+            Self::Bert | Self::Roberta | Self::XlmRoberta | Self::Electra => Targets::suffixes(["query", "value"]),
+            Self::DistilBert => Targets::suffixes(["q_lin", "v_lin"]),
+            Self::Mpnet => Targets::suffixes(["q", "v"]),
+            Self::DebertaV2 => Targets::suffixes(["query_proj", "value_proj"]),
+            Self::ModernBert => Targets::suffixes(["Wqkv"]),
         }
     }
 
@@ -53,6 +93,11 @@ impl Architecture {
         match self {
             Self::Bert => bert::read(json),
             Self::Roberta | Self::XlmRoberta => roberta::read(json),
+            Self::DistilBert => distilbert::read(json),
+            Self::Electra => electra::read(json),
+            Self::Mpnet => mpnet::read(json),
+            Self::DebertaV2 => deberta_v2::read(json),
+            Self::ModernBert => modernbert::read(json),
         }
     }
 }
@@ -127,7 +172,34 @@ fn activation<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Activation, 
     })
 }
 
+fn unsupported(field: &str, what: &str) -> serde_json::Error {
+    serde_json::Error::custom(format!("{field} with {what}, which this encoder cannot be"))
+}
+
+fn at_least(field: &str, found: usize, least: usize) -> serde_json::Result<()> {
+    if found >= least {
+        Ok(())
+    } else {
+        Err(serde_json::Error::custom(format!("{field} {found}, expected at least {least}")))
+    }
+}
+
+fn at_most(field: &str, found: usize, most: usize) -> serde_json::Result<()> {
+    if found <= most {
+        Ok(())
+    } else {
+        Err(serde_json::Error::custom(format!("{field} {found}, expected at most {most}")))
+    }
+}
+
 /// A part of `config.json` as a type of its own.
 fn part<'de, T: Deserialize<'de>>(json: &'de Value) -> serde_json::Result<T> {
     T::deserialize(json)
+}
+
+/// The rows that transformers gives the distances from -600 to 600, by a path into `buckets.json`.
+#[cfg(test)]
+fn stored_buckets(path: &str) -> Vec<usize> {
+    let json: Value = serde_json::from_str(include_str!("../tests/oracle/encoders/buckets.json")).unwrap();
+    json.pointer(path).unwrap().as_array().unwrap().iter().map(|row| row.as_u64().unwrap() as usize).collect()
 }

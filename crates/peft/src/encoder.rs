@@ -5,31 +5,39 @@ use candle_core::Tensor;
 use ops::Activation;
 
 use crate::architectures::Config;
+use crate::attention::{SelfAttention, Shared, Wanted};
 use crate::batch::Batch;
 use crate::error::Result;
 use crate::layers::{LayerNorm, Linear, Pass};
-use crate::layout::{EmbeddingsLayout, Layout, Numbering};
+use crate::layout::{Dropouts, EmbeddingsLayout, Layout, NormOrder, Numbering};
 use crate::parameters::{Builder, Start};
 
 /// Embeddings, then a stack of transformer layers.
 pub(crate) struct Encoder {
     embeddings: Embeddings,
     layers: Vec<Layer>,
+    /// After the last layer, where norms come first.
+    last_norm: Option<LayerNorm>,
 }
 
 impl Encoder {
     pub fn new(builder: &mut Builder, config: &Config, layout: &Layout) -> Result<Self> {
         let embeddings = Embeddings::new(builder, config, layout)?;
+        let shared = Shared::new(builder, config, layout)?;
         let layers = (0..config.num_hidden_layers)
-            .map(|index| Layer::new(builder, config, layout, index))
+            .map(|index| Layer::new(builder, config, layout, &shared, index))
             .collect::<Result<_>>()?;
-        Ok(Self { embeddings, layers })
+        let last_norm = match layout.order {
+            NormOrder::Last => None,
+            NormOrder::First { last } => Some(norm(builder, config, layout, &layout.path(last), config.hidden_size)?),
+        };
+        Ok(Self { embeddings, layers, last_norm })
     }
 
     /// Every branch merged into its layer's weight.
     pub fn merge(self) -> Result<Self> {
         let layers = self.layers.into_iter().map(Layer::merge).collect::<Result<_>>()?;
-        Ok(Self { embeddings: self.embeddings.merge()?, layers })
+        Ok(Self { embeddings: self.embeddings.merge()?, layers, ..self })
     }
 
     /// The last hidden states: `(tokens, hidden)`, or `(sequences, hidden)` of the first tokens.
@@ -39,15 +47,12 @@ impl Encoder {
             let is_last = index + 1 == self.layers.len();
             hidden = layer.forward(&hidden, pass, if is_last { wanted } else { Wanted::AllTokens })?;
         }
-        Ok(hidden)
+        self.last_norm.as_ref().map_or(Ok(hidden.clone()), |norm| norm.forward(&hidden))
     }
 }
 
-/// Whose hidden states a layer works out. Of the last layer a head may read the first token's only.
-#[derive(Clone, Copy)]
-pub(crate) enum Wanted {
-    AllTokens,
-    FirstTokens,
+fn norm(builder: &mut Builder, config: &Config, layout: &Layout, path: &str, width: usize) -> Result<LayerNorm> {
+    LayerNorm::new(builder, path, width, config.layer_norm_eps, layout.norm_bias, Start::Pretrained)
 }
 
 struct Embeddings {
@@ -62,7 +67,7 @@ struct Embeddings {
 
 impl Embeddings {
     fn new(builder: &mut Builder, config: &Config, layout: &Layout) -> Result<Self> {
-        let EmbeddingsLayout { words, norm, positions, token_types, width, projection } = layout.embeddings;
+        let EmbeddingsLayout { words, norm: name, positions, token_types, width, projection } = layout.embeddings;
         // A table that the architecture lacks is a row of zeros, so that the sum is one operation for all.
         let mut table = |name: &str, rows: usize| match rows {
             0 => Ok(Tensor::zeros((1, width), builder.dtype, builder.device)?),
@@ -73,11 +78,11 @@ impl Embeddings {
             words: table(words, config.vocab_size)?,
             positions: table("embeddings.position_embeddings", rows)?,
             token_types: table("embeddings.token_type_embeddings", token_types)?,
-            norm: LayerNorm::new(builder, &layout.path(norm), width, config.layer_norm_eps)?,
+            norm: norm(builder, config, layout, &layout.path(name), width)?,
             projection: match projection {
                 Some(name) => {
                     let path = layout.path(name);
-                    Some(Linear::new(builder, &path, width, config.hidden_size, Start::Pretrained)?)
+                    Some(Linear::new(builder, &path, width, config.hidden_size, true, Start::Pretrained)?)
                 }
                 None => None,
             },
@@ -111,77 +116,131 @@ impl Embeddings {
     }
 }
 
-/// Self-attention and a feed-forward network, each followed by dropout, its residual and a layer norm.
+/// Self-attention and a feed-forward network, each with dropout, its residual and a layer norm.
 struct Layer {
-    query: Linear,
-    key: Linear,
-    value: Linear,
+    attention: SelfAttention,
     attention_output: Linear,
-    attention_norm: LayerNorm,
-    intermediate: Linear,
-    output: Linear,
+    /// None where norms come first and the layer is the first: the embeddings are normed.
+    attention_norm: Option<LayerNorm>,
+    feed_forward: FeedForward,
     output_norm: LayerNorm,
-    activation: Activation,
-    heads: usize,
-    attention_dropout: f64,
-    attention_output_dropout: f64,
-    output_dropout: f64,
+    order: NormOrder,
+    dropout: Dropouts,
 }
 
 impl Layer {
-    fn new(builder: &mut Builder, config: &Config, layout: &Layout, index: usize) -> Result<Self> {
-        let (hidden, inner, epsilon) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
-        let (names, dropout) = (&layout.layers, &layout.dropout);
-        let path = |name: &str| layout.path(&format!("{}.{index}.{name}", names.path));
-        let mut linear =
-            |name: &str, inputs, outputs| Linear::new(builder, &path(name), inputs, outputs, Start::Pretrained);
+    fn new(builder: &mut Builder, config: &Config, layout: &Layout, shared: &Shared, index: usize) -> Result<Self> {
+        let (names, hidden) = (&layout.layers, config.hidden_size);
+        let path = |name: &str| layout.layer_path(index, name);
+        let norms_first = matches!(layout.order, NormOrder::First { .. });
         Ok(Self {
-            query: linear(names.query, hidden, hidden)?,
-            key: linear(names.key, hidden, hidden)?,
-            value: linear(names.value, hidden, hidden)?,
-            attention_output: linear(names.attention_output, hidden, hidden)?,
-            intermediate: linear(names.intermediate, hidden, inner)?,
-            output: linear(names.output, inner, hidden)?,
-            attention_norm: LayerNorm::new(builder, &path(names.attention_norm), hidden, epsilon)?,
-            output_norm: LayerNorm::new(builder, &path(names.output_norm), hidden, epsilon)?,
-            activation: config.hidden_act,
-            heads: config.num_attention_heads,
-            attention_dropout: dropout.attention,
-            attention_output_dropout: dropout.attention_output,
-            output_dropout: dropout.output,
+            attention: SelfAttention::new(builder, config, layout, shared, index)?,
+            attention_output: Linear::new(
+                builder,
+                &path(names.attention_output),
+                hidden,
+                hidden,
+                names.attention_bias,
+                Start::Pretrained,
+            )?,
+            attention_norm: match norms_first && index == 0 {
+                true => None,
+                false => Some(norm(builder, config, layout, &path(names.attention_norm), hidden)?),
+            },
+            feed_forward: FeedForward::new(builder, config, layout, index)?,
+            output_norm: norm(builder, config, layout, &path(names.output_norm), hidden)?,
+            order: layout.order,
+            dropout: layout.dropout,
         })
     }
 
     fn merge(self) -> Result<Self> {
         Ok(Self {
-            query: self.query.merge()?,
-            key: self.key.merge()?,
-            value: self.value.merge()?,
+            attention: self.attention.merge()?,
             attention_output: self.attention_output.merge()?,
-            intermediate: self.intermediate.merge()?,
-            output: self.output.merge()?,
+            feed_forward: self.feed_forward.merge()?,
             ..self
         })
     }
 
     fn forward(&self, hidden: &Tensor, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
-        let key = self.key.forward(hidden, pass)?; // (tokens, hidden)
-        let value = self.value.forward(hidden, pass)?;
-        let hidden = &match wanted {
-            Wanted::AllTokens => hidden.clone(),
-            Wanted::FirstTokens => ops::first_tokens(hidden, pass.segments)?,
-        };
-        let query = self.query.forward(hidden, pass)?; // (tokens or sequences, hidden), as all that follow
-        let dropout = pass.dropout(self.attention_dropout);
-        let context = ops::attention(&query, &key, &value, pass.segments, self.heads, dropout)?;
-        let context = self.attention_output.forward(&context, pass)?;
-        let dropout = pass.dropout(self.attention_output_dropout);
-        let attended = self.attention_norm.forward(&ops::add_dropout(&context, hidden, dropout)?)?;
+        match self.order {
+            NormOrder::Last => {
+                let attended = self.attend(hidden, hidden, pass, wanted)?;
+                let attended = self.norm_attended(&attended)?;
+                self.output_norm.forward(&self.feed(&attended, &attended, pass)?)
+            }
+            NormOrder::First { .. } => {
+                let attended = self.attend(hidden, &self.norm_attended(hidden)?, pass, wanted)?;
+                self.feed(&attended, &self.output_norm.forward(&attended)?, pass)
+            }
+        }
+    }
 
-        let inner = self.intermediate.forward(&attended, pass)?; // (.., intermediate)
-        let inner = ops::activation(&inner, self.activation)?;
-        let inner = self.output.forward(&inner, pass)?; // (.., hidden)
-        let dropout = pass.dropout(self.output_dropout);
-        self.output_norm.forward(&ops::add_dropout(&inner, &attended, dropout)?)
+    fn norm_attended(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.attention_norm.as_ref().map_or_else(|| Ok(hidden.clone()), |norm| norm.forward(hidden))
+    }
+
+    /// `residual + dropout(attention(input))`, of whom is wanted.
+    fn attend(&self, residual: &Tensor, input: &Tensor, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
+        let keys = self.attention.keys(input, pass)?;
+        let rows = wanted.of(residual, pass)?; // (tokens or sequences, hidden), as all that follow
+        let queries = if residual.id() == input.id() { rows.clone() } else { wanted.of(input, pass)? };
+        let context = self.attention.attend(keys, &queries, pass, wanted)?;
+        let context = self.attention_output.forward(&context, pass)?;
+        Ok(ops::add_dropout(&context, &rows, pass.dropout(self.dropout.attention_output))?)
+    }
+
+    /// `residual + dropout(feed_forward(input))`.
+    fn feed(&self, residual: &Tensor, input: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let output = self.feed_forward.forward(input, pass)?;
+        let dropout = self.dropout.output.and_then(|probability| pass.dropout(probability));
+        Ok(ops::add_dropout(&output, residual, dropout)?)
+    }
+}
+
+/// `output(activation(intermediate(x)))`, or with a gate `output(activation(a) * b)` for `[a, b] = intermediate(x)` (Shazeer 2020).
+struct FeedForward {
+    intermediate: Linear,
+    output: Linear,
+    activation: Activation,
+    /// The columns of each half, if there is a gate.
+    gated: Option<usize>,
+    dropout: Option<f64>,
+}
+
+impl FeedForward {
+    fn new(builder: &mut Builder, config: &Config, layout: &Layout, index: usize) -> Result<Self> {
+        let (names, hidden, inner) = (&layout.layers, config.hidden_size, config.intermediate_size);
+        let mut linear = |name: &str, inputs, outputs| {
+            let path = layout.layer_path(index, name);
+            Linear::new(builder, &path, inputs, outputs, names.feed_forward_bias, Start::Pretrained)
+        };
+        Ok(Self {
+            intermediate: linear(names.intermediate, hidden, if names.gated { 2 * inner } else { inner })?,
+            output: linear(names.output, inner, hidden)?,
+            activation: config.hidden_act,
+            gated: names.gated.then_some(inner),
+            dropout: layout.dropout.intermediate,
+        })
+    }
+
+    fn merge(self) -> Result<Self> {
+        Ok(Self { intermediate: self.intermediate.merge()?, output: self.output.merge()?, ..self })
+    }
+
+    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let inner = self.intermediate.forward(x, pass)?; // (.., intermediate), or twice as wide
+        let mut inner = match self.gated {
+            Some(width) => {
+                let activated = ops::activation(&ops::narrow_columns(&inner, 0..width)?, self.activation)?;
+                ops::gate(&activated, &ops::narrow_columns(&inner, width..2 * width)?)?
+            }
+            None => ops::activation(&inner, self.activation)?,
+        };
+        if let Some(probability) = self.dropout {
+            inner = ops::dropout(&inner, pass.dropout(probability))?;
+        }
+        self.output.forward(&inner, pass) // (.., hidden)
     }
 }

@@ -5,7 +5,7 @@ use ops::Activation;
 
 use crate::architectures::Config;
 use crate::error::Result;
-use crate::layers::{Linear, Pass};
+use crate::layers::{LayerNorm, Linear, Pass};
 use crate::layout::HeadLayout;
 use crate::model::ModelOptions;
 use crate::parameters::{Builder, Start};
@@ -14,6 +14,7 @@ use crate::parameters::{Builder, Start};
 pub(crate) struct Head {
     first_dropout: Option<f64>,
     dense: Option<(Linear, Activation)>,
+    norm: Option<LayerNorm>,
     dropout: f64,
     output: Linear,
 }
@@ -22,17 +23,29 @@ impl Head {
     /// Also checks the method's targets: what is built after the dense layer is no target.
     pub fn new(builder: &mut Builder, config: &Config, layout: &HeadLayout, options: &ModelOptions) -> Result<Self> {
         let hidden = config.hidden_size;
-        let new = Start::Normal { standard_deviation: config.initializer_range };
+        let new = |standard_deviation| Start::Normal { standard_deviation };
         let dense = match layout.has_dense(options.pooling) {
-            true => Some((Linear::new(builder, layout.dense, hidden, hidden, new)?, layout.activation)),
+            true => {
+                let start = new(layout.dense_deviation);
+                let dense = Linear::new(builder, layout.dense, hidden, hidden, layout.dense_bias, start)?;
+                Some((dense, layout.activation))
+            }
             false => None,
         };
         builder.check_targets()?;
+        let norm = match layout.norm {
+            Some(path) => {
+                Some(LayerNorm::new(builder, path, hidden, config.layer_norm_eps, layout.norm_bias, Start::Ones)?)
+            }
+            None => None,
+        };
+        let start = new(layout.output_deviation);
         Ok(Self {
             first_dropout: layout.first_dropout,
             dense,
+            norm,
             dropout: layout.dropout,
-            output: Linear::new(builder, layout.output, hidden, options.num_labels, new)?,
+            output: Linear::new(builder, layout.output, hidden, options.num_labels, true, start)?,
         })
     }
 
@@ -50,6 +63,9 @@ impl Head {
         };
         if let Some((dense, activation)) = &self.dense {
             vectors = ops::activation(&dense.forward(&vectors, pass)?, *activation)?;
+        }
+        if let Some(norm) = &self.norm {
+            vectors = norm.forward(&vectors)?;
         }
         self.output.forward(&ops::dropout(&vectors, pass.dropout(self.dropout))?, pass)
     }

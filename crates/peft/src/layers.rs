@@ -45,8 +45,8 @@ fn split_mix(x: u64) -> u64 {
 
 /// `x Wᵀ + b`, and a LoRA branch where the tuner wants one.
 pub(crate) struct Linear {
-    weight: Weight, // (out, in)
-    bias: Tensor,   // (out)
+    weight: Weight,       // (out, in)
+    bias: Option<Tensor>, // (out)
     lora: Option<LoraBranch>,
 }
 
@@ -58,8 +58,15 @@ struct LoraBranch {
 }
 
 impl Linear {
-    pub fn new(builder: &mut Builder, path: &str, inputs: usize, outputs: usize, weight: Start) -> Result<Self> {
-        let bias = if matches!(weight, Start::Pretrained) { Start::Pretrained } else { Start::Zeros };
+    /// `weight` is how a weight begins that the checkpoint lacks.
+    pub fn new(
+        builder: &mut Builder,
+        path: &str,
+        inputs: usize,
+        outputs: usize,
+        has_bias: bool,
+        weight: Start,
+    ) -> Result<Self> {
         if !builder.tuner.trains(path, "weight") {
             builder.linear_layers.insert(path.into());
         }
@@ -78,7 +85,7 @@ impl Linear {
         };
         Ok(Self {
             weight: Weight::new(builder.parameter(path, "weight", &[outputs, inputs], weight)?, builder.precision)?,
-            bias: builder.parameter(path, "bias", &[outputs], bias)?,
+            bias: bias(builder, path, outputs, has_bias, weight)?,
             lora,
         })
     }
@@ -94,27 +101,46 @@ impl Linear {
         Ok(match &self.lora {
             Some(LoraBranch { a, b, scaling, dropout }) => {
                 let branch = ops::Lora { a, b, scaling: *scaling, dropout: pass.dropout(*dropout) };
-                ops::lora_linear(x, &self.weight, Some(&self.bias), branch)?
+                ops::lora_linear(x, &self.weight, self.bias.as_ref(), branch)?
             }
-            None => ops::linear(x, &self.weight, Some(&self.bias))?,
+            None => ops::linear(x, &self.weight, self.bias.as_ref())?,
         })
     }
+}
+
+/// A module's bias, if it has one. It is in the checkpoint if the weight must be, and begins at zero if not.
+fn bias(builder: &mut Builder, path: &str, count: usize, has_bias: bool, weight: Start) -> Result<Option<Tensor>> {
+    let start = if matches!(weight, Start::Pretrained) { Start::Pretrained } else { Start::Zeros };
+    has_bias.then(|| builder.parameter(path, "bias", &[count], start)).transpose()
 }
 
 /// Layer normalisation over the hidden dimension.
 pub(crate) struct LayerNorm {
     weight: Tensor, // (hidden)
-    bias: Tensor,   // (hidden)
+    bias: Tensor,   // (hidden); zeros, and no parameter, where the norm has none
     epsilon: f64,
 }
 
 impl LayerNorm {
-    pub fn new(builder: &mut Builder, path: &str, hidden: usize, epsilon: f64) -> Result<Self> {
-        Ok(Self {
-            weight: builder.parameter(path, "weight", &[hidden], Start::Pretrained)?,
-            bias: builder.parameter(path, "bias", &[hidden], Start::Pretrained)?,
-            epsilon,
-        })
+    /// `weight` is how a weight begins that the checkpoint lacks.
+    pub fn new(
+        builder: &mut Builder,
+        path: &str,
+        hidden: usize,
+        epsilon: f64,
+        has_bias: bool,
+        weight: Start,
+    ) -> Result<Self> {
+        let bias = match bias(builder, path, hidden, has_bias, weight)? {
+            Some(bias) => bias,
+            None => Tensor::zeros(hidden, builder.dtype, builder.device)?,
+        };
+        Ok(Self { weight: builder.parameter(path, "weight", &[hidden], weight)?, bias, epsilon })
+    }
+
+    /// Whether training changes it.
+    pub fn is_trained(&self) -> bool {
+        self.weight.track_op() || self.bias.track_op()
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {

@@ -18,6 +18,7 @@
 //! ```
 
 mod architectures;
+mod attention;
 mod batch;
 mod encoder;
 mod error;

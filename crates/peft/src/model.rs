@@ -5,8 +5,9 @@ use ops::Precision;
 use serde::{Deserialize, Serialize};
 
 use crate::architectures::Config;
+use crate::attention::Wanted;
 use crate::batch::Batch;
-use crate::encoder::{Encoder, Wanted};
+use crate::encoder::Encoder;
 use crate::error::Result;
 use crate::head::Head;
 use crate::layers::Pass;

@@ -52,7 +52,7 @@ impl Parameters {
 }
 
 /// The first names of what stands on an encoder. The encoder's own paths begin with its prefix, such as `bert`.
-const HEAD: [&str; 1] = [crate::method::CLASSIFIER];
+const HEAD: [&str; 4] = [crate::method::CLASSIFIER, "pre_classifier", "pooler", "head"];
 
 /// Whether a module or a parameter belongs to the head, by its path.
 pub fn is_head(path: &str) -> bool {
@@ -70,6 +70,7 @@ pub(crate) enum Start {
     /// It must be in the checkpoint.
     Pretrained,
     Zeros,
+    Ones,
     /// A normal distribution around 0.
     Normal {
         standard_deviation: f64,
@@ -149,6 +150,7 @@ impl Builder<'_> {
         let invalid = |e: &dyn std::fmt::Display| candle_core::Error::Msg(format!("{path}: {e}"));
         let values: Vec<f64> = match start {
             Start::Pretrained | Start::Zeros => vec![0.0; count],
+            Start::Ones => vec![1.0; count],
             Start::Normal { standard_deviation } => {
                 let normal = Normal::new(0.0, standard_deviation).map_err(|e| invalid(&e))?;
                 normal.sample_iter(&mut generator).take(count).collect()

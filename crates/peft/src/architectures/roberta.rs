@@ -5,8 +5,8 @@ use ops::Activation;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Config, part};
-use crate::layout::{Dropouts, EmbeddingsLayout, HeadLayout, LayersLayout, Layout, Numbering};
+use super::{Config, bert, part};
+use crate::layout::{EmbeddingsLayout, HeadLayout, Layout, Numbering};
 
 #[derive(Deserialize)]
 struct Tables {
@@ -20,15 +20,14 @@ fn padding() -> u32 {
 }
 
 pub(super) fn read(json: &Value) -> serde_json::Result<(Config, Layout)> {
-    let (config, tables): (Config, Tables) = (part(json)?, part(json)?);
-    let positions = Numbering::AfterPadding(tables.pad_token_id);
+    let (config, bert) = bert::read(json)?;
+    let Tables { type_vocab_size, pad_token_id } = part(json)?;
+    let positions = Numbering::AfterPadding(pad_token_id);
     let layout = Layout {
         prefix: "roberta",
-        bare: &["embeddings.", "encoder.", "pooler."],
-        embeddings: EmbeddingsLayout::bert(config.hidden_size, positions, tables.type_vocab_size),
-        layers: LayersLayout::BERT,
-        dropout: Dropouts::bert(config.hidden_dropout_prob, config.attention_dropout()),
-        head: HeadLayout::roberta(config.head_dropout(), Activation::Tanh),
+        embeddings: EmbeddingsLayout::bert(config.hidden_size, positions, type_vocab_size),
+        head: HeadLayout::roberta(Activation::Tanh, config.head_dropout(), config.initializer_range),
+        ..bert
     };
     Ok((config, layout))
 }

@@ -12,7 +12,8 @@ use crate::gradients::agrees_with_finite_differences;
 use crate::support::*;
 
 /// The tiny checkpoints; the tests take each.
-const CASES: [&str; 2] = ["roberta", "xlm-roberta"];
+const CASES: [&str; 8] =
+    ["roberta", "xlm-roberta", "distilbert", "electra", "mpnet", "deberta-v3", "deberta-v2", "modernbert"];
 
 pub fn folder(case: &str) -> PathBuf {
     oracle_folder().join("encoders").join(case)

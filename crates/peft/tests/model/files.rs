@@ -90,7 +90,10 @@ fn a_configuration_of_other_sizes_than_the_weights_is_an_error_with_both_shapes(
 fn another_models_configuration_is_an_error_that_says_whose_it_is_and_lists_the_known() {
     let folder = copy();
     edit_config(folder.path(), |config| config["model_type"] = json!("t5"));
-    fails_with(folder.path(), &["config.json", "model_type \"t5\" is not known", "bert, roberta, xlm-roberta"]);
+    fails_with(
+        folder.path(),
+        &["config.json", "model_type \"t5\" is not known", "one of bert, roberta, xlm-roberta, distilbert"],
+    );
     // GPT-2 calls its sizes otherwise: the kind is the better answer than the first field that is missing.
     let folder = copy();
     std::fs::write(folder.path().join("config.json"), r#"{"model_type": "gpt2", "n_embd": 768}"#).unwrap();
