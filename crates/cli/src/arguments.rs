@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use trainer::glue::Task;
-use trainer::peft::{BitFit, Lora, Method, Pooling, Precision, Targets};
+use trainer::peft::{Architecture, BitFit, Lora, Method, Pooling, Precision, Targets};
 use trainer::{Evaluate, Run, Settings};
 
 /// Parameter-efficient fine-tuning on GLUE.
@@ -90,7 +91,8 @@ pub struct RunArguments {
     /// LoRA: dropout on the branch's input.
     #[arg(long, default_value_t = 0.0)]
     lora_dropout: f64,
-    /// LoRA and BitFit: modules by the end of their path, such as query,value [default: query,value; BitFit: all].
+    /// LoRA and BitFit: modules by the end of their path, such as query,value [default: PEFT's for the model's architecture,
+    /// such as query,value; BitFit: all].
     #[arg(long, value_delimiter = ',', conflicts_with = "target_pattern")]
     target_modules: Option<Vec<String>>,
     /// LoRA and BitFit: modules by a regular expression for the whole path.
@@ -122,7 +124,7 @@ pub struct RunArguments {
     precision: PrecisionName,
     #[arg(long, default_value_t = Settings::default().max_length)]
     max_length: usize,
-    /// BERT's pooler on the first token, or the mean over tokens.
+    /// The first token, under BERT's pooler, or the mean over tokens.
     #[arg(long, value_enum, default_value = "cls")]
     pooling: PoolingName,
     /// Train the pooler whole, whatever the method.
@@ -162,8 +164,8 @@ impl RunArguments {
         pattern.or_else(|| self.target_modules.as_ref().map(Targets::suffixes))
     }
 
-    fn method(&self) -> Method {
-        match self.method {
+    fn method(&self) -> Result<Method> {
+        Ok(match self.method {
             MethodName::Full => Method::Full,
             MethodName::Head => Method::Head,
             MethodName::Bitfit => Method::BitFit(BitFit { target_modules: self.targets() }),
@@ -172,15 +174,18 @@ impl RunArguments {
                 Method::Lora(Lora {
                     lora_alpha: self.lora_alpha.unwrap_or(lora.lora_alpha),
                     lora_dropout: self.lora_dropout,
-                    target_modules: self.targets().unwrap_or(lora.target_modules),
+                    target_modules: match self.targets() {
+                        Some(targets) => targets,
+                        None => Architecture::of_model(&self.model)?.default_targets(),
+                    },
                     r: self.r,
                 })
             }
-        }
+        })
     }
 
     /// The run these arguments describe.
-    pub fn run(&self) -> Run {
+    pub fn run(&self) -> Result<Run> {
         let settings = Settings {
             learning_rate: self.lr,
             head_learning_rate: self.head_lr,
@@ -205,6 +210,6 @@ impl RunArguments {
             evaluate: self.eval_steps.map_or(Evaluate::Epoch, Evaluate::Steps),
             patience: self.patience,
         };
-        Run { settings, ..Run::new(self.task, &self.model, self.method()) }.seed(self.seed)
+        Ok(Run { settings, ..Run::new(self.task, &self.model, self.method()?) }.seed(self.seed))
     }
 }

@@ -53,7 +53,7 @@ fn trainer(arguments: &RunArguments) -> Result<Trainer> {
 
 fn run(arguments: &RunArguments) -> Result<()> {
     let mut trainer = trainer(arguments)?;
-    let run = arguments.run();
+    let run = arguments.run()?;
     if arguments.json && std::io::stderr().is_terminal() {
         eprintln!("data: {}; record: {}", trainer.glue().origin(), trainer.folder(&run).display());
     } else if !arguments.json {
@@ -82,7 +82,7 @@ fn run(arguments: &RunArguments) -> Result<()> {
 
 fn predict(arguments: &RunArguments, folder: &Path) -> Result<()> {
     let mut trainer = trainer(arguments)?.keep_weights(true);
-    let run = arguments.run();
+    let run = arguments.run()?;
     trainer.run(&run)?;
     for path in trainer.write_predictions(&run, folder).context("the test predictions")? {
         println!("{}", path.display());
@@ -91,7 +91,7 @@ fn predict(arguments: &RunArguments, folder: &Path) -> Result<()> {
 }
 
 fn replay(arguments: &RunArguments, batches: &Path, start: Option<&Path>, passes: Passes) -> Result<()> {
-    let replayed = trainer::replay(&mut trainer(arguments)?, &arguments.run(), batches, start, passes)?;
+    let replayed = trainer::replay(&mut trainer(arguments)?, &arguments.run()?, batches, start, passes)?;
     println!("{}", serde_json::to_string(&replayed)?);
     Ok(())
 }
@@ -108,7 +108,7 @@ fn data() -> Result<()> {
 }
 
 fn parameters(arguments: &RunArguments) -> Result<()> {
-    let report = trainer(arguments)?.untrained_model(&arguments.run())?.trainable_report();
+    let report = trainer(arguments)?.untrained_model(&arguments.run()?)?.trainable_report();
     for tensor in &report.tensors {
         println!("{:>12}  {:?}  {}", trainer::peft::thousands(tensor.count()), tensor.shape, tensor.name);
     }

@@ -40,10 +40,8 @@ impl Pretrained {
     /// When a file is missing, no configuration of a known architecture, or no safetensors file.
     pub fn from_folder(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+        let (architecture, json) = read_configuration(&path)?;
         let invalid = |e: serde_json::Error| Error::Config { path: path.clone(), found: e.to_string() };
-        let json: Value = serde_json::from_str(&text).map_err(invalid)?;
-        let architecture = architecture(&json, &path)?;
         let (config, layout) = architecture.read(&json).map_err(invalid)?;
         let heads = config.num_attention_heads;
         if heads == 0 || !config.hidden_size.is_multiple_of(heads) {
@@ -92,13 +90,29 @@ impl Pretrained {
     }
 }
 
-/// The architecture that `model_type` names: BERT where it names none, as old checkpoints do.
-fn architecture(json: &Value, path: &Path) -> Result<Architecture> {
-    let Some(kind) = json.get("model_type").and_then(Value::as_str) else { return Ok(Architecture::default()) };
-    Architecture::ALL.into_iter().find(|architecture| architecture.model_type() == kind).ok_or_else(|| {
-        let known = Architecture::ALL.map(Architecture::model_type).join(", ");
-        Error::Architecture { path: path.into(), found: kind.into(), known }
-    })
+impl Architecture {
+    /// That of a model, which is found as [`Pretrained::load`] finds it, by its `config.json` alone.
+    ///
+    /// # Errors
+    /// When there is no such model, or its architecture is not known.
+    pub fn of_model(name: &str) -> Result<Self> {
+        Ok(read_configuration(&find(name)?.join("config.json"))?.0)
+    }
+}
+
+/// A `config.json`, and the architecture that its `model_type` names: BERT where it names none, as old checkpoints do.
+fn read_configuration(path: &Path) -> Result<(Architecture, Value)> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
+    let json: Value =
+        serde_json::from_str(&text).map_err(|e| Error::Config { path: path.into(), found: e.to_string() })?;
+    let Some(kind) = json.get("model_type").and_then(Value::as_str) else { return Ok((Architecture::default(), json)) };
+    match Architecture::ALL.into_iter().find(|architecture| architecture.model_type() == kind) {
+        Some(architecture) => Ok((architecture, json)),
+        None => {
+            let known = Architecture::ALL.map(Architecture::model_type).join(", ");
+            Err(Error::Architecture { path: path.into(), found: kind.into(), known })
+        }
+    }
 }
 
 /// Reads a safetensors file as f32, its names brought to Hugging Face's present form.
