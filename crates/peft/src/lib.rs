@@ -1,8 +1,8 @@
 //! Parameter-efficient fine-tuning of pretrained encoders.
 //!
 //! A [`Method`] decides which parameters are trained; [`Model::new`] builds the encoder once, asking the method for each
-//! parameter and each linear layer by its path. There is no copy of the encoder per method. Paths are Hugging Face's, options
-//! are PEFT's.
+//! parameter and each linear layer by its path. There is no copy of the encoder per method, and one for all architectures: an
+//! [`Architecture`] is a layout of it. Paths are Hugging Face's, options are PEFT's.
 //!
 //! ```no_run
 //! use peft::{Batch, Method, Model, ModelOptions, Pretrained, Sequence};

@@ -36,7 +36,8 @@ pub struct ModelOptions {
     pub num_labels: usize,
     /// From hidden states to one vector.
     pub pooling: Pooling,
-    /// Train the pooler whole, whatever the method. PEFT freezes it, BitFit trains its bias.
+    /// Train BERT's pooler whole, whatever the method. PEFT freezes it, BitFit trains its bias. The dense layers of other
+    /// architectures' heads are always trained.
     pub train_pooler: bool,
     /// Every dropout probability; `None`: the checkpoint's configuration.
     pub dropout: Option<f64>,

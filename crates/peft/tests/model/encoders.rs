@@ -1,12 +1,15 @@
 //! Every architecture against transformers and PEFT, by the values that `oracle/encoders/make_encoders.py` stored, and by finite
 //! differences.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
-use peft::{Architecture, Lora, Method, Model, ModelOptions, Pass, Pooling, Pretrained, Sequence, Targets, is_head};
+use candle_core::{DType, Device, Tensor, TensorId};
+use peft::{
+    Architecture, Lora, Method, Model, ModelOptions, Pass, Pooling, Precision, Pretrained, Sequence, Targets, is_head,
+};
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use crate::gradients::agrees_with_finite_differences;
 use crate::support::*;
@@ -43,6 +46,7 @@ struct LoraCase {
     lora_alpha: f64,
     targets: Vec<String>,
     logits: Vec<Vec<f64>>,
+    line: String,
 }
 
 impl Oracle {
@@ -150,6 +154,14 @@ fn logits_and_gradients_of_lora_on_every_architectures_default_targets_equal_tho
     }
 }
 
+#[test]
+fn the_report_line_of_lora_on_every_architecture_is_pefts() {
+    for case in CASES {
+        let oracle = Oracle::read(case);
+        assert_eq!(lora_model(case, &oracle, DType::F32).trainable_report().to_string(), oracle.lora.line, "{case}");
+    }
+}
+
 /// A model of the case with dropout, LoRA's B filled.
 fn with_dropout(case: &str, method: Method, pooling: Pooling) -> Model {
     let options = ModelOptions { pooling, dropout: Some(0.2), dtype: DType::F64, ..ModelOptions::new(method, 3) };
@@ -199,6 +211,21 @@ fn what_training_records_of_every_architecture_gives_the_gradients_of_candles_gr
                     close(&format!("{case} {name}"), &found, &expected[name], 1e-13 * scale);
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn no_frozen_parameter_of_any_architecture_has_a_gradient_tensor() {
+    for case in CASES {
+        for method in [Method::Head, Method::bitfit(), every_linear_layer()] {
+            let model = with_dropout(case, method.clone(), Pooling::Cls);
+            let batch = batch(&sequences(&[7, 1, 12, 2], 50));
+            let store = loss(&model, &batch, &[2, 0, 1, 1], Some(5)).backward().unwrap();
+            // candle drops the gradients of intermediate results itself: what is left belongs to parameters.
+            let of_parameters: HashSet<TensorId> =
+                model.parameters().trainable().map(|(_, variable)| variable.id()).collect();
+            assert_eq!(store.get_ids().copied().collect::<HashSet<_>>(), of_parameters, "{case} {method}");
         }
     }
 }
@@ -254,6 +281,103 @@ fn a_bare_encoders_checkpoint_loads_without_the_prefix_and_its_head_is_new_and_t
             let batch = batch(&Oracle::read(case).sequences());
             assert_eq!(flat(&model.predict(&batch).unwrap()), flat(&whole.predict(&batch).unwrap()), "{case}");
         }
+    }
+}
+
+/// Rewrites the copy's `config.json`.
+fn edit_config(copy: &Path, edit: impl FnOnce(&mut serde_json::Map<String, Value>)) {
+    let path = copy.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    edit(config.as_object_mut().unwrap());
+    std::fs::write(path, config.to_string()).unwrap();
+}
+
+fn logits_of(pretrained: &Pretrained, case: &str) -> Vec<f64> {
+    let model = Model::new(pretrained, &exact(Method::Head)).unwrap();
+    flat(&model.predict(&batch(&Oracle::read(case).sequences())).unwrap())
+}
+
+#[test]
+fn a_modernbert_configuration_of_before_transformers_5_means_the_same() {
+    let copy = rewritten("modernbert", |name| Some(name.into()));
+    edit_config(copy.path(), |config| {
+        for field in ["rope_parameters", "layer_types"] {
+            config.remove(field).unwrap();
+        }
+        // As that of ModernBERT-base: both epsilons, the angles' bases, and which layers see all.
+        let old = json!({
+            "layer_norm_eps": 1e-5, "global_rope_theta": 160_000.0, "local_rope_theta": 10_000.0,
+            "position_embedding_type": "absolute", "global_attn_every_n_layers": 3,
+        });
+        config.extend(old.as_object().unwrap().clone());
+    });
+    let old = Pretrained::from_folder(copy.path()).unwrap();
+    assert_eq!(logits_of(&old, "modernbert"), logits_of(&checkpoint("modernbert"), "modernbert"));
+    edit_config(copy.path(), |config| drop(config.insert("local_rope_theta".into(), json!(160_000.0))));
+    let turned_otherwise = Pretrained::from_folder(copy.path()).unwrap();
+    assert_ne!(logits_of(&turned_otherwise, "modernbert"), logits_of(&old, "modernbert"));
+}
+
+#[test]
+fn the_terms_of_disentangled_attention_may_be_listed_or_joined() {
+    let copy = rewritten("deberta-v3", |name| Some(name.into()));
+    edit_config(copy.path(), |config| drop(config.insert("pos_att_type".into(), json!("p2c|c2p"))));
+    let joined = Pretrained::from_folder(copy.path()).unwrap();
+    assert_eq!(logits_of(&joined, "deberta-v3"), logits_of(&checkpoint("deberta-v3"), "deberta-v3"));
+}
+
+#[test]
+fn what_an_encoder_cannot_be_is_an_error_that_names_the_field() {
+    for (case, field, value, part) in [
+        ("deberta-v3", "conv_kernel_size", json!(3), "conv_kernel_size 3, expected at most 0"),
+        ("deberta-v3", "embedding_size", json!(8), "embedding_size with another size than hidden_size"),
+        ("deberta-v3", "pos_att_type", json!(["p2p"]), "pos_att_type with other than c2p, p2c or both"),
+        ("deberta-v3", "relative_attention", json!(false), "pos_att_type with other than c2p, p2c or both"),
+        (
+            "mpnet",
+            "relative_attention_num_buckets",
+            json!(16),
+            "relative_attention_num_buckets 16, expected at least 32",
+        ),
+        ("modernbert", "layer_types", json!(["full_attention"]), "the number of layer_types 1, expected at least 4"),
+        ("modernbert", "layer_types", json!(["chunked_attention"]), "unknown variant `chunked_attention`"),
+        ("modernbert", "rope_scaling", json!({ "type": "linear" }), "a rope_type other than default"),
+        ("modernbert", "global_attn_every_n_layers", json!(0), "expected at least 1"),
+        ("distilbert", "activation", json!("mish"), "unknown variant `mish`"),
+        ("electra", "embedding_size", json!(null), "invalid type: null"),
+    ] {
+        let copy = rewritten(case, |name| Some(name.into()));
+        edit_config(copy.path(), |config| drop(config.insert(field.into(), value)));
+        let message = Pretrained::from_folder(copy.path()).err().unwrap().to_string();
+        assert!(message.contains(part) && message.contains("config.json"), "{case} {field}: {message}");
+    }
+}
+
+#[test]
+fn a_sequence_longer_than_an_architectures_positions_is_an_error_that_says_how_many() {
+    for (case, limit) in [("mpnet", 150), ("deberta-v3", 40), ("modernbert", 40), ("distilbert", 40)] {
+        let pretrained = checkpoint(case);
+        assert_eq!(pretrained.max_length(), limit, "{case}");
+        let model = Model::new(&pretrained, &exact(Method::Head)).unwrap();
+        assert!(model.predict(&batch(&sequences(&[limit], 50))).is_ok());
+        let message = model.predict(&batch(&sequences(&[limit + 1], 50))).unwrap_err().to_string();
+        assert!(message.contains(&format!("{} tokens", limit + 1)), "{message}");
+    }
+}
+
+/// A product of bf16 numbers is off by up to a 128th, to either side; a chain of the 20 to 30 that lie between the embeddings and the
+/// logits of a tiny model by about `sqrt(30) / 128`, 4.3 %. Of 18 logits none is off by four times that, 17 % of the largest.
+#[test]
+fn in_bf16_the_logits_of_every_architecture_are_the_exact_ones_within_its_rounding() {
+    for case in CASES {
+        let logits = |precision| {
+            let options = ModelOptions { precision, ..ModelOptions::new(Method::Head, 3) };
+            let model = Model::new(&checkpoint(case), &options).unwrap();
+            flat(&model.predict(&batch(&Oracle::read(case).sequences())).unwrap())
+        };
+        let (exact, rounded) = (logits(Precision::Exact), logits(Precision::Bf16));
+        close(case, &rounded, &exact, 0.17 * largest(&exact));
+        assert_ne!(rounded, exact, "{case}: nothing was rounded");
     }
 }
 

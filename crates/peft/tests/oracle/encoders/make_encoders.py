@@ -12,6 +12,8 @@ f64, where a comment says so. Run it in this folder:
   pip install torch transformers peft safetensors numpy && python make_encoders.py
 """
 
+import contextlib
+import io
 import json
 import math
 from pathlib import Path
@@ -210,6 +212,14 @@ def gradients(model, logits, labels, prefix, tensors):
             tensors[f"{prefix}.{our_name(name)}"] = parameter.grad.float().clone()
 
 
+def line(model):
+    """What print_trainable_parameters prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        model.print_trainable_parameters()
+    return out.getvalue().strip()
+
+
 def make_case(name, case, seed):
     torch.manual_seed(seed)
     folder = HERE / name
@@ -249,7 +259,13 @@ def make_case(name, case, seed):
         "sequences": batch_sequences,
         "labels": labels.tolist(),
         "logits": {"cls": cls.tolist(), "mean": mean.tolist()},
-        "lora": {"r": 3, "lora_alpha": 12, "targets": case["targets"], "logits": lora.tolist()},
+        "lora": {
+            "r": 3,
+            "lora_alpha": 12,
+            "targets": case["targets"],
+            "logits": lora.tolist(),
+            "line": line(model),
+        },
     }
     (folder / "oracle.json").write_text(json.dumps(oracle) + "\n")
     save_file(tensors, folder / "oracle.safetensors")
