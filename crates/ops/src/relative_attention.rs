@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::concatenation::concatenate_columns;
@@ -208,11 +209,8 @@ impl<T: Float> Head<'_, T> {
         match &self.term {
             Term::Window(_) => {}
             Term::Bias { reach, table } => {
-                for (i, scores) in scores.chunks_exact_mut(keys).enumerate() {
-                    for (score, &row) in scores.iter_mut().zip(reach.of_query(i, keys)) {
-                        *score += table.data[row * table.row_stride];
-                    }
-                }
+                let by_distance: Vec<T> = reach.rows.iter().map(|&row| table.data[row * table.row_stride]).collect();
+                add_by_distance(&mut scores, &by_distance, keys);
             }
             Term::Disentangled { reach, key, query } => {
                 let rows = reach.reached.len();
@@ -235,35 +233,41 @@ impl<T: Float> Head<'_, T> {
                 }
             }
         }
-        for (i, scores) in scores.chunks_exact_mut(keys).enumerate() {
-            let seen = self.seen(i);
-            scores[..seen.start].fill(T::zero());
-            scores[seen.end..].fill(T::zero());
-            softmax(&mut scores[seen]);
+        match self.term {
+            Term::Window(width) => softmax_within(&mut scores, keys, width),
+            _ => softmax_within(&mut scores, keys, keys),
         }
         scores
     }
+}
 
-    /// The keys that query `i` attends to.
-    fn seen(&self, i: usize) -> Range<usize> {
-        match self.term {
-            Term::Window(width) => i.saturating_sub(width)..(i + width + 1).min(self.key.rows),
-            _ => 0..self.key.rows,
-        }
+/// `scores[i][j] += by_distance[j - i + keys - 1]`.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
+fn add_by_distance<T: Float>(scores: &mut [T], by_distance: &[T], keys: usize) {
+    for (i, scores) in scores.chunks_exact_mut(keys).enumerate() {
+        scores.iter_mut().zip(&by_distance[keys - 1 - i..]).for_each(|(score, &bias)| *score += bias);
     }
 }
 
-/// `softmax(scores)`, in place.
-fn softmax<T: Float>(scores: &mut [T]) {
-    let highest = highest(scores);
-    for score in scores.iter_mut() {
-        *score = (*score - highest).exponential();
+/// `softmax(scores)` of each query's row, in place, over the keys at most `width` away from it; zero for the others.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
+fn softmax_within<T: Float>(scores: &mut [T], keys: usize, width: usize) {
+    for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
+        let seen = i.saturating_sub(width)..(i + width + 1).min(keys);
+        row[..seen.start].fill(T::zero());
+        row[seen.end..].fill(T::zero());
+        let row = &mut row[seen];
+        let highest = highest(row);
+        for score in row.iter_mut() {
+            *score = (*score - highest).exponential();
+        }
+        let inverse = T::one() / sum(row, |_, score| score);
+        row.iter_mut().for_each(|score| *score *= inverse);
     }
-    let inverse = T::one() / sum(scores, |_, score| score);
-    scores.iter_mut().for_each(|score| *score *= inverse);
 }
 
 /// The gradient of a softmax: `d -> p * (d - sum(d * p))`, row by row, in place. A probability of zero passes nothing.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
 fn softmax_backward<T: Float>(gradient: &mut [T], probabilities: &[T], keys: usize) {
     for (row, p) in gradient.chunks_exact_mut(keys).zip(probabilities.chunks_exact(keys)) {
         let dot = sum(row, |index, d| d * p[index]);
