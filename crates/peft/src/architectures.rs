@@ -173,7 +173,7 @@ fn activation<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Activation, 
 }
 
 fn unsupported(field: &str, what: &str) -> serde_json::Error {
-    serde_json::Error::custom(format!("{field} with {what}, which this encoder cannot be"))
+    serde_json::Error::custom(format!("{field} with {what}, which is not read"))
 }
 
 fn at_least(field: &str, found: usize, least: usize) -> serde_json::Result<()> {

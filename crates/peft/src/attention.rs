@@ -116,11 +116,18 @@ pub(crate) struct SelfAttention {
     dropout: f64,
 }
 
-/// A layer's keys and values, and its queries where one projection gives all three.
-pub(crate) struct Keys {
-    key: Tensor,           // (tokens, hidden)
-    value: Tensor,         // (tokens, hidden)
-    query: Option<Tensor>, // (tokens, hidden)
+/// A layer's keys and values, and what its queries come from.
+pub(crate) struct Keys<'a> {
+    key: Tensor,   // (tokens, hidden)
+    value: Tensor, // (tokens, hidden)
+    queries: Queries<'a>,
+}
+
+enum Queries<'a> {
+    /// From a projection of their own, for whom is wanted only.
+    Projection(&'a Linear),
+    /// From the one projection to all three, for all tokens.
+    Made(Tensor), // (tokens, hidden)
 }
 
 impl SelfAttention {
@@ -184,16 +191,18 @@ impl SelfAttention {
     }
 
     /// The keys and values of hidden states `(tokens, hidden)`.
-    pub fn keys(&self, hidden: &Tensor, pass: &Pass) -> Result<Keys> {
+    pub fn keys(&self, hidden: &Tensor, pass: &Pass) -> Result<Keys<'_>> {
         match &self.projections {
-            Projections::Separate { key, value, .. } => {
-                Ok(Keys { key: key.forward(hidden, pass)?, value: value.forward(hidden, pass)?, query: None })
-            }
+            Projections::Separate { query, key, value } => Ok(Keys {
+                key: key.forward(hidden, pass)?,
+                value: value.forward(hidden, pass)?,
+                queries: Queries::Projection(query),
+            }),
             Projections::Fused(all) => {
                 let all = all.forward(hidden, pass)?; // (tokens, 3 * hidden)
                 let width = hidden.dim(1)?;
                 let part = |part: usize| ops::narrow_columns(&all, part * width..(part + 1) * width);
-                Ok(Keys { query: Some(part(0)?), key: part(1)?, value: part(2)? })
+                Ok(Keys { queries: Queries::Made(part(0)?), key: part(1)?, value: part(2)? })
             }
         }
     }
@@ -201,11 +210,10 @@ impl SelfAttention {
     /// What the wanted ones, with these hidden states, gather from their sequences: of the shape of `hidden`.
     pub fn attend(&self, keys: Keys, hidden: &Tensor, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
         let (segments, heads) = (pass.segments, self.heads);
-        let Keys { mut key, value, query } = keys;
-        let mut query = match (&self.projections, query) {
-            (Projections::Separate { query, .. }, _) => query.forward(hidden, pass)?,
-            (Projections::Fused(_), Some(query)) => wanted.of(&query, pass)?,
-            (Projections::Fused(all), None) => all.forward(hidden, pass)?,
+        let Keys { mut key, value, queries } = keys;
+        let mut query = match queries {
+            Queries::Projection(query) => query.forward(hidden, pass)?,
+            Queries::Made(query) => wanted.of(&query, pass)?,
         };
         let attend = |query: &Tensor, key: &Tensor, relative: Option<Relative>| {
             let dropout = pass.dropout(self.dropout);

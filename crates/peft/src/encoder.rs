@@ -166,12 +166,11 @@ impl Layer {
     fn forward(&self, hidden: &Tensor, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
         match self.order {
             NormOrder::Last => {
-                let attended = self.attend(hidden, hidden, pass, wanted)?;
-                let attended = self.norm_attended(&attended)?;
+                let attended = self.norm_attended(&self.attend(hidden, None, pass, wanted)?)?;
                 self.output_norm.forward(&self.feed(&attended, &attended, pass)?)
             }
             NormOrder::First { .. } => {
-                let attended = self.attend(hidden, &self.norm_attended(hidden)?, pass, wanted)?;
+                let attended = self.attend(hidden, Some(&self.norm_attended(hidden)?), pass, wanted)?;
                 self.feed(&attended, &self.output_norm.forward(&attended)?, pass)
             }
         }
@@ -181,11 +180,11 @@ impl Layer {
         self.attention_norm.as_ref().map_or_else(|| Ok(hidden.clone()), |norm| norm.forward(hidden))
     }
 
-    /// `residual + dropout(attention(input))`, of whom is wanted.
-    fn attend(&self, residual: &Tensor, input: &Tensor, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
-        let keys = self.attention.keys(input, pass)?;
+    /// `residual + dropout(attention(input))`, of whom is wanted. The input is the residual where it is not normed.
+    fn attend(&self, residual: &Tensor, normed: Option<&Tensor>, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
+        let keys = self.attention.keys(normed.unwrap_or(residual), pass)?;
         let rows = wanted.of(residual, pass)?; // (tokens or sequences, hidden), as all that follow
-        let queries = if residual.id() == input.id() { rows.clone() } else { wanted.of(input, pass)? };
+        let queries = normed.map_or_else(|| Ok(rows.clone()), |normed| wanted.of(normed, pass))?;
         let context = self.attention.attend(keys, &queries, pass, wanted)?;
         let context = self.attention_output.forward(&context, pass)?;
         Ok(ops::add_dropout(&context, &rows, pass.dropout(self.dropout.attention_output))?)

@@ -39,7 +39,9 @@ pub enum Error {
         known: String,
     },
     /// A configuration that makes no encoder.
-    #[error("{path}: expected the configuration of an encoder, found {found}; use the config.json of the checkpoint")]
+    #[error(
+        "{path}: expected the configuration of an encoder, found {found}; correct the file, or choose another checkpoint"
+    )]
     Config {
         /// The file.
         path: PathBuf,
