@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use trainer::glue::Task;
-use trainer::peft::{BitFit, Lora, Method, Pooling, Precision, Targets};
+use trainer::peft::{AdapterConfig, Bias, BitFit, InitLoraWeights, Lora, Method, Pooling, Precision, Targets};
 use trainer::{Evaluate, Run, Settings};
 
 /// Parameter-efficient fine-tuning on GLUE.
@@ -18,8 +19,15 @@ pub struct Arguments {
 #[derive(Subcommand)]
 pub enum Command {
     /// Make one run, or print the record it already has.
-    Run(RunArguments),
-    /// Make one run and write its test predictions as GLUE's submission files.
+    Run {
+        #[command(flatten)]
+        run: RunArguments,
+        /// Write what was trained, as it was at the best evaluation, to this folder: adapter_config.json and
+        /// adapter_model.safetensors, which Python's peft loads.
+        #[arg(long, conflicts_with = "adapter")]
+        save_adapter: Option<PathBuf>,
+    },
+    /// Make one run, or take an adapter, and write the test predictions as GLUE's submission files.
     Predict {
         #[command(flatten)]
         run: RunArguments,
@@ -37,7 +45,10 @@ pub enum Command {
         /// A safetensors file with the new parameters' first values, as `--dump-init` writes it.
         #[arg(long)]
         start: Option<PathBuf>,
-        /// Only the forward passes, without dropout; nothing is trained.
+        /// Write what was trained to this folder, as an adapter.
+        #[arg(long, conflicts_with = "forward_only")]
+        save_adapter: Option<PathBuf>,
+        /// Only the forward passes, without dropout; nothing is trained. Prints the logits too.
         #[arg(long)]
         forward_only: bool,
         /// LoRA: merge the branches into the weights first.
@@ -59,6 +70,23 @@ enum MethodName {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+enum BiasName {
+    None,
+    All,
+    #[value(name = "lora_only")]
+    LoraOnly,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum InitName {
+    True,
+    False,
+    Gaussian,
+    Pissa,
+    Olora,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum PoolingName {
     Cls,
     Mean,
@@ -76,8 +104,12 @@ pub struct RunArguments {
     #[arg(long)]
     task: Task,
     /// What is trained.
-    #[arg(long, value_enum)]
-    method: MethodName,
+    #[arg(long, value_enum, required_unless_present = "adapter")]
+    method: Option<MethodName>,
+    /// Instead of a method: the folder of an adapter, of this program's or of Python's peft. Predict, replay and parameters
+    /// take the model with it.
+    #[arg(long, conflicts_with = "method")]
+    pub adapter: Option<PathBuf>,
     /// A folder, a folder below models/, or a Hugging Face hub id.
     #[arg(long, default_value = "all-MiniLM-L6-v2")]
     model: String,
@@ -90,12 +122,46 @@ pub struct RunArguments {
     /// LoRA: dropout on the branch's input.
     #[arg(long, default_value_t = 0.0)]
     lora_dropout: f64,
-    /// LoRA and BitFit: modules by the end of their path, such as query,value [default: query,value; BitFit: all].
+    /// LoRA and BitFit: modules by the end of their path, such as query,value, or all-linear [default: query,value; BitFit:
+    /// all].
     #[arg(long, value_delimiter = ',', conflicts_with = "target_pattern")]
     target_modules: Option<Vec<String>>,
     /// LoRA and BitFit: modules by a regular expression for the whole path.
     #[arg(long)]
     target_pattern: Option<String>,
+    /// LoRA: modules that get no branch after all.
+    #[arg(long, value_delimiter = ',', conflicts_with = "exclude_pattern")]
+    exclude_modules: Option<Vec<String>>,
+    /// LoRA: the same by a regular expression for the whole path.
+    #[arg(long)]
+    exclude_pattern: Option<String>,
+    /// LoRA: only layers of these numbers get a branch.
+    #[arg(long, value_delimiter = ',')]
+    layers_to_transform: Option<Vec<usize>>,
+    /// LoRA: names before a layer's number in a path.
+    #[arg(long, value_delimiter = ',', requires = "layers_to_transform")]
+    layers_pattern: Vec<String>,
+    /// LoRA: ranks of their own, such as query=4,output.dense=16.
+    #[arg(long, value_delimiter = ',', value_parser = pair::<usize>)]
+    rank_pattern: Vec<(String, usize)>,
+    /// LoRA: lora_alpha of their own, such as query=8.
+    #[arg(long, value_delimiter = ',', value_parser = pair::<f64>)]
+    alpha_pattern: Vec<(String, f64)>,
+    /// LoRA: modules that are trained whole, besides the classifier.
+    #[arg(long, value_delimiter = ',')]
+    modules_to_save: Vec<String>,
+    /// LoRA: biases that are trained besides.
+    #[arg(long, value_enum, default_value = "none")]
+    bias: BiasName,
+    /// LoRA: multiply the branch by lora_alpha / sqrt(r).
+    #[arg(long)]
+    use_rslora: bool,
+    /// LoRA: train the length of each row of the weight besides (DoRA).
+    #[arg(long)]
+    use_dora: bool,
+    /// LoRA: how A and B start.
+    #[arg(long, value_enum, default_value = "true")]
+    init_lora_weights: InitName,
     /// The highest learning rate.
     #[arg(long, alias = "learning-rate", default_value_t = Settings::default().learning_rate)]
     lr: f64,
@@ -156,31 +222,63 @@ pub struct RunArguments {
     pub json: bool,
 }
 
+/// `NAME=VALUE`.
+fn pair<T: std::str::FromStr>(text: &str) -> std::result::Result<(String, T), String> {
+    let (name, value) = text.rsplit_once('=').ok_or("expected NAME=VALUE")?;
+    Ok((name.into(), value.parse().map_err(|_| format!("{value:?} is no number that {name} can have"))?))
+}
+
 impl RunArguments {
     fn targets(&self) -> Option<Targets> {
-        let pattern = self.target_pattern.as_ref().map(Targets::pattern);
-        pattern.or_else(|| self.target_modules.as_ref().map(Targets::suffixes))
+        let named = self.target_modules.as_ref().map(|names| match names.as_slice() {
+            [all] if all == "all-linear" => Targets::AllLinear,
+            names => Targets::suffixes(names),
+        });
+        self.target_pattern.as_ref().map(Targets::pattern).or(named)
     }
 
-    fn method(&self) -> Method {
-        match self.method {
-            MethodName::Full => Method::Full,
-            MethodName::Head => Method::Head,
-            MethodName::Bitfit => Method::BitFit(BitFit { target_modules: self.targets() }),
-            MethodName::Lora => {
-                let lora = Lora::rank(self.r);
-                Method::Lora(Lora {
-                    lora_alpha: self.lora_alpha.unwrap_or(lora.lora_alpha),
-                    lora_dropout: self.lora_dropout,
-                    target_modules: self.targets().unwrap_or(lora.target_modules),
-                    r: self.r,
-                })
-            }
+    fn lora(&self) -> Lora {
+        let lora = Lora::rank(self.r);
+        Lora {
+            r: self.r,
+            lora_alpha: self.lora_alpha.unwrap_or(lora.lora_alpha),
+            lora_dropout: self.lora_dropout,
+            target_modules: self.targets().unwrap_or(lora.target_modules),
+            exclude_modules: (self.exclude_pattern.as_ref().map(Targets::pattern))
+                .or(self.exclude_modules.as_ref().map(Targets::suffixes)),
+            layers_to_transform: self.layers_to_transform.clone(),
+            layers_pattern: self.layers_pattern.clone(),
+            rank_pattern: self.rank_pattern.iter().cloned().collect(),
+            alpha_pattern: self.alpha_pattern.iter().cloned().collect(),
+            modules_to_save: self.modules_to_save.clone(),
+            bias: match self.bias {
+                BiasName::None => Bias::None,
+                BiasName::All => Bias::All,
+                BiasName::LoraOnly => Bias::LoraOnly,
+            },
+            use_rslora: self.use_rslora,
+            use_dora: self.use_dora,
+            init_lora_weights: match self.init_lora_weights {
+                InitName::True => InitLoraWeights::Kaiming,
+                InitName::False => InitLoraWeights::Unset,
+                InitName::Gaussian => InitLoraWeights::Gaussian,
+                InitName::Pissa => InitLoraWeights::Pissa,
+                InitName::Olora => InitLoraWeights::Olora,
+            },
         }
     }
 
-    /// The run these arguments describe.
-    pub fn run(&self) -> Run {
+    fn method(&self, name: MethodName) -> Method {
+        match name {
+            MethodName::Full => Method::Full,
+            MethodName::Head => Method::Head,
+            MethodName::Bitfit => Method::BitFit(BitFit { target_modules: self.targets() }),
+            MethodName::Lora => Method::Lora(self.lora()),
+        }
+    }
+
+    /// The run these arguments describe. An adapter brings its method and its pooling.
+    pub fn run(&self) -> Result<Run> {
         let settings = Settings {
             learning_rate: self.lr,
             head_learning_rate: self.head_lr,
@@ -205,6 +303,15 @@ impl RunArguments {
             evaluate: self.eval_steps.map_or(Evaluate::Epoch, Evaluate::Steps),
             patience: self.patience,
         };
-        Run { settings, ..Run::new(self.task, &self.model, self.method()) }.seed(self.seed)
+        let (method, settings) = match (&self.adapter, self.method) {
+            (Some(folder), _) => {
+                let (config, _) = AdapterConfig::read(folder)?;
+                let (pooling, train_pooler) = (config.pooling, config.train_pooler);
+                (config.method, Settings { pooling, train_pooler, ..settings })
+            }
+            (None, Some(name)) => (self.method(name), settings),
+            (None, None) => bail!("neither --method nor --adapter is given"),
+        };
+        Ok(Run { settings, ..Run::new(self.task, &self.model, method) }.seed(self.seed))
     }
 }

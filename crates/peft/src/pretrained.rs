@@ -15,6 +15,8 @@ const FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
 /// A BERT checkpoint in memory, its tensors under Hugging Face's names with the prefix `bert.`.
 #[derive(Clone)]
 pub struct Pretrained {
+    /// As it was asked for: a folder or a hub id.
+    name: String,
     folder: PathBuf,
     /// The sizes of the encoder, from `config.json`.
     pub config: Config,
@@ -36,7 +38,7 @@ impl Pretrained {
     /// # Errors
     /// When there is no such model, or its files are not those of a BERT encoder.
     pub fn load(name: &str) -> Result<Self> {
-        Self::from_folder(&find(name)?)
+        Ok(Self { name: name.into(), ..Self::from_folder(&find(name)?)? })
     }
 
     /// Loads the model in `folder`: `config.json`, `model.safetensors`, `tokenizer.json`.
@@ -60,7 +62,13 @@ impl Pretrained {
         }
         let tensors = read_tensors(&folder.join("model.safetensors"))?;
         let attention_dropout = extra.attention_probs_dropout_prob.unwrap_or(config.hidden_dropout_prob);
-        Ok(Self { folder: folder.into(), config, attention_dropout, tensors })
+        let name = folder.display().to_string();
+        Ok(Self { name, folder: folder.into(), config, attention_dropout, tensors })
+    }
+
+    /// The name it was asked for by, or its folder.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The folder it was read from.

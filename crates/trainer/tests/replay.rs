@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use glue::{Glue, Task};
 use peft::{Lora, Method};
 use serde::Deserialize;
-use trainer::{Passes, Replayed, Result, Run, Trainer, Verbosity, replay};
+use trainer::{Passes, Replayed, Result, Run, Start, Trainer, Verbosity, replay};
 
 #[derive(Deserialize)]
 struct Oracle {
@@ -41,7 +41,7 @@ fn replayed(method: Method, batches: &str, start: &str) -> Result<Replayed> {
 fn passed(passes: Passes, method: Method, batches: &str, start: &str) -> Result<Replayed> {
     let folder = tempfile::tempdir().unwrap();
     let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path()).verbosity(Verbosity::Silent);
-    replay(&mut trainer, &run(method), &oracle(batches), Some(&oracle(start)), passes)
+    replay(&mut trainer, &run(method), &oracle(batches), Start::Values(&oracle(start)), passes, None)
 }
 
 #[test]
@@ -58,6 +58,23 @@ fn every_method_has_the_losses_of_torch_transformers_and_peft_at_every_step() {
         }
         assert!(replayed.examples.iter().all(|&examples| examples == 6));
     }
+}
+
+#[test]
+fn what_a_replay_trained_goes_on_from_the_adapter_that_it_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let adapter = folder.path().join("adapter");
+    let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path()).verbosity(Verbosity::Silent);
+    let mut replay = |start, passes, save: Option<&std::path::Path>| {
+        replay(&mut trainer, &run(lora()), &oracle("batches.npz"), start, passes, save).unwrap()
+    };
+    let first = replay(Start::New, Passes::Training, Some(&adapter));
+    let after = replay(Start::Adapter(&adapter), Passes::Forward { merged: false }, None);
+    let again = replay(Start::Adapter(&adapter), Passes::Training, None);
+    assert_ne!(after.losses[0], first.losses[0]);
+    // No dropout: the same sums in the same order.
+    assert_eq!(again.losses[0], after.losses[0]);
+    assert_eq!((after.logits.len(), after.logits[0].len(), again.logits.len()), (20, 6, 0));
 }
 
 #[test]
