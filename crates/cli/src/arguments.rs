@@ -162,6 +162,9 @@ pub struct RunArguments {
     /// LoRA: how A and B start.
     #[arg(long, value_enum, default_value = "true")]
     init_lora_weights: InitName,
+    /// LoRA: B's learning rate as a multiple of A's (LoRA+).
+    #[arg(long)]
+    loraplus_lr_ratio: Option<f64>,
     /// The highest learning rate.
     #[arg(long, alias = "learning-rate", default_value_t = Settings::default().learning_rate)]
     lr: f64,
@@ -282,6 +285,7 @@ impl RunArguments {
         let settings = Settings {
             learning_rate: self.lr,
             head_learning_rate: self.head_lr,
+            loraplus_lr_ratio: self.loraplus_lr_ratio,
             epochs: self.epochs,
             batch_size: self.batch_size,
             warmup_ratio: self.warmup,

@@ -60,6 +60,23 @@ fn every_method_has_the_losses_of_torch_transformers_and_peft_at_every_step() {
     }
 }
 
+/// The ratio of `make_oracle.py`.
+#[test]
+fn lora_plus_has_the_losses_of_pefts_groups_at_every_step() {
+    let expected: Oracle = serde_json::from_slice(&std::fs::read(oracle("oracle.json")).unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path()).verbosity(Verbosity::Silent);
+    let run = run(lora()).with(|s| s.loraplus_lr_ratio = Some(4.0));
+    let (batches, start) = (oracle("batches.npz"), oracle("lora.safetensors"));
+    let replayed = replay(&mut trainer, &run, &batches, Start::Values(&start), Passes::Training, None).unwrap();
+    assert_eq!(replayed.losses.len(), expected.losses["loraplus"].len());
+    for (step, (ours, theirs)) in replayed.losses.iter().zip(&expected.losses["loraplus"]).enumerate() {
+        // As above.
+        assert!((ours - theirs).abs() <= 1e-4 * theirs.abs(), "step {step}: {ours}, not {theirs}");
+    }
+    assert_ne!(expected.losses["loraplus"][2..], expected.losses["lora"][2..]);
+}
+
 #[test]
 fn what_a_replay_trained_goes_on_from_the_adapter_that_it_saved() {
     let folder = tempfile::tempdir().unwrap();
