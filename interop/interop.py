@@ -1,6 +1,6 @@
 """Trades adapters with Python's peft in both directions, and fails on any difference.
 
-For each base model and each option of LoRA in ../crates/peft/tests/oracle/make_adapters.py:
+For each base model and each option of LoRA and (IA)³ in ../crates/peft/tests/oracle/make_adapters.py:
   there   peft-glue trains an adapter and saves it; PeftModel.from_pretrained loads it, with no missing or unexpected key, prints
           the same line of parameters and gives the same logits
   back    peft trains an adapter and saves it; peft-glue loads it and gives the same logits
@@ -21,14 +21,14 @@ from pathlib import Path
 
 import numpy
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from transformers import BertForSequenceClassification
 from transformers.utils import logging
 
 ROOT = Path(__file__).resolve().parent.parent
 ORACLE = ROOT / "crates/peft/tests/oracle"
 sys.path.insert(0, str(ORACLE))
-from make_adapters import CASES  # noqa: E402
+from make_adapters import CASES, peft_config  # noqa: E402
 
 STEPS, SEQUENCES, LABELS = 4, 6, 3
 # To make an adapter that differs from its start, and to go on from it.
@@ -93,10 +93,13 @@ def train(model, batches, learning_rate):
 
 
 def flags(options):
-    """peft-glue's arguments for the options of a LoraConfig."""
+    """peft-glue's arguments for a case."""
     names = {"init_lora_weights": lambda value: str(value).lower()}
-    result = ["--method", "lora", "--r", "3", "--lora-alpha", "12"]
+    method = options.get("peft_type", "LORA").lower()
+    result = ["--method", method] + (["--r", "3", "--lora-alpha", "12"] if method == "lora" else [])
     for option, value in options.items():
+        if option == "peft_type":
+            continue
         flag = f"--{option.replace('_', '-')}"
         if option == "target_modules" and isinstance(value, str) and value != "all-linear":
             result += ["--target-pattern", value]
@@ -166,8 +169,7 @@ def check(peft_glue, model, options, batches, folder):
     to_peft = distance(peft_glue.logits(there), logits(loaded, batches))
 
     torch.manual_seed(3)
-    config = LoraConfig(task_type="SEQ_CLS", r=3, lora_alpha=12, lora_dropout=0.0, **options)
-    trained_there = get_peft_model(base_model(model), config)
+    trained_there = get_peft_model(base_model(model), peft_config(options))
     train(trained_there, batches, MAKING)
     trained_there.save_pretrained(back)
     from_peft = distance(peft_glue.logits(back), logits(trained_there, batches))

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use trainer::glue::Task;
-use trainer::peft::{AdapterConfig, Bias, BitFit, InitLoraWeights, Lora, Method, Pooling, Precision, Targets};
+use trainer::peft::{AdapterConfig, Bias, BitFit, Ia3, InitLoraWeights, Lora, Method, Pooling, Precision, Targets};
 use trainer::{Evaluate, Run, Settings};
 
 /// Parameter-efficient fine-tuning on GLUE.
@@ -67,6 +67,7 @@ enum MethodName {
     Head,
     Bitfit,
     Lora,
+    Ia3,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -122,14 +123,17 @@ pub struct RunArguments {
     /// LoRA: dropout on the branch's input.
     #[arg(long, default_value_t = 0.0)]
     lora_dropout: f64,
-    /// LoRA and BitFit: modules by the end of their path, such as query,value, or all-linear [default: query,value; BitFit:
-    /// all].
+    /// LoRA, (IA)³ and BitFit: modules by the end of their path, such as query,value, or all-linear [default: query,value;
+    /// (IA)³: key,value,output.dense; BitFit: all].
     #[arg(long, value_delimiter = ',', conflicts_with = "target_pattern")]
     target_modules: Option<Vec<String>>,
-    /// LoRA and BitFit: modules by a regular expression for the whole path.
+    /// LoRA, (IA)³ and BitFit: modules by a regular expression for the whole path.
     #[arg(long)]
     target_pattern: Option<String>,
-    /// LoRA: modules that get no branch after all.
+    /// (IA)³: targets whose input is scaled instead of their output [default: output.dense].
+    #[arg(long, value_delimiter = ',')]
+    feedforward_modules: Option<Vec<String>>,
+    /// LoRA and (IA)³: targets that are left as they are after all.
     #[arg(long, value_delimiter = ',', conflicts_with = "exclude_pattern")]
     exclude_modules: Option<Vec<String>>,
     /// LoRA: the same by a regular expression for the whole path.
@@ -147,7 +151,7 @@ pub struct RunArguments {
     /// LoRA: lora_alpha of their own, such as query=8.
     #[arg(long, value_delimiter = ',', value_parser = pair::<f64>)]
     alpha_pattern: Vec<(String, f64)>,
-    /// LoRA: modules that are trained whole, besides the classifier.
+    /// LoRA and (IA)³: modules that are trained whole, besides the classifier.
     #[arg(long, value_delimiter = ',')]
     modules_to_save: Vec<String>,
     /// LoRA: biases that are trained besides.
@@ -240,6 +244,11 @@ impl RunArguments {
         self.target_pattern.as_ref().map(Targets::pattern).or(named)
     }
 
+    fn excluded(&self) -> Option<Targets> {
+        let named = self.exclude_modules.as_ref().map(Targets::suffixes);
+        self.exclude_pattern.as_ref().map(Targets::pattern).or(named)
+    }
+
     fn lora(&self) -> Lora {
         let lora = Lora::rank(self.r);
         Lora {
@@ -247,8 +256,7 @@ impl RunArguments {
             lora_alpha: self.lora_alpha.unwrap_or(lora.lora_alpha),
             lora_dropout: self.lora_dropout,
             target_modules: self.targets().unwrap_or(lora.target_modules),
-            exclude_modules: (self.exclude_pattern.as_ref().map(Targets::pattern))
-                .or(self.exclude_modules.as_ref().map(Targets::suffixes)),
+            exclude_modules: self.excluded(),
             layers_to_transform: self.layers_to_transform.clone(),
             layers_pattern: self.layers_pattern.clone(),
             rank_pattern: self.rank_pattern.iter().cloned().collect(),
@@ -271,12 +279,29 @@ impl RunArguments {
         }
     }
 
+    fn ia3(&self) -> Ia3 {
+        let ia3 = Ia3::default();
+        // Targets of one's own are scaled at their output, unless they are named among the feed-forward modules.
+        let feedforward = match (&self.feedforward_modules, &self.target_modules, &self.target_pattern) {
+            (Some(names), ..) => Targets::suffixes(names),
+            (None, None, None) => ia3.feedforward_modules,
+            (None, ..) => Targets::Suffixes(Vec::new()),
+        };
+        Ia3 {
+            target_modules: self.targets().unwrap_or(ia3.target_modules),
+            feedforward_modules: feedforward,
+            exclude_modules: self.excluded(),
+            modules_to_save: self.modules_to_save.clone(),
+        }
+    }
+
     fn method(&self, name: MethodName) -> Method {
         match name {
             MethodName::Full => Method::Full,
             MethodName::Head => Method::Head,
             MethodName::Bitfit => Method::BitFit(BitFit { target_modules: self.targets() }),
             MethodName::Lora => Method::Lora(self.lora()),
+            MethodName::Ia3 => Method::Ia3(self.ia3()),
         }
     }
 

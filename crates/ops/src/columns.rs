@@ -22,7 +22,8 @@ pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
     apply(AddBias, &[x, bias])
 }
 
-/// `x * scale / over` in each row: x `(tokens, hidden)`, scale and over `(hidden)`; without `over`, `x * scale`.
+/// `x * scale / over` in each row: x `(tokens, hidden)`, over `(hidden)`, scale `(hidden)` or any shape of as many numbers, such
+/// as the `(hidden, 1)` of PEFT's files; without `over`, `x * scale`.
 ///
 /// No gradient reaches `over`, which may depend on parameters: DoRA's norm is taken for a constant.
 ///
@@ -39,7 +40,7 @@ pub fn scale_columns(x: &Tensor, scale: &Tensor, over: Option<&Tensor>) -> Resul
 
 fn check(name: &str, x: &Tensor, vector: &Tensor) -> Result<()> {
     let (_, hidden) = x.dims2()?;
-    if vector.dims() != [hidden] {
+    if vector.elem_count() != hidden {
         bail!("{name}: input {:?} and vector {:?} do not fit", x.dims(), vector.dims())
     }
     Ok(())

@@ -301,6 +301,7 @@ fn a_bias_is_added_and_a_scale_multiplied_in_each_row_and_their_gradients_are_ex
         let product = inputs[0].broadcast_mul(&inputs[1])?;
         close(&ops::scale_columns(&inputs[0], &inputs[1], None)?, &product, 0.0);
         close(&ops::scale_columns(&inputs[0], &inputs[1], Some(&over))?, &product.broadcast_div(&over)?, 1e-15);
+        agrees_with_finite_differences(&variables(&[&[rows, 4], &[4, 1]]), |v| ops::scale_columns(&v[0], &v[1], None));
         agrees_with_finite_differences(&inputs, |v| ops::add_bias(&v[0], &v[1]));
         agrees_with_finite_differences(&inputs, |v| ops::scale_columns(&v[0], &v[1], None));
         agrees_with_finite_differences(&inputs, |v| ops::scale_columns(&v[0], &v[1], Some(&over)));

@@ -93,8 +93,10 @@ pub enum Error {
         source: Box<regex::Error>,
     },
     /// A number that makes no adapter.
-    #[error("LoRA: {field} is {found}, expected {expected}")]
-    Lora {
+    #[error("{method}: {field} is {found}, expected {expected}")]
+    Adapter {
+        /// The method.
+        method: &'static str,
         /// The field.
         field: &'static str,
         /// Its value.

@@ -77,6 +77,7 @@ impl Linear {
                 let (adapter, weight) = branch.build(builder, path, weight)?;
                 (Some(adapter), weight)
             }
+            Some(Adaptation::Ia3(vector)) => (Some(vector.build(builder, path, &weight)?), weight),
             None => (None, weight),
         };
         // After the adapter, which may have its bias trained.

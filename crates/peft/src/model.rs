@@ -132,14 +132,14 @@ impl Model {
     /// costs without (Hu et al. 2021, section 4.1; PEFT's `merge_and_unload`). The logits are the same but for rounding; in bf16
     /// that is more, since merged weights are rounded and branches never are.
     ///
-    /// LoRA's A and B are then no parameters any more, and the method is [`Method::Head`]; modules and biases that were trained
+    /// What belonged to adapters, such as LoRA's A and B, are then no parameters any more, and the method is [`Method::Head`]; modules and biases that were trained
     /// besides stay as they are. The merged weights are frozen: what was trained is loaded before merging, and saved before
-    /// merging. A model without LoRA stays as it is.
+    /// merging. A model without adapters stays as it is.
     ///
     /// # Errors
     /// When the tensor library fails.
     pub fn merge(self) -> Result<Self> {
-        if !matches!(self.method, Method::Lora(_)) {
+        if !self.parameters.has_adapters() {
             return Ok(self);
         }
         Ok(Self {

@@ -51,6 +51,11 @@ impl Parameters {
         self.copied
     }
 
+    /// Whether there are adapters.
+    pub(crate) fn has_adapters(&self) -> bool {
+        !self.of_adapters.is_empty()
+    }
+
     /// Whether an adapter stands beside a module.
     pub(crate) fn has_adapter(&self, module: &str) -> bool {
         let within = format!("{module}.");
@@ -79,6 +84,7 @@ pub(crate) enum Start {
     /// It must be in the checkpoint.
     Pretrained,
     Zeros,
+    Ones,
     /// A normal distribution around 0.
     Normal {
         standard_deviation: f64,
@@ -172,6 +178,7 @@ impl Builder<'_> {
         let invalid = |e: &dyn std::fmt::Display| candle_core::Error::Msg(format!("{path}: {e}"));
         let values: Vec<f64> = match start {
             Start::Pretrained | Start::Zeros => vec![0.0; count],
+            Start::Ones => vec![1.0; count],
             Start::Normal { standard_deviation } => {
                 let normal = Normal::new(0.0, standard_deviation).map_err(|e| invalid(&e))?;
                 normal.sample_iter(&mut generator).take(count).collect()

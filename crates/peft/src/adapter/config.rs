@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::nearest::nearest;
 use super::warning::Warning;
 use crate::error::{Error, Result};
-use crate::method::{BitFit, HEADS, Lora, Method, Targets};
+use crate::method::{BitFit, HEADS, Ia3, Lora, Method, Targets};
 use crate::model::{Model, Pooling};
 
 pub(super) const FILE: &str = "adapter_config.json";
@@ -88,6 +88,10 @@ const NOT_SUPPORTED: [&str; 12] = [
     "use_bdlora",
 ];
 
+/// Fields of (IA)³. Its vectors start as ones whatever `init_ia3_weights` says, and are in the tensors.
+const IA3: [&str; 5] =
+    ["target_modules", "feedforward_modules", "exclude_modules", "fan_in_fan_out", "init_ia3_weights"];
+
 /// The `peft_type` of a method: PEFT's, or one of this crate's.
 pub(super) fn peft_type(method: &Method) -> &'static str {
     match method {
@@ -95,10 +99,11 @@ pub(super) fn peft_type(method: &Method) -> &'static str {
         Method::Head => "HEAD",
         Method::BitFit(_) => "BITFIT",
         Method::Lora(_) => "LORA",
+        Method::Ia3(_) => "IA3",
     }
 }
 
-const PEFT_TYPES: [&str; 4] = ["LORA", "BITFIT", "HEAD", "FULL"];
+const PEFT_TYPES: [&str; 5] = ["LORA", "IA3", "BITFIT", "HEAD", "FULL"];
 
 impl AdapterConfig {
     /// Reads `adapter_config.json` in `folder`, and what in it was passed over. Fields that are not there have PEFT's defaults.
@@ -135,6 +140,7 @@ impl AdapterConfig {
 
         let known: Vec<&str> = match kind.as_str() {
             "LORA" => [&COMMON[..], &LORA, &WITHOUT_EFFECT, &NOT_SUPPORTED].concat(),
+            "IA3" => [&COMMON[..], &IA3].concat(),
             "BITFIT" => [&COMMON[..], &["target_modules"]].concat(),
             _ => COMMON.to_vec(),
         };
@@ -144,6 +150,20 @@ impl AdapterConfig {
             .collect();
         let method = match kind.as_str() {
             "LORA" => Method::Lora(lora(&mut fields, &saved)?),
+            "IA3" => {
+                let required = |field: &str| {
+                    targets(&fields, field)?.ok_or(format!("no {field}; name the layers that have a vector"))
+                };
+                let ia3 = Ia3 {
+                    target_modules: required("target_modules")?,
+                    feedforward_modules: targets(&fields, "feedforward_modules")?
+                        .unwrap_or(Targets::Suffixes(Vec::new())),
+                    exclude_modules: targets(&fields, "exclude_modules")?,
+                    modules_to_save: saved,
+                };
+                ia3.check().map_err(|error| error.to_string())?;
+                Method::Ia3(ia3)
+            }
             "BITFIT" => Method::BitFit(BitFit { target_modules: targets(&fields, "target_modules")? }),
             "HEAD" => Method::Head,
             "FULL" => Method::Full,
@@ -152,8 +172,8 @@ impl AdapterConfig {
                 return Err(format!("peft_type {other:?}{nearest}; {} are read", PEFT_TYPES.join(", ")));
             }
         };
-        // LoRA holds it among its own modules to save.
-        let train_pooler = train_pooler && !matches!(method, Method::Lora(_));
+        // The others hold it among their own modules to save.
+        let train_pooler = train_pooler && matches!(method, Method::BitFit(_) | Method::Head);
         Ok((Self { method, base_model_name_or_path, pooling, train_pooler }, warnings))
     }
 
@@ -202,6 +222,14 @@ impl AdapterConfig {
                 for field in ["fan_in_fan_out", "lora_bias", "use_qalora"] {
                     fields[field] = json!(false);
                 }
+            }
+            Method::Ia3(ia3) => {
+                saved.clone_from(&ia3.modules_to_save);
+                fields["target_modules"] = json!(ia3.target_modules);
+                fields["feedforward_modules"] = json!(ia3.feedforward_modules);
+                fields["exclude_modules"] = json!(ia3.exclude_modules);
+                fields["fan_in_fan_out"] = json!(false);
+                fields["init_ia3_weights"] = json!(true);
             }
             Method::BitFit(BitFit { target_modules }) => fields["target_modules"] = json!(target_modules),
             Method::Full | Method::Head => {}

@@ -1,7 +1,9 @@
 //! Which parameters a method trains: the choice that a [`crate::Model`] asks for, module by module, as it is built.
 
 mod bitfit;
+mod ia3;
 mod lora;
+mod saved;
 mod targets;
 
 use std::collections::BTreeSet;
@@ -12,10 +14,13 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 
 pub use bitfit::BitFit;
+pub use ia3::Ia3;
+pub(crate) use ia3::Vector;
 pub(crate) use lora::Branch;
 pub use lora::{Bias, InitLoraWeights, Lora};
 pub use targets::Targets;
 
+use ia3::Ia3Tuner;
 use lora::LoraTuner;
 use targets::Matcher;
 
@@ -31,16 +36,19 @@ pub enum Method {
     BitFit(BitFit),
     /// A low-rank branch beside chosen linear layers.
     Lora(Lora),
+    /// Vectors that scale the outputs or inputs of chosen linear layers.
+    Ia3(Ia3),
 }
 
 impl Method {
-    /// `full`, `head`, `bitfit` or `lora`.
+    /// `full`, `head`, `bitfit`, `lora` or `ia3`.
     pub fn id(&self) -> &'static str {
         match self {
             Self::Full => "full",
             Self::Head => "head",
             Self::BitFit(_) => "bitfit",
             Self::Lora(_) => "lora",
+            Self::Ia3(_) => "ia3",
         }
     }
 
@@ -63,6 +71,7 @@ impl fmt::Display for Method {
             Self::BitFit(BitFit { target_modules: None }) => write!(f, "BitFit"),
             Self::BitFit(BitFit { target_modules: Some(targets) }) => write!(f, "BitFit ({targets})"),
             Self::Lora(lora) => write!(f, "{lora}"),
+            Self::Ia3(_) => write!(f, "(IA)³"),
         }
     }
 }
@@ -79,11 +88,13 @@ enum Asked {
     Head,
     BitFit { targets: Option<(Targets, Matcher)> },
     Lora(Box<LoraTuner>),
+    Ia3(Box<Ia3Tuner>),
 }
 
 /// What a linear layer gets from the method.
 pub(crate) enum Adaptation {
     Lora(Branch),
+    Ia3(Vector),
 }
 
 pub(crate) const POOLER: &str = "bert.pooler.dense";
@@ -102,6 +113,7 @@ impl Tuner {
                 Asked::BitFit { targets: target_modules.clone().zip(matcher) }
             }
             Method::Lora(lora) => Asked::Lora(Box::new(LoraTuner::new(lora)?)),
+            Method::Ia3(ia3) => Asked::Ia3(Box::new(Ia3Tuner::new(ia3)?)),
         };
         Ok(Self { asked, train_pooler })
     }
@@ -113,7 +125,7 @@ impl Tuner {
         }
         match &self.asked {
             Asked::Full => true,
-            Asked::Head => false,
+            Asked::Head | Asked::Ia3(_) => false,
             Asked::BitFit { targets } => {
                 name == "bias"
                     && (module == POOLER || targets.as_ref().is_none_or(|(_, targets)| targets.matches(module)))
@@ -131,29 +143,34 @@ impl Tuner {
     fn trains_whole(&self, module: &str) -> bool {
         module == CLASSIFIER
             || (self.train_pooler && module == POOLER)
-            || matches!(&self.asked, Asked::Lora(lora) if lora.saves(module))
+            || match &self.asked {
+                Asked::Lora(lora) => lora.saves(module),
+                Asked::Ia3(ia3) => ia3.saves(module),
+                Asked::Full | Asked::Head | Asked::BitFit { .. } => false,
+            }
     }
 
     /// Whether PEFT trains a copy of a module, and keeps the frozen original (`utils/other.py`, `ModulesToSaveWrapper`).
     pub fn copies(&self, module: &str) -> bool {
-        matches!(self.asked, Asked::Lora(_)) && self.trains_whole(module)
+        matches!(self.asked, Asked::Lora(_) | Asked::Ia3(_)) && self.trains_whole(module)
     }
 
     /// What a linear layer gets. Modules that are trained whole get nothing (PEFT: `modules_to_save` wins).
     pub fn adaptation(&self, module: &str) -> Option<Adaptation> {
         match &self.asked {
-            Asked::Lora(lora) if lora.adapts(module) && !self.trains_whole(module) => {
-                Some(Adaptation::Lora(lora.branch(module)))
-            }
+            _ if self.trains_whole(module) => None,
+            Asked::Lora(lora) if lora.adapts(module) => Some(Adaptation::Lora(lora.branch(module))),
+            Asked::Ia3(ia3) => ia3.vector(module).map(Adaptation::Ia3),
             _ => None,
         }
     }
 
-    /// With a target that names nothing, less would be trained than was asked for, silently. LoRA's targets name linear layers,
-    /// BitFit's name modules that have a bias.
+    /// With a target that names nothing, less would be trained than was asked for, silently. BitFit's targets name modules
+    /// that have a bias, the others' linear layers.
     pub fn check_targets(&self, modules: &Modules) -> Result<()> {
         match &self.asked {
             Asked::Lora(lora) => lora.check_targets(&modules.linear_layers, &modules.all),
+            Asked::Ia3(ia3) => ia3.check_targets(&modules.linear_layers, &modules.all),
             Asked::BitFit { targets: Some((targets, _)) } => {
                 let unmatched = targets.unmatched(modules.biased.iter())?;
                 if unmatched.is_empty() && *targets != Targets::Suffixes(Vec::new()) {
@@ -200,7 +217,7 @@ mod tests {
 
     #[test]
     fn a_method_reads_back_from_its_json() {
-        for method in [Method::Full, Method::Head, Method::bitfit(), Method::lora(4)] {
+        for method in [Method::Full, Method::Head, Method::bitfit(), Method::lora(4), Method::Ia3(Ia3::default())] {
             let json = serde_json::to_string(&method).unwrap();
             assert_eq!(serde_json::from_str::<Method>(&json).unwrap(), method, "{json}");
         }
@@ -260,6 +277,13 @@ mod tests {
         let tuner = Tuner::new(&Method::Lora(lora), false).unwrap();
         assert!(tuner.trains(POOLER, "weight") && tuner.copies(POOLER) && tuner.adaptation(POOLER).is_none());
         assert!(!tuner.trains("bert.encoder.layer.0.output.dense", "weight"));
+    }
+
+    #[test]
+    fn feed_forward_modules_are_targets_too() {
+        let ia3 = Ia3 { feedforward_modules: Targets::suffixes(["intermediate.dense"]), ..Ia3::default() };
+        let error = Tuner::new(&Method::Ia3(ia3), false).err().unwrap().to_string();
+        assert!(error.contains("feedforward_modules is intermediate.dense"), "{error}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use peft::{
-    Adapter, AdapterConfig, BitFit, Lora, Method, Model, ModelOptions, Pass, Pooling, Sequence, Targets, Warning,
+    Adapter, AdapterConfig, BitFit, Ia3, Lora, Method, Model, ModelOptions, Pass, Pooling, Sequence, Targets, Warning,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -149,11 +149,11 @@ fn starts_from_the_weight_are_pefts() {
 }
 
 #[test]
-fn at_their_start_pissa_olora_and_dora_give_the_logits_of_the_base_model() {
+fn at_their_start_pissa_olora_dora_and_ia3_give_the_logits_of_the_base_model() {
     let batch = batch(&sequences(&[7, 1, 40], 100));
     let logits = |method| flat(&Model::new(&tiny(), &exact(method)).unwrap().predict(&batch).unwrap());
     let base = logits(Method::Head);
-    for case in ["pissa", "olora", "dora", "dora_pissa_bias"] {
+    for case in ["pissa", "olora", "dora", "dora_pissa_bias", "ia3"] {
         let (config, _) = AdapterConfig::read(&folder(case)).unwrap();
         close(case, &logits(config.method), &base, 1e-11);
     }
@@ -226,7 +226,14 @@ fn every_method_comes_back_from_its_files_with_the_same_logits() {
     let batch = batch(&sequences(&[7, 1, 40, 12], 100));
     let subset = BitFit { target_modules: Some(Targets::suffixes(["query", "intermediate.dense"])) };
     let dora = Lora { use_dora: true, lora_dropout: 0.1, ..lora_everywhere() };
-    for method in [Method::Full, Method::Head, Method::bitfit(), Method::BitFit(subset), Method::Lora(dora)] {
+    for method in [
+        Method::Full,
+        Method::Head,
+        Method::bitfit(),
+        Method::BitFit(subset),
+        Method::Lora(dora),
+        Method::Ia3(Ia3::default()),
+    ] {
         for (pooling, train_pooler) in [(Pooling::Cls, false), (Pooling::Cls, true), (Pooling::Mean, false)] {
             // "dense" would name nothing but the pooler that is trained whole, if the encoder had no others: it has.
             let options = ModelOptions { pooling, train_pooler, ..ModelOptions::new(method.clone(), 2) };

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Tensor, TensorId};
-use peft::{Bias, BitFit, InitLoraWeights, Lora, Method, Model, ModelOptions, Pass, Pooling, Precision, Targets};
+use peft::{Bias, BitFit, Ia3, InitLoraWeights, Lora, Method, Model, ModelOptions, Pass, Pooling, Precision, Targets};
 
 use crate::reference::Reference;
 use crate::support::*;
@@ -24,7 +24,7 @@ fn methods() -> Vec<Method> {
     ]
 }
 
-/// LoRA with its further options.
+/// LoRA with its further options, and (IA)³.
 fn variants() -> Vec<Method> {
     let lora = lora_everywhere();
     [
@@ -49,7 +49,9 @@ fn variants() -> Vec<Method> {
         Lora { use_dora: true, bias: Bias::LoraOnly, init_lora_weights: InitLoraWeights::Pissa, ..lora },
     ]
     .map(Method::Lora)
-    .into()
+    .into_iter()
+    .chain([Method::Ia3(Ia3::default())])
+    .collect()
 }
 
 fn needs_the_pooler(method: &Method) -> bool {

@@ -1,4 +1,5 @@
-"""Makes adapters with PEFT on the tiny BERT that make_oracle.py made, one for each option of LoRA, and what PEFT computes with them.
+"""Makes adapters with PEFT on the tiny BERT that make_oracle.py made, one for each option of its methods, and what PEFT computes with
+them.
 
 Writes, beside this script:
   adapters/CASE/         adapter_config.json and adapter_model.safetensors, as save_pretrained writes them
@@ -21,7 +22,7 @@ import peft
 import safetensors
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import BertForSequenceClassification
 
@@ -50,7 +51,22 @@ CASES = {
     "olora": {"target_modules": DENSE, "init_lora_weights": "olora"},
     "dora": {"target_modules": "all-linear", "use_dora": True},
     "dora_pissa_bias": {"target_modules": DENSE, "use_dora": True, "init_lora_weights": "pissa", "bias": "lora_only"},
+    "ia3": {"peft_type": "IA3", "target_modules": ["key", "value", "output.dense"], "feedforward_modules": ["output.dense"]},
+    "ia3_options": {
+        "peft_type": "IA3",
+        "target_modules": ["query", "intermediate.dense", "pooler.dense"],
+        "feedforward_modules": ["intermediate.dense"],
+        "exclude_modules": r".*layer\.0\.attention.*",
+        "modules_to_save": ["token_type_embeddings"],
+    },
 }
+
+
+def peft_config(options):
+    """The configuration of a case: of LoRA, unless it says otherwise."""
+    if options.get("peft_type") == "IA3":
+        return IA3Config(task_type="SEQ_CLS", **{name: value for name, value in options.items() if name != "peft_type"})
+    return LoraConfig(task_type="SEQ_CLS", r=3, lora_alpha=12, lora_dropout=0.0, **options)
 
 
 def our_name(name):
@@ -80,10 +96,10 @@ def line(model):
 
 def make(case, options, batch, labels, tensors):
     base = BertForSequenceClassification.from_pretrained("tiny-bert", attn_implementation="eager")
-    config = LoraConfig(task_type="SEQ_CLS", r=3, lora_alpha=12, lora_dropout=0.0, **options)
+    config = peft_config(options)
     model = get_peft_model(base, config).eval()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if config.use_dora or config.init_lora_weights in ("pissa", "olora"):
+    if options.get("use_dora") or options.get("init_lora_weights") in ("pissa", "olora"):
         for name, parameter in trained.items():
             if "lora_" in name and "layer.1.intermediate" in name:
                 tensors[f"{case}.start.{our_name(name)}"] = parameter.detach().clone().contiguous()
@@ -94,6 +110,11 @@ def make(case, options, batch, labels, tensors):
     folder = HERE / "adapters" / case
     model.save_pretrained(folder)
     (folder / "README.md").unlink()
+    # Sets in PEFT, whose order would be another each time.
+    path = folder / "adapter_config.json"
+    fields = json.loads(path.read_text())
+    sets = {name: sorted(value) for name, value in fields.items() if name.endswith("_modules") and isinstance(value, list)}
+    path.write_text(json.dumps(fields | sets, indent=2, sort_keys=True))
     trainable, total = model.get_nb_trainable_parameters()
     result = {"trainable": trainable, "all": total, "line": line(model), "names": sorted(map(our_name, trained))}
 

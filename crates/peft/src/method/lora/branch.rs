@@ -28,7 +28,8 @@ impl Branch {
         let factors = match self.start {
             InitLoraWeights::Pissa | InitLoraWeights::Olora if r > outputs.min(inputs) => {
                 let expected = "no more than the layer's width with init_lora_weights \"pissa\" or \"olora\"";
-                return Err(Error::Lora {
+                return Err(Error::Adapter {
+                    method: "LoRA",
                     field: "r",
                     found: format!("{r} on {path} of {:?}", weight.dims()),
                     expected,

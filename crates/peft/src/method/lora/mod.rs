@@ -203,7 +203,7 @@ impl Lora {
     }
 
     pub(crate) fn check(&self) -> Result<()> {
-        let wrong = |field, found: String, expected| Err(Error::Lora { field, found, expected });
+        let wrong = |field, found: String, expected| Err(Error::Adapter { method: "LoRA", field, found, expected });
         let is_alpha = |alpha: f64| alpha.is_finite() && alpha != 0.0;
         let rank_of_zero = self.rank_pattern.iter().find(|(_, r)| **r == 0);
         let wrong_alpha = self.alpha_pattern.iter().find(|(_, alpha)| !is_alpha(**alpha));

@@ -6,7 +6,7 @@ use regex::Regex;
 
 use super::{Bias, Branch, Lora};
 use crate::error::{Error, Result};
-use crate::method::HEADS;
+use crate::method::saved::{lies_in, unmatched_name};
 use crate::method::targets::{Matcher, Targets, ends, expression};
 
 /// A [`Lora`] ready to be asked, module by module.
@@ -73,11 +73,9 @@ impl LoraTuner {
         }
     }
 
-    /// Whether a module is trained whole: it, or one that it is part of, ends in a name of `modules_to_save`
-    /// (PEFT `utils/other.py`, `_set_trainable`).
+    /// Whether a module is trained whole.
     pub fn saves(&self, module: &str) -> bool {
-        let ancestors = std::iter::successors(Some(module), |path| path.rsplit_once('.').map(|(parent, _)| parent));
-        ancestors.into_iter().any(|path| self.lora.modules_to_save.iter().any(|name| path.ends_with(name.as_str())))
+        lies_in(module, &self.lora.modules_to_save)
     }
 
     /// Whether every bias is trained.
@@ -102,11 +100,8 @@ impl LoraTuner {
         if !linear_layers.iter().any(|module| self.adapts(module)) {
             return none(format!("{} without what is excluded", self.lora.target_modules), linear_layers);
         }
-        let matches = |name: &str, module: &str| format!(".{module}.").contains(&format!("{name}."));
-        let unsaved =
-            |name: &&String| !modules.iter().any(|module| matches(name, module)) && !HEADS.contains(&name.as_str());
-        match self.lora.modules_to_save.iter().find(unsaved) {
-            Some(name) => none(name.clone(), modules),
+        match unmatched_name(&self.lora.modules_to_save, modules) {
+            Some(name) => none(name.into(), modules),
             None => Ok(()),
         }
     }
