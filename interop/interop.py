@@ -1,6 +1,6 @@
 """Trades adapters with Python's peft in both directions, and fails on any difference.
 
-For each base model and each option of LoRA and (IA)³ in ../crates/peft/tests/oracle/make_adapters.py:
+For each base model and each option of LoRA, (IA)³ and LN tuning in ../crates/peft/tests/oracle/make_adapters.py:
   there   peft-glue trains an adapter and saves it; PeftModel.from_pretrained loads it, with no missing or unexpected key, prints
           the same line of parameters and gives the same logits
   back    peft trains an adapter and saves it; peft-glue loads it and gives the same logits

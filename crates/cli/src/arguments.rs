@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use trainer::glue::Task;
-use trainer::peft::{AdapterConfig, Bias, BitFit, Ia3, InitLoraWeights, Lora, Method, Pooling, Precision, Targets};
+use trainer::peft::{
+    AdapterConfig, Bias, BitFit, Ia3, InitLoraWeights, LnTuning, Lora, Method, Pooling, Precision, Targets,
+};
 use trainer::{Evaluate, Run, Settings};
 
 /// Parameter-efficient fine-tuning on GLUE.
@@ -68,6 +70,8 @@ enum MethodName {
     Bitfit,
     Lora,
     Ia3,
+    #[value(name = "ln_tuning")]
+    LnTuning,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -123,17 +127,17 @@ pub struct RunArguments {
     /// LoRA: dropout on the branch's input.
     #[arg(long, default_value_t = 0.0)]
     lora_dropout: f64,
-    /// LoRA, (IA)³ and BitFit: modules by the end of their path, such as query,value, or all-linear [default: query,value;
-    /// (IA)³: key,value,output.dense; BitFit: all].
+    /// LoRA, (IA)³, LN tuning and BitFit: modules by the end of their path, such as query,value, or all-linear [default: query,value;
+    /// (IA)³: key,value,output.dense; LN tuning: LayerNorm; BitFit: all].
     #[arg(long, value_delimiter = ',', conflicts_with = "target_pattern")]
     target_modules: Option<Vec<String>>,
-    /// LoRA, (IA)³ and BitFit: modules by a regular expression for the whole path.
+    /// LoRA, (IA)³, LN tuning and BitFit: modules by a regular expression for the whole path.
     #[arg(long)]
     target_pattern: Option<String>,
     /// (IA)³: targets whose input is scaled instead of their output [default: output.dense].
     #[arg(long, value_delimiter = ',')]
     feedforward_modules: Option<Vec<String>>,
-    /// LoRA and (IA)³: targets that are left as they are after all.
+    /// LoRA, (IA)³ and LN tuning: targets that are left as they are after all.
     #[arg(long, value_delimiter = ',', conflicts_with = "exclude_pattern")]
     exclude_modules: Option<Vec<String>>,
     /// LoRA: the same by a regular expression for the whole path.
@@ -151,7 +155,7 @@ pub struct RunArguments {
     /// LoRA: lora_alpha of their own, such as query=8.
     #[arg(long, value_delimiter = ',', value_parser = pair::<f64>)]
     alpha_pattern: Vec<(String, f64)>,
-    /// LoRA and (IA)³: modules that are trained whole, besides the classifier.
+    /// LoRA, (IA)³ and LN tuning: modules that are trained whole, besides the classifier.
     #[arg(long, value_delimiter = ',')]
     modules_to_save: Vec<String>,
     /// LoRA: biases that are trained besides.
@@ -302,6 +306,11 @@ impl RunArguments {
             MethodName::Bitfit => Method::BitFit(BitFit { target_modules: self.targets() }),
             MethodName::Lora => Method::Lora(self.lora()),
             MethodName::Ia3 => Method::Ia3(self.ia3()),
+            MethodName::LnTuning => Method::LnTuning(LnTuning {
+                target_modules: self.targets().unwrap_or(LnTuning::default().target_modules),
+                exclude_modules: self.excluded(),
+                modules_to_save: self.modules_to_save.clone(),
+            }),
         }
     }
 

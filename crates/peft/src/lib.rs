@@ -60,7 +60,7 @@ pub use batch::{Batch, Sequence};
 pub use candle_transformers::models::bert::Config as BertConfig;
 pub use error::{Error, Result};
 pub use layers::Pass;
-pub use method::{Bias, BitFit, Ia3, InitLoraWeights, Lora, Method, Targets};
+pub use method::{Bias, BitFit, Ia3, InitLoraWeights, LnTuning, Lora, Method, Targets};
 pub use model::{Model, ModelOptions, Pooling};
 pub use ops::Precision;
 pub use parameters::Parameters;

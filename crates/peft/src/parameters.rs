@@ -20,6 +20,8 @@ pub struct Parameters {
     new: Vec<String>,
     /// The trained parameters that belong to adapters.
     of_adapters: BTreeSet<String>,
+    /// What PEFT's files have between a trained parameter's module and its name, by the parameter's path.
+    parts: BTreeMap<String, &'static str>,
     /// Numbers in modules that PEFT trains a copy of.
     copied: usize,
     total: usize,
@@ -51,13 +53,18 @@ impl Parameters {
         self.copied
     }
 
+    /// What PEFT's files have between a trained parameter's module and its name.
+    pub(crate) fn part(&self, name: &str) -> Option<&'static str> {
+        self.parts.get(name).copied()
+    }
+
     /// Whether there are adapters.
     pub(crate) fn has_adapters(&self) -> bool {
         !self.of_adapters.is_empty()
     }
 
     /// Whether an adapter stands beside a module.
-    pub(crate) fn has_adapter(&self, module: &str) -> bool {
+    fn has_adapter(&self, module: &str) -> bool {
         let within = format!("{module}.");
         self.of_adapters.range(within.clone()..).next().is_some_and(|name| name.starts_with(&within))
     }
@@ -125,6 +132,10 @@ impl Builder<'_> {
             (None, Start::Pretrained) => self.pretrained.required(&path, shape)?.clone(),
             (None, start) => self.start(&path, shape, start)?,
         };
+        let part = if self.parameters.has_adapter(module) { Some("base_layer") } else { self.tuner.part(module) };
+        if let Some(part) = part.filter(|_| trains) {
+            self.parameters.parts.insert(path.clone(), part);
+        }
         if self.tuner.copies(module) {
             self.parameters.copied += value.elem_count();
         }

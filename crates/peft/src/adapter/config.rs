@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::nearest::nearest;
 use super::warning::Warning;
 use crate::error::{Error, Result};
-use crate::method::{BitFit, HEADS, Ia3, Lora, Method, Targets};
+use crate::method::{BitFit, HEADS, Ia3, LnTuning, Lora, Method, Targets};
 use crate::model::{Model, Pooling};
 
 pub(super) const FILE: &str = "adapter_config.json";
@@ -100,10 +100,11 @@ pub(super) fn peft_type(method: &Method) -> &'static str {
         Method::BitFit(_) => "BITFIT",
         Method::Lora(_) => "LORA",
         Method::Ia3(_) => "IA3",
+        Method::LnTuning(_) => "LN_TUNING",
     }
 }
 
-const PEFT_TYPES: [&str; 5] = ["LORA", "IA3", "BITFIT", "HEAD", "FULL"];
+const PEFT_TYPES: [&str; 6] = ["LORA", "IA3", "LN_TUNING", "BITFIT", "HEAD", "FULL"];
 
 impl AdapterConfig {
     /// Reads `adapter_config.json` in `folder`, and what in it was passed over. Fields that are not there have PEFT's defaults.
@@ -141,6 +142,7 @@ impl AdapterConfig {
         let known: Vec<&str> = match kind.as_str() {
             "LORA" => [&COMMON[..], &LORA, &WITHOUT_EFFECT, &NOT_SUPPORTED].concat(),
             "IA3" => [&COMMON[..], &IA3].concat(),
+            "LN_TUNING" => [&COMMON[..], &["target_modules", "exclude_modules"]].concat(),
             "BITFIT" => [&COMMON[..], &["target_modules"]].concat(),
             _ => COMMON.to_vec(),
         };
@@ -164,6 +166,12 @@ impl AdapterConfig {
                 ia3.check().map_err(|error| error.to_string())?;
                 Method::Ia3(ia3)
             }
+            "LN_TUNING" => Method::LnTuning(LnTuning {
+                target_modules: targets(&fields, "target_modules")?
+                    .ok_or("no target_modules; name the layer norms that are trained")?,
+                exclude_modules: targets(&fields, "exclude_modules")?,
+                modules_to_save: saved,
+            }),
             "BITFIT" => Method::BitFit(BitFit { target_modules: targets(&fields, "target_modules")? }),
             "HEAD" => Method::Head,
             "FULL" => Method::Full,
@@ -230,6 +238,11 @@ impl AdapterConfig {
                 fields["exclude_modules"] = json!(ia3.exclude_modules);
                 fields["fan_in_fan_out"] = json!(false);
                 fields["init_ia3_weights"] = json!(true);
+            }
+            Method::LnTuning(ln_tuning) => {
+                saved.clone_from(&ln_tuning.modules_to_save);
+                fields["target_modules"] = json!(ln_tuning.target_modules);
+                fields["exclude_modules"] = json!(ln_tuning.exclude_modules);
             }
             Method::BitFit(BitFit { target_modules }) => fields["target_modules"] = json!(target_modules),
             Method::Full | Method::Head => {}

@@ -2,8 +2,8 @@
 //! (its `docs/source/developer_guides/checkpoint.md`, `config.py`, `utils/save_and_load.py`).
 //!
 //! The tensors are what was trained: of the adapter, of the head, of the modules to save, and biases. Their keys are
-//! `base_model.model.` and this crate's names, which are Hugging Face's, with one exception: the bias of a layer that an adapter
-//! stands beside is `….base_layer.bias`.
+//! `base_model.model.` and this crate's names, which are Hugging Face's, with two exceptions: the bias of a layer that an adapter
+//! stands beside is `….base_layer.bias`, and a layer norm that is tuned is `….ln_tuning_layers.weight` and `.bias`.
 //!
 //! PEFT has no BitFit, and nothing for a whole model or a head alone. Their files have the same shape, with a `peft_type` of
 //! their own: `BITFIT` (with `target_modules`, which may be null), `FULL` and `HEAD`. `pooling` is a field of this crate's too,
@@ -129,9 +129,8 @@ impl Model {
 
     /// The key of a trained parameter in a file.
     fn key(&self, name: &str) -> String {
-        let is_beside = |module: &str| self.parameters().has_adapter(module);
-        match name.strip_suffix(".bias") {
-            Some(module) if is_beside(module) => format!("{}{module}.base_layer.bias", weights::PREFIX),
+        match (self.parameters().part(name), name.rsplit_once('.')) {
+            (Some(part), Some((module, last))) => format!("{}{module}.{part}.{last}", weights::PREFIX),
             _ => format!("{}{name}", weights::PREFIX),
         }
     }

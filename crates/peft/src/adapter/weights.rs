@@ -82,7 +82,8 @@ impl Weights {
         let mut warnings = Vec::new();
         for key in self.tensors.keys().filter(|key| !known.contains(key.as_str()) && !is_copy(key)) {
             let name = key.strip_prefix(PREFIX).unwrap_or(key);
-            let adapted = name.split_once(".lora_").or(name.split_once(".ia3_")).map(|(module, _)| module);
+            let adapted = [".lora_", ".ia3_", ".ln_tuning_"].into_iter().find_map(|part| name.split_once(part));
+            let adapted = adapted.map(|(module, _)| module);
             if let Some(module) = adapted.filter(|module| !modules.contains(*module)) {
                 let nearest = nearest(module, modules.iter().map(String::as_str));
                 return Err(Error::NoSuchModule { path: self.path.clone(), key: key.clone(), nearest });

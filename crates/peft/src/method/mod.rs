@@ -2,6 +2,7 @@
 
 mod bitfit;
 mod ia3;
+mod ln_tuning;
 mod lora;
 mod saved;
 mod targets;
@@ -16,11 +17,13 @@ use crate::error::{Error, Result};
 pub use bitfit::BitFit;
 pub use ia3::Ia3;
 pub(crate) use ia3::Vector;
+pub use ln_tuning::LnTuning;
 pub(crate) use lora::Branch;
 pub use lora::{Bias, InitLoraWeights, Lora};
 pub use targets::Targets;
 
 use ia3::Ia3Tuner;
+use ln_tuning::LnTuner;
 use lora::LoraTuner;
 use targets::Matcher;
 
@@ -38,10 +41,13 @@ pub enum Method {
     Lora(Lora),
     /// Vectors that scale the outputs or inputs of chosen linear layers.
     Ia3(Ia3),
+    /// The layer norms.
+    #[serde(rename = "ln_tuning")]
+    LnTuning(LnTuning),
 }
 
 impl Method {
-    /// `full`, `head`, `bitfit`, `lora` or `ia3`.
+    /// `full`, `head`, `bitfit`, `lora`, `ia3` or `ln_tuning`.
     pub fn id(&self) -> &'static str {
         match self {
             Self::Full => "full",
@@ -49,6 +55,7 @@ impl Method {
             Self::BitFit(_) => "bitfit",
             Self::Lora(_) => "lora",
             Self::Ia3(_) => "ia3",
+            Self::LnTuning(_) => "ln_tuning",
         }
     }
 
@@ -72,6 +79,7 @@ impl fmt::Display for Method {
             Self::BitFit(BitFit { target_modules: Some(targets) }) => write!(f, "BitFit ({targets})"),
             Self::Lora(lora) => write!(f, "{lora}"),
             Self::Ia3(_) => write!(f, "(IA)³"),
+            Self::LnTuning(_) => write!(f, "LN tuning"),
         }
     }
 }
@@ -89,6 +97,7 @@ enum Asked {
     BitFit { targets: Option<(Targets, Matcher)> },
     Lora(Box<LoraTuner>),
     Ia3(Box<Ia3Tuner>),
+    LnTuning(Box<LnTuner>),
 }
 
 /// What a linear layer gets from the method.
@@ -114,6 +123,7 @@ impl Tuner {
             }
             Method::Lora(lora) => Asked::Lora(Box::new(LoraTuner::new(lora)?)),
             Method::Ia3(ia3) => Asked::Ia3(Box::new(Ia3Tuner::new(ia3)?)),
+            Method::LnTuning(ln_tuning) => Asked::LnTuning(Box::new(LnTuner::new(ln_tuning)?)),
         };
         Ok(Self { asked, train_pooler })
     }
@@ -126,6 +136,7 @@ impl Tuner {
         match &self.asked {
             Asked::Full => true,
             Asked::Head | Asked::Ia3(_) => false,
+            Asked::LnTuning(ln_tuning) => ln_tuning.tunes(module),
             Asked::BitFit { targets } => {
                 name == "bias"
                     && (module == POOLER || targets.as_ref().is_none_or(|(_, targets)| targets.matches(module)))
@@ -146,13 +157,24 @@ impl Tuner {
             || match &self.asked {
                 Asked::Lora(lora) => lora.saves(module),
                 Asked::Ia3(ia3) => ia3.saves(module),
+                Asked::LnTuning(ln_tuning) => ln_tuning.saves(module),
                 Asked::Full | Asked::Head | Asked::BitFit { .. } => false,
             }
     }
 
     /// Whether PEFT trains a copy of a module, and keeps the frozen original (`utils/other.py`, `ModulesToSaveWrapper`).
     pub fn copies(&self, module: &str) -> bool {
-        matches!(self.asked, Asked::Lora(_) | Asked::Ia3(_)) && self.trains_whole(module)
+        match &self.asked {
+            Asked::Lora(_) | Asked::Ia3(_) => self.trains_whole(module),
+            Asked::LnTuning(ln_tuning) => self.trains_whole(module) || ln_tuning.tunes(module),
+            Asked::Full | Asked::Head | Asked::BitFit { .. } => false,
+        }
+    }
+
+    /// What PEFT's files have between a trained module and its parameters' names, where it is no adapter's base layer.
+    pub fn part(&self, module: &str) -> Option<&'static str> {
+        let is_tuned = matches!(&self.asked, Asked::LnTuning(ln_tuning) if ln_tuning.tunes(module));
+        (is_tuned && !self.trains_whole(module)).then_some("ln_tuning_layers")
     }
 
     /// What a linear layer gets. Modules that are trained whole get nothing (PEFT: `modules_to_save` wins).
@@ -166,11 +188,12 @@ impl Tuner {
     }
 
     /// With a target that names nothing, less would be trained than was asked for, silently. BitFit's targets name modules
-    /// that have a bias, the others' linear layers.
+    /// that have a bias, LN tuning's any, the others' linear layers.
     pub fn check_targets(&self, modules: &Modules) -> Result<()> {
         match &self.asked {
             Asked::Lora(lora) => lora.check_targets(&modules.linear_layers, &modules.all),
             Asked::Ia3(ia3) => ia3.check_targets(&modules.linear_layers, &modules.all),
+            Asked::LnTuning(ln_tuning) => ln_tuning.check_targets(modules),
             Asked::BitFit { targets: Some((targets, _)) } => {
                 let unmatched = targets.unmatched(modules.biased.iter())?;
                 if unmatched.is_empty() && *targets != Targets::Suffixes(Vec::new()) {
@@ -217,7 +240,14 @@ mod tests {
 
     #[test]
     fn a_method_reads_back_from_its_json() {
-        for method in [Method::Full, Method::Head, Method::bitfit(), Method::lora(4), Method::Ia3(Ia3::default())] {
+        for method in [
+            Method::Full,
+            Method::Head,
+            Method::bitfit(),
+            Method::lora(4),
+            Method::Ia3(Ia3::default()),
+            Method::LnTuning(LnTuning::default()),
+        ] {
             let json = serde_json::to_string(&method).unwrap();
             assert_eq!(serde_json::from_str::<Method>(&json).unwrap(), method, "{json}");
         }

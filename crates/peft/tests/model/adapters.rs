@@ -1,4 +1,4 @@
-//! Adapters in PEFT's files, one for each option of LoRA, against what PEFT computes with them: by the values that
+//! Adapters in PEFT's files, one for each option of LoRA, (IA)³ and LN tuning, against what PEFT computes with them: by the values that
 //! `oracle/make_adapters.py` stored.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use peft::{
-    Adapter, AdapterConfig, BitFit, Ia3, Lora, Method, Model, ModelOptions, Pass, Pooling, Sequence, Targets, Warning,
+    Adapter, AdapterConfig, BitFit, Ia3, LnTuning, Lora, Method, Model, ModelOptions, Pass, Pooling, Sequence, Targets,
+    Warning,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -233,6 +234,7 @@ fn every_method_comes_back_from_its_files_with_the_same_logits() {
         Method::BitFit(subset),
         Method::Lora(dora),
         Method::Ia3(Ia3::default()),
+        Method::LnTuning(LnTuning::default()),
     ] {
         for (pooling, train_pooler) in [(Pooling::Cls, false), (Pooling::Cls, true), (Pooling::Mean, false)] {
             // "dense" would name nothing but the pooler that is trained whole, if the encoder had no others: it has.

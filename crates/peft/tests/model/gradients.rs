@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Tensor, TensorId};
-use peft::{Bias, BitFit, Ia3, InitLoraWeights, Lora, Method, Model, ModelOptions, Pass, Pooling, Precision, Targets};
+use peft::{
+    Bias, BitFit, Ia3, InitLoraWeights, LnTuning, Lora, Method, Model, ModelOptions, Pass, Pooling, Precision, Targets,
+};
 
 use crate::reference::Reference;
 use crate::support::*;
@@ -24,7 +26,7 @@ fn methods() -> Vec<Method> {
     ]
 }
 
-/// LoRA with its further options, and (IA)³.
+/// LoRA with its further options, (IA)³ and LN tuning.
 fn variants() -> Vec<Method> {
     let lora = lora_everywhere();
     [
@@ -50,7 +52,7 @@ fn variants() -> Vec<Method> {
     ]
     .map(Method::Lora)
     .into_iter()
-    .chain([Method::Ia3(Ia3::default())])
+    .chain([Method::Ia3(Ia3::default()), Method::LnTuning(LnTuning::default())])
     .collect()
 }
 

@@ -22,7 +22,7 @@ import peft
 import safetensors
 import torch
 import transformers
-from peft import IA3Config, LoraConfig, get_peft_model
+from peft import IA3Config, LNTuningConfig, LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import BertForSequenceClassification
 
@@ -59,20 +59,31 @@ CASES = {
         "exclude_modules": r".*layer\.0\.attention.*",
         "modules_to_save": ["token_type_embeddings"],
     },
+    "ln_tuning": {"peft_type": "LN_TUNING", "target_modules": ["LayerNorm"]},
+    "ln_tuning_options": {
+        "peft_type": "LN_TUNING",
+        "target_modules": ["LayerNorm"],
+        "exclude_modules": ["embeddings.LayerNorm"],
+        "modules_to_save": ["pooler"],
+    },
 }
+
+CONFIGS = {"IA3": IA3Config, "LN_TUNING": LNTuningConfig}
 
 
 def peft_config(options):
     """The configuration of a case: of LoRA, unless it says otherwise."""
-    if options.get("peft_type") == "IA3":
-        return IA3Config(task_type="SEQ_CLS", **{name: value for name, value in options.items() if name != "peft_type"})
+    others = dict(options)
+    kind = others.pop("peft_type", None)
+    if kind:
+        return CONFIGS[kind](task_type="SEQ_CLS", **others)
     return LoraConfig(task_type="SEQ_CLS", r=3, lora_alpha=12, lora_dropout=0.0, **options)
 
 
 def our_name(name):
     """PEFT's name of a parameter as this crate says it."""
     name = name.removeprefix("base_model.model.").replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector")
-    return name.replace(".default", "").replace(".base_layer", "").replace(".modules_to_save", "")
+    return name.replace(".default", "").replace(".base_layer", "").replace(".modules_to_save", "").replace(".ln_tuning_layers", "")
 
 
 def padded(sequences):
