@@ -195,6 +195,8 @@ def main():
     models = arguments.model or [ORACLE / "tiny-bert", *([real] if real.exists() else [])]
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # PEFT says so of every layer norm that it tunes.
+    warnings.filterwarnings("ignore", message="Unsupported layer type")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
