@@ -23,7 +23,7 @@ PDF := report/report.pdf
 FIGURE := report/comparison.svg
 endif
 
-.PHONY: help setup report export test test-rust test-scripts test-kernel test-report notebook bench model-mpnet clean
+.PHONY: help setup report export test test-rust test-scripts test-kernel test-report notebook bench interop model-mpnet clean
 # One step after the other: they share two cores and one kernel.
 .NOTPARALLEL:
 
@@ -69,6 +69,11 @@ bench: setup bench/.venv/.installed  ## speed and memory against the Python peer
 	@test -n "$(GLUE)" || { echo "[bench] error: no GLUE in GLUE_DIR, data/glue or ../shared/glue; type: make bench GLUE=FOLDER" >&2; exit 1; }
 	cargo build --locked --bin peft-glue
 	bench/.venv/bin/python bench/bench.py --peer $(PEER) --glue $(GLUE) --model models/all-MiniLM-L6-v2 $(ARGS)
+
+# The environment of bench has all of interop/requirements.txt; name another with INTEROP_PYTHON.
+interop: $(if $(INTEROP_PYTHON),,bench/.venv/.installed)  ## trade adapters with Python's peft in both directions (5 minutes)
+	cargo build --locked --bin peft-glue
+	$(or $(INTEROP_PYTHON),bench/.venv/bin/python) interop/interop.py $(ARGS)
 
 bench/.venv/.installed: bench/requirements.txt
 	@echo "[bench] installing the peer's environment in bench/.venv (6 GB, about 2 minutes)"

@@ -35,6 +35,7 @@ mod adamw;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 mod attention;
+mod columns;
 mod concatenation;
 mod dropout;
 mod embedding;
@@ -57,6 +58,7 @@ mod tiles;
 pub use activation::{Activation, activation};
 pub use adamw::{AdamWStep, Moments, adamw_step, squared_norm};
 pub use attention::attention;
+pub use columns::{add_bias, scale_columns};
 pub use concatenation::{concatenate_columns, narrow_columns};
 pub use dropout::{Dropout, add_dropout, dropout};
 pub use embedding::embedding_sum;

@@ -510,6 +510,34 @@ fn segments_that_do_not_cover_the_batch_are_an_error() {
 }
 
 #[test]
+fn a_bias_is_added_and_a_scale_multiplied_in_each_row_and_their_gradients_are_exact() -> Result<()> {
+    // More rows than a thread takes at a time.
+    for rows in [3, 70] {
+        let inputs = variables(&[&[rows, 4], &[4]]);
+        let over = (numbers(&[4], 9) + 2.0)?;
+        close(&ops::add_bias(&inputs[0], &inputs[1])?, &inputs[0].broadcast_add(&inputs[1])?, 0.0);
+        let product = inputs[0].broadcast_mul(&inputs[1])?;
+        close(&ops::scale_columns(&inputs[0], &inputs[1], None)?, &product, 0.0);
+        close(&ops::scale_columns(&inputs[0], &inputs[1], Some(&over))?, &product.broadcast_div(&over)?, 1e-15);
+        agrees_with_finite_differences(&variables(&[&[rows, 4], &[4, 1]]), |v| ops::scale_columns(&v[0], &v[1], None));
+        agrees_with_finite_differences(&inputs, |v| ops::add_bias(&v[0], &v[1]));
+        agrees_with_finite_differences(&inputs, |v| ops::scale_columns(&v[0], &v[1], None));
+        agrees_with_finite_differences(&inputs, |v| ops::scale_columns(&v[0], &v[1], Some(&over)));
+    }
+    Ok(())
+}
+
+#[test]
+fn what_columns_are_divided_by_gets_no_gradient() -> Result<()> {
+    let inputs = variables(&[&[3, 4], &[4], &[4]]);
+    let gradients = ops::scale_columns(&inputs[0], &inputs[1], Some(&inputs[2]))?.sum_all()?.backward()?;
+    assert!(gradients.get(&inputs[1]).is_some() && gradients.get(&inputs[2]).is_none());
+    let error = ops::add_bias(&inputs[0], &numbers(&[3], 1)).unwrap_err().to_string();
+    assert!(error.contains("do not fit"), "{error}");
+    Ok(())
+}
+
+#[test]
 fn a_hundred_adamw_steps_are_candle_nns() -> Result<()> {
     use candle_nn::Optimizer;
     let start = numbers(&[3, 5], 7).to_dtype(DType::F32)?;

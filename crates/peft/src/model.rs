@@ -11,7 +11,7 @@ use crate::encoder::Encoder;
 use crate::error::Result;
 use crate::head::Head;
 use crate::layers::Pass;
-use crate::method::{Method, Tuner};
+use crate::method::{Method, Modules, POOLER, Tuner};
 use crate::parameters::{Builder, Parameters};
 use crate::pretrained::Pretrained;
 use crate::report::TrainableReport;
@@ -78,6 +78,10 @@ pub struct Model {
     config: Config,
     method: Method,
     parameters: Parameters,
+    pub(crate) modules: Modules,
+    base_model: String,
+    /// Adapters were merged into the encoder's weights.
+    pub(crate) merged: bool,
     device: Device,
 }
 
@@ -98,13 +102,12 @@ impl Model {
             device: &options.device,
             seed: options.seed,
             parameters: Parameters::default(),
-            linear_layers: Default::default(),
-            biased_modules: Default::default(),
+            modules: Default::default(),
         };
         let encoder = Encoder::new(&mut builder, &config, &layout)?;
         builder.precision = Precision::Exact;
         let head = Head::new(&mut builder, &config, &layout.head, options)?;
-        let parameters = builder.parameters;
+        let (parameters, modules) = (builder.parameters, builder.modules);
         Ok(Self {
             encoder,
             head,
@@ -113,29 +116,33 @@ impl Model {
             config,
             method: options.method.clone(),
             parameters,
+            modules,
+            base_model: pretrained.name().into(),
+            merged: false,
             device: options.device.clone(),
         })
     }
 
-    /// For inference: each LoRA branch merged into its layer's weight, `W + scaling * B A`, so that a pass costs what it costs
-    /// without LoRA (Hu et al. 2021, section 4.1; PEFT's `merge_and_unload`). The logits are the same but for rounding; in bf16
+    /// For inference: each adapter merged into its layer's weight, LoRA's as `W + scaling * B A`, so that a pass costs what it
+    /// costs without (Hu et al. 2021, section 4.1; PEFT's `merge_and_unload`). The logits are the same but for rounding; in bf16
     /// that is more, since merged weights are rounded and branches never are.
     ///
-    /// LoRA's A and B are then no parameters any more, so that the model counts and trains what [`Method::Head`] does. The
-    /// merged weights are frozen: what was trained is loaded before merging, and saved before merging. A model without LoRA stays
-    /// as it is.
+    /// What belonged to adapters, such as LoRA's A and B, are then no parameters any more, and the method is [`Method::Head`]; modules and biases that were trained
+    /// besides stay as they are. The merged weights are frozen: what was trained is loaded before merging, and saved before
+    /// merging. A model without adapters stays as it is.
     ///
     /// # Errors
     /// When the tensor library fails.
     pub fn merge(self) -> Result<Self> {
-        if !matches!(self.method, Method::Lora(_)) {
+        if !self.parameters.has_adapters() {
             return Ok(self);
         }
         Ok(Self {
             encoder: self.encoder.merge()?,
             head: self.head.merge()?,
             method: Method::Head,
-            parameters: self.parameters.without_lora(),
+            parameters: self.parameters.without_adapters(),
+            merged: true,
             ..self
         })
     }
@@ -168,7 +175,27 @@ impl Model {
 
     /// What is trained, by name.
     pub fn trainable_report(&self) -> TrainableReport {
-        TrainableReport::new(&self.method, &self.parameters)
+        TrainableReport::new(&self.parameters)
+    }
+
+    /// How it is fine-tuned.
+    pub fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// From hidden states to one vector.
+    pub fn pooling(&self) -> Pooling {
+        self.pooling
+    }
+
+    /// Whether the pooler is trained whole.
+    pub(crate) fn trains_pooler(&self) -> bool {
+        self.parameters.get(&format!("{POOLER}.weight")).is_some()
+    }
+
+    /// The name that the checkpoint was asked for by.
+    pub fn base_model(&self) -> &str {
+        &self.base_model
     }
 
     /// The sizes of the encoder.

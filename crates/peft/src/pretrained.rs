@@ -17,6 +17,8 @@ const FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
 /// An encoder's checkpoint in memory, its tensors under Hugging Face's names with the encoder's prefix, such as `bert.`.
 #[derive(Clone)]
 pub struct Pretrained {
+    /// As it was asked for: a folder or a hub id.
+    name: String,
     folder: PathBuf,
     /// The sizes of the encoder, from `config.json`.
     pub config: Config,
@@ -31,7 +33,7 @@ impl Pretrained {
     /// # Errors
     /// When there is no such model, or its files are not those of an encoder that is known.
     pub fn load(name: &str) -> Result<Self> {
-        Self::from_folder(&find(name)?)
+        Ok(Self { name: name.into(), ..Self::from_folder(&find(name)?)? })
     }
 
     /// Loads the model in `folder`: `config.json`, `model.safetensors`, `tokenizer.json`.
@@ -49,13 +51,19 @@ impl Pretrained {
             return Err(Error::Config { path, found });
         }
         let tensors = read_tensors(&folder.join("model.safetensors"), &layout)?;
-        Ok(Self { folder: folder.into(), config, layout, tensors })
+        let name = folder.display().to_string();
+        Ok(Self { name, folder: folder.into(), config, layout, tensors })
     }
 
     /// The longest sequence that the encoder takes, in tokens.
     pub fn max_length(&self) -> usize {
         let rows = self.config.max_position_embeddings;
         self.layout.embeddings.positions.map_or(rows, |positions| positions.longest(rows))
+    }
+
+    /// The name it was asked for by, or its folder.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The folder it was read from.

@@ -162,6 +162,36 @@ fn the_report_line_of_lora_on_every_architecture_is_pefts() {
     }
 }
 
+#[test]
+fn an_adapter_of_every_architecture_saves_its_head_and_loads_again() {
+    for case in CASES {
+        let oracle = Oracle::read(case);
+        let model = lora_model(case, &oracle, DType::F32);
+        let folder = tempfile::tempdir().unwrap();
+        // A head of its own, since the checkpoint has one.
+        let head = model.parameters().trainable().filter(|(name, _)| is_head(name));
+        for (index, (name, variable)) in head.enumerate() {
+            set(&model, name, numbers(variable.elem_count(), 300 + index as u64));
+        }
+        model.save_adapter(folder.path()).unwrap();
+        let (again, warnings) = Model::from_adapter(&checkpoint(case), folder.path()).unwrap();
+        assert!(warnings.is_empty(), "{case}: {warnings:?}");
+        let batch = batch(&oracle.sequences());
+        assert_eq!(flat(&again.predict(&batch).unwrap()), flat(&model.predict(&batch).unwrap()), "{case}");
+        let config = std::fs::read(folder.path().join("adapter_config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&config).unwrap();
+        let saved: HashSet<&str> =
+            config["modules_to_save"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        // What PEFT must be told to train and save.
+        let head: HashSet<&str> = model
+            .parameters()
+            .trainable()
+            .filter_map(|(name, _)| is_head(name).then(|| name.split('.').next()).flatten())
+            .collect();
+        assert!(saved.is_superset(&head), "{case}: {saved:?}");
+    }
+}
+
 /// A model of the case with dropout, LoRA's B filled.
 fn with_dropout(case: &str, method: Method, pooling: Pooling) -> Model {
     let options = ModelOptions { pooling, dropout: Some(0.2), dtype: DType::F64, ..ModelOptions::new(method, 3) };

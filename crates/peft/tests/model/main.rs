@@ -3,6 +3,8 @@
 
 #![cfg(test)] // clippy then knows the helpers, too, for tests
 
+mod adapters;
+mod bad_adapters;
 mod behaviour;
 mod counts;
 mod encoders;
