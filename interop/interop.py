@@ -1,6 +1,7 @@
 """Trades adapters with Python's peft in both directions, and fails on any difference.
 
-For each base model and each option of LoRA, (IA)³ and LN tuning in ../crates/peft/tests/oracle/make_adapters.py:
+For each BERT and each option of LoRA, (IA)³ and LN tuning in ../crates/peft/tests/oracle/make_adapters.py, and for LoRA on the tiny
+checkpoint of every other architecture in ../crates/peft/tests/oracle/encoders:
   there   peft-glue trains an adapter and saves it; PeftModel.from_pretrained loads it, with no missing or unexpected key, prints
           the same line of parameters and gives the same logits
   back    peft trains an adapter and saves it; peft-glue loads it and gives the same logits
@@ -22,11 +23,12 @@ from pathlib import Path
 import numpy
 import torch
 from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
-from transformers import BertForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils import logging
 
 ROOT = Path(__file__).resolve().parent.parent
 ORACLE = ROOT / "crates/peft/tests/oracle"
+ENCODERS = ORACLE / "encoders"
 sys.path.insert(0, str(ORACLE))
 from make_adapters import CASES, peft_config  # noqa: E402
 
@@ -39,29 +41,42 @@ LOGITS = 1e-5
 LATER_LOSSES = 1e-4
 
 
-def make_batches(path, vocabulary):
+def make_batches(path, config):
     """Random ids, each sequence of its own length, padded on the right."""
     generator = torch.Generator().manual_seed(1)
     draw = lambda low, high, shape: torch.randint(low, high, shape, generator=generator)
+    has_types = getattr(config, "type_vocab_size", 0) > 1
     batches = []
     for _ in range(STEPS):
         lengths = draw(1, 40, (SEQUENCES,)).tolist()
         positions = torch.arange(max(lengths))
         mask = torch.stack([(positions < length).long() for length in lengths])
-        types = torch.stack([(positions >= length // 2).long() for length in lengths]) * mask
-        ids = draw(1, vocabulary, mask.shape) * mask
+        types = torch.stack([(positions >= length // 2).long() for length in lengths]) * mask * int(has_types)
+        # None of the special tokens, which may have positions of their own.
+        ids = torch.where(mask.bool(), draw(4, config.vocab_size, mask.shape), config.pad_token_id)
         labels = draw(0, LABELS, (SEQUENCES,))
         batches.append({"input_ids": ids, "attention_mask": mask, "token_type_ids": types, "labels": labels})
     arrays = {f"s{step}.{key}": values.numpy() for step, batch in enumerate(batches) for key, values in batch.items()}
     numpy.savez(path, steps=numpy.array(STEPS), **arrays)
+    if not has_types:
+        batches = [{key: values for key, values in batch.items() if key != "token_type_ids"} for batch in batches]
     return batches
 
 
 def base_model(model):
-    """The checkpoint with a new head of three labels, without dropout."""
-    return BertForSequenceClassification.from_pretrained(
-        model, num_labels=LABELS, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="eager"
-    )
+    """The checkpoint with a head of three labels, without dropout."""
+    config = AutoConfig.from_pretrained(model, num_labels=LABELS)
+    for name, value in vars(config).items():
+        if name.endswith(("dropout", "dropout_prob")) and value is not None:
+            setattr(config, name, 0.0)
+    return AutoModelForSequenceClassification.from_pretrained(model, config=config, attn_implementation="eager")
+
+
+def lora_on(model):
+    """LoRA on the architecture's default layers. PEFT trains all of the head only if it is told to."""
+    targets = json.loads((model / "oracle.json").read_text())["lora"]["targets"]
+    head = [name for name in ("pre_classifier", "pooler", "head") if hasattr(base_model(model), name)]
+    return {"target_modules": targets, **({"modules_to_save": head} if head else {})}
 
 
 def line(model):
@@ -188,11 +203,13 @@ def check(peft_glue, model, options, batches, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", default=ROOT / "target/debug/peft-glue", type=Path)
-    parser.add_argument("--model", action="append", type=Path, help="a folder of a BERT; may be repeated")
-    parser.add_argument("--case", action="append", choices=CASES, help="one option only; may be repeated")
+    parser.add_argument("--model", action="append", type=Path, help="a folder of a BERT, or one of the tiny encoders; may be repeated")
+    parser.add_argument("--case", action="append", choices=["lora", *CASES], help="one option only; may be repeated")
     arguments = parser.parse_args()
     real = ROOT / "models/all-MiniLM-L6-v2"
-    models = arguments.model or [ORACLE / "tiny-bert", *([real] if real.exists() else [])]
+    encoders = sorted(folder for folder in ENCODERS.iterdir() if folder.is_dir())
+    models = arguments.model or [ORACLE / "tiny-bert", *encoders, *([real] if real.exists() else [])]
+    models = [model.resolve() for model in models]
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning)
     # PEFT says so of every layer norm that it tunes.
@@ -206,10 +223,11 @@ def main():
     for model in models:
         with tempfile.TemporaryDirectory() as folder:
             batches_path = Path(folder) / "batches.npz"
-            batches = make_batches(batches_path, base_model(model).config.vocab_size)
+            batches = make_batches(batches_path, base_model(model).config)
             peft_glue = PeftGlue(arguments.binary, model, batches_path)
-            for case in arguments.case or CASES:
-                problems, distances = check(peft_glue, model, CASES[case], batches, Path(folder) / case)
+            cases = {"lora": lora_on(model)} if model.parent == ENCODERS else CASES
+            for case in [case for case in cases if case in (arguments.case or cases)]:
+                problems, distances = check(peft_glue, model, cases[case], batches, Path(folder) / case)
                 numbers = " ".join(f"{value:9.1e}" for value in distances)
                 print(f"{model.name:18} {case:18} {numbers}  {'ok' if not problems else 'FAILED'}", flush=True)
                 for problem in problems:
