@@ -288,20 +288,23 @@ impl RunArguments {
         })
     }
 
-    fn ia3(&self) -> Ia3 {
-        let ia3 = Ia3::default();
+    fn ia3(&self) -> Result<Ia3> {
+        let ia3 = match self.targets() {
+            Some(_) => Ia3::default(),
+            None => Architecture::of_model(&self.model)?.default_ia3(),
+        };
         // Targets of one's own are scaled at their output, unless they are named among the feed-forward modules.
         let feedforward = match (&self.feedforward_modules, &self.target_modules, &self.target_pattern) {
             (Some(names), ..) => Targets::suffixes(names),
             (None, None, None) => ia3.feedforward_modules,
             (None, ..) => Targets::Suffixes(Vec::new()),
         };
-        Ia3 {
+        Ok(Ia3 {
             target_modules: self.targets().unwrap_or(ia3.target_modules),
             feedforward_modules: feedforward,
             exclude_modules: self.excluded(),
             modules_to_save: self.modules_to_save.clone(),
-        }
+        })
     }
 
     fn method(&self, name: MethodName) -> Result<Method> {
@@ -310,9 +313,12 @@ impl RunArguments {
             MethodName::Head => Method::Head,
             MethodName::Bitfit => Method::BitFit(BitFit { target_modules: self.targets() }),
             MethodName::Lora => Method::Lora(self.lora()?),
-            MethodName::Ia3 => Method::Ia3(self.ia3()),
+            MethodName::Ia3 => Method::Ia3(self.ia3()?),
             MethodName::LnTuning => Method::LnTuning(LnTuning {
-                target_modules: self.targets().unwrap_or(LnTuning::default().target_modules),
+                target_modules: match self.targets() {
+                    Some(targets) => targets,
+                    None => Architecture::of_model(&self.model)?.default_ln_tuning().target_modules,
+                },
                 exclude_modules: self.excluded(),
                 modules_to_save: self.modules_to_save.clone(),
             }),

@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::layout::Layout;
-use crate::method::Targets;
+use crate::method::{Ia3, LnTuning, Targets};
 
 /// An encoder's architecture: `model_type` of its `config.json`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +86,37 @@ impl Architecture {
             Self::DebertaV2 => Targets::suffixes(["query_proj", "value_proj"]),
             Self::ModernBert => Targets::suffixes(["Wqkv"]),
         }
+    }
+
+    /// (IA)³ where no layers are named: PEFT's `TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING` and
+    /// `..._FEEDFORWARD_MODULES_MAPPING`, which know BERT, RoBERTa and DeBERTa-v2. Here, the others' are the layers of the same part:
+    /// keys, values, and what leaves a feed-forward network, which is scaled at its input.
+    pub fn default_ia3(self) -> Ia3 {
+        let [keys, values, output] = match self {
+            Self::Bert | Self::Roberta | Self::XlmRoberta | Self::Electra => ["key", "value", "output.dense"],
+            Self::DistilBert => ["k_lin", "v_lin", "lin2"],
+            Self::Mpnet => ["k", "v", "output.dense"],
+            Self::DebertaV2 => ["key_proj", "value_proj", "output.dense"],
+            // One layer gives keys, values and queries.
+            Self::ModernBert => ["Wqkv", "Wqkv", "mlp.Wo"],
+        };
+        let mut targets = vec![keys, values, output];
+        targets.dedup();
+        Ia3 {
+            target_modules: Targets::suffixes(targets),
+            feedforward_modules: Targets::suffixes([output]),
+            ..Ia3::default()
+        }
+    }
+
+    /// LayerNorm tuning where no norms are named: all of the encoder's. PEFT has no default for encoders.
+    pub fn default_ln_tuning(self) -> LnTuning {
+        let target_modules = match self {
+            Self::DistilBert => Targets::suffixes(["LayerNorm", "sa_layer_norm", "output_layer_norm"]),
+            Self::ModernBert => Targets::pattern(r"model\..*norm"),
+            _ => LnTuning::default().target_modules,
+        };
+        LnTuning { target_modules, ..LnTuning::default() }
     }
 
     /// The sizes and the layout that a `config.json` of this architecture says.

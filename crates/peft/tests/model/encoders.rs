@@ -260,6 +260,24 @@ fn no_frozen_parameter_of_any_architecture_has_a_gradient_tensor() {
     }
 }
 
+#[test]
+fn ia3_and_layer_norm_tuning_on_every_architectures_defaults_have_the_gradient_of_finite_differences() {
+    for case in CASES {
+        let architecture = checkpoint(case).config.architecture;
+        for method in [Method::Ia3(architecture.default_ia3()), Method::LnTuning(architecture.default_ln_tuning())] {
+            let model = with_dropout(case, method.clone(), Pooling::Cls);
+            agrees_with_finite_differences(&model, &batch(&sequences(&[7, 1, 12, 2], 50)), &[2, 0, 1, 1], Some(5));
+            let trained = |end: &str| model.parameters().trainable().filter(|(name, _)| name.ends_with(end)).count();
+            // Two vectors for attention, or one where it has one projection, and one or two for what leaves a block.
+            let layers = model.config().num_hidden_layers;
+            match method {
+                Method::Ia3(_) => assert!(trained("ia3_l") % layers == 0 && trained("ia3_l") >= 2 * layers, "{case}"),
+                _ => assert!(trained("weight") >= 2 * layers, "{case}"),
+            }
+        }
+    }
+}
+
 /// As for BERT: the formula has no term between two sequences.
 #[test]
 fn the_logits_of_a_sequence_do_not_depend_on_its_batch_on_any_architecture() {
