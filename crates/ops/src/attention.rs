@@ -1,19 +1,18 @@
 //! Multi-head self-attention over packed sequences.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use candle_core::{Result, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use crate::dropout::{Dropout, mask_piece};
-use crate::float::{Float, highest, sum};
+use crate::dropout::Dropout;
+use crate::float::Float;
 use crate::matrix::Matrix;
-use crate::memory::zeros;
 use crate::operation::{Gradient, Operation, View, apply};
-use crate::product::{multiply_here, product_here};
+use crate::product::write_product;
 use crate::segments::Segments;
+use crate::tiles::LANES;
 
 /// `softmax(q kᵀ / sqrt(head_dim)) v` for each head and each sequence (Vaswani et al. 2017, equation 1).
 ///
@@ -53,121 +52,203 @@ struct Attention {
     dropout: Option<Dropout>,
 }
 
-/// `softmax(scale * scores)` of each row, in place.
+// Scores are kept as `(keys, queries)`: a softmax then runs down a column, and what is added up for a query stays in its lane. Rows
+// are whole vectors; what fills one up is of no query.
+
+/// `softmax(scores)` of each query, in place, for scores `(keys, stride)`.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
-fn softmax<T: Float>(scores: &mut [T], columns: usize) {
-    for row in scores.chunks_exact_mut(columns) {
-        let highest = highest(row);
-        for score in row.iter_mut() {
-            *score = (*score - highest).exponential();
+fn softmax<T: Float>(scores: &mut [T], stride: usize) {
+    let mut highest = vec![T::neg_infinity(); stride];
+    for row in scores.chunks_exact(stride) {
+        highest.iter_mut().zip(row).for_each(|(highest, &x)| *highest = if x > *highest { x } else { *highest });
+    }
+    let mut sums = vec![T::zero(); stride];
+    for row in scores.chunks_exact_mut(stride) {
+        for ((x, &highest), sum) in row.iter_mut().zip(&highest).zip(&mut sums) {
+            *x = (*x - highest).exponential();
+            *sum += *x;
         }
-        let inverse = T::one() / sum(row, |_, score| score);
-        row.iter_mut().for_each(|score| *score *= inverse);
+    }
+    sums.iter_mut().for_each(|sum| *sum = T::one() / *sum);
+    for row in scores.chunks_exact_mut(stride) {
+        row.iter_mut().zip(&sums).for_each(|(x, &inverse)| *x *= inverse);
     }
 }
 
-/// The gradient of a softmax: `d -> p * (d - sum(d * p))`, row by row, in place.
+/// Which of a head's probabilities are dropped.
+#[derive(Clone, Copy)]
+struct Mask {
+    dropout: Dropout,
+    /// The position of the head's first probability among all of the batch: what dropout counts by, query by query.
+    first: u32,
+    keys: u32,
+}
+
+impl Mask {
+    /// What the probability of a key for a query is multiplied by.
+    #[inline(always)]
+    fn factor<T: Float>(&self, key: usize, query: usize) -> T {
+        self.dropout.factor(self.first.wrapping_add(key as u32).wrapping_add((query as u32).wrapping_mul(self.keys)))
+    }
+}
+
+/// `mask * probabilities`, in place.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
-fn softmax_backward<T: Float>(gradient: &mut [T], probabilities: &[T], columns: usize) {
-    for (row, p) in gradient.chunks_exact_mut(columns).zip(probabilities.chunks_exact(columns)) {
-        let dot = sum(row, |index, d| d * p[index]);
-        for (d, &p) in row.iter_mut().zip(p) {
+fn drop_out<T: Float>(probabilities: &mut [T], stride: usize, mask: Mask) {
+    for (key, row) in probabilities.chunks_exact_mut(stride).enumerate() {
+        row.iter_mut().enumerate().for_each(|(query, p)| *p *= mask.factor(key, query));
+    }
+}
+
+/// `mask * probabilities`, in place, after `mask * gradient` has become the gradient of the scores: of a softmax it is
+/// `p * (d - sum(d * p))`, query by query.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
+fn backward<T: Float>(gradient: &mut [T], probabilities: &mut [T], stride: usize, mask: Option<Mask>) {
+    let mut dots = vec![T::zero(); stride];
+    let rows = gradient.chunks_exact_mut(stride).zip(probabilities.chunks_exact_mut(stride));
+    for (key, (gradient, probabilities)) in rows.enumerate() {
+        if let Some(mask) = mask {
+            gradient.iter_mut().enumerate().for_each(|(query, d)| *d *= mask.factor(key, query));
+        }
+        for ((dot, &d), &p) in dots.iter_mut().zip(gradient.iter()).zip(probabilities.iter()) {
+            *dot += d * p;
+        }
+    }
+    let rows = gradient.chunks_exact_mut(stride).zip(probabilities.chunks_exact_mut(stride));
+    for (key, (gradient, probabilities)) in rows.enumerate() {
+        for ((&dot, d), &p) in dots.iter().zip(gradient).zip(probabilities.iter()) {
             *d = p * (*d - dot);
+        }
+        if let Some(mask) = mask {
+            probabilities.iter_mut().enumerate().for_each(|(query, p)| *p *= mask.factor(key, query));
         }
     }
 }
 
 /// One head of one sequence.
 struct Head {
-    queries: usize,
-    keys: usize,
-    hidden: usize,
-    width: usize,
+    /// Rows of the queries' and the keys' tensors.
+    queries: Range<usize>,
+    keys: Range<usize>,
     first_column: usize,
-    /// The position of this head's first probability among all of the batch: what dropout counts by.
+    width: usize,
+    hidden: usize,
     first_probability: u32,
 }
 
 impl Head {
-    /// This head's columns of a sequence's rows, `(rows, head_dim)`.
-    fn of<'a, T>(&self, rows: &'a [T]) -> Matrix<'a, T> {
-        Matrix::strided(&rows[self.first_column..], rows.len() / self.hidden, self.width, self.hidden)
-    }
-
-    /// `rows = scale * a b`, in this head's columns.
-    fn store<T: Float>(&self, rows: &mut [T], scale: f64, a: Matrix<T>, b: Matrix<T>) {
-        multiply_here(&mut rows[self.first_column..], self.hidden, scale, a, b);
+    /// This head's columns of some rows, `(rows, head_dim)`.
+    fn of<'a, T>(&self, data: &'a [T], rows: &Range<usize>) -> Matrix<'a, T> {
+        Matrix::strided(&data[rows.start * self.hidden + self.first_column..], rows.len(), self.width, self.hidden)
     }
 
     fn scale(&self) -> f64 {
         1.0 / (self.width as f64).sqrt()
     }
 
-    /// The attention probabilities before dropout, `(queries, keys)`.
-    fn probabilities<T: Float>(&self, query: &[T], key: &[T]) -> Vec<T> {
-        let mut scores = product_here(self.scale(), self.of(query), self.of(key).t());
-        softmax(&mut scores, self.keys);
+    /// The distance between rows of scores.
+    fn stride(&self) -> usize {
+        self.queries.len().next_multiple_of(LANES)
+    }
+
+    /// `scale * a bᵀ` as scores, `(keys, queries)`.
+    fn scores<'a, T: Float>(&self, scores: &'a mut Vec<T>, scale: f64, a: Matrix<T>, b: Matrix<T>) -> &'a mut [T] {
+        let size = self.keys.len() * self.stride();
+        scores.resize(scores.len().max(size), T::zero());
+        let scores = &mut scores[..size];
+        // SAFETY: the scores have these rows and columns.
+        unsafe { write_product(scores.as_mut_ptr(), self.stride(), scale, a, b.t()) };
         scores
+    }
+
+    /// Scores as a matrix, `(keys, queries)`.
+    fn matrix<'a, T>(&self, scores: &'a [T]) -> Matrix<'a, T> {
+        Matrix::strided(scores, self.keys.len(), self.queries.len(), self.stride())
+    }
+
+    fn mask(&self, dropout: Option<Dropout>) -> Option<Mask> {
+        let (first, keys) = (self.first_probability, self.keys.len() as u32);
+        dropout.map(|dropout| Mask { dropout, first, keys })
     }
 }
 
-/// One sequence: where its queries and its keys lie, and its heads.
-struct Sequence {
-    queries: Range<usize>,
-    keys: Range<usize>,
-    heads: Vec<Head>,
+/// A new `(tokens, hidden)` matrix, of which each head writes its own columns.
+struct Columns<T> {
+    values: Vec<T>,
+    length: usize,
+    begin: *mut T,
+}
+
+// SAFETY: the heads write to elements that no other head reads or writes.
+unsafe impl<T: Send> Sync for Columns<T> {}
+
+impl<T: Float> Columns<T> {
+    fn new(length: usize) -> Self {
+        let mut values = Vec::with_capacity(length);
+        Self { begin: values.as_mut_ptr(), length, values }
+    }
+
+    /// `scale * a b` in the head's columns of some rows.
+    ///
+    /// # Safety
+    /// They must be there, as many as `a` and `b` have, and the head's own.
+    unsafe fn write(&self, head: &Head, rows: &Range<usize>, scale: f64, a: Matrix<T>, b: Matrix<T>) {
+        let output = self.begin.wrapping_add(rows.start * head.hidden + head.first_column);
+        // SAFETY: as the caller promises.
+        unsafe { write_product(output, head.hidden, scale, a, b) };
+    }
+
+    /// # Safety
+    /// Every head of every sequence must have written its columns.
+    unsafe fn written(mut self) -> Vec<T> {
+        // SAFETY: as the caller promises; the capacity is there.
+        unsafe { self.values.set_len(self.length) };
+        self.values
+    }
 }
 
 impl Attention {
-    fn sequences(&self, hidden: usize) -> Vec<Sequence> {
+    /// The heads of all sequences.
+    fn heads(&self, hidden: usize) -> Vec<Head> {
         let width = hidden / self.heads;
         let mut first_probability = 0u32;
-        let head = |head: usize, queries: usize, keys: usize, first_probability: u32| Head {
-            queries,
-            keys,
-            hidden,
-            width,
-            first_column: head * width,
-            first_probability,
-        };
-        let values = |rows: Range<usize>| rows.start * hidden..rows.end * hidden;
-        self.queries
-            .ranges()
-            .zip(self.segments.ranges())
-            .map(|(queries, keys)| {
-                let heads = (0..self.heads)
-                    .map(|index| {
-                        let first = first_probability;
-                        first_probability = first_probability.wrapping_add((queries.len() * keys.len()) as u32);
-                        head(index, queries.len(), keys.len(), first)
-                    })
-                    .collect();
-                Sequence { queries: values(queries), keys: values(keys), heads }
-            })
-            .collect()
+        let mut heads = Vec::with_capacity(self.heads * self.segments.len());
+        for (queries, keys) in self.queries.ranges().zip(self.segments.ranges()) {
+            for first_column in (0..hidden).step_by(width) {
+                let probabilities = (queries.len() * keys.len()) as u32;
+                let (queries, keys) = (queries.clone(), keys.clone());
+                heads.push(Head { queries, keys, first_column, width, hidden, first_probability });
+                first_probability = first_probability.wrapping_add(probabilities);
+            }
+        }
+        heads
     }
 }
+
+/// Heads that a thread takes at a time.
+const TASK_HEADS: usize = 8;
 
 impl Operation for Attention {
     const NAME: &'static str = "attention";
 
     fn forward<T: Float>(&self, inputs: &[View<T>]) -> Result<(Vec<T>, Vec<usize>)> {
         let (_, hidden) = inputs[0].matrix();
-        let mut output = zeros(inputs[0].data.len());
-        let outputs = self.queries.split(&mut output, hidden);
-        self.sequences(hidden).into_par_iter().zip(outputs).for_each(|(Sequence { queries, keys, heads }, output)| {
-            let query = &inputs[0].data[queries];
-            let [key, value] = [1, 2].map(|i| &inputs[i].data[keys.clone()]);
+        let [query, key, value] = [0, 1, 2].map(|i| inputs[i].data);
+        let output = Columns::new(query.len());
+        self.heads(hidden).par_chunks(TASK_HEADS).for_each_init(Vec::new, |buffer, heads| {
             for head in heads {
-                let mut probabilities = head.probabilities(query, key);
-                if let Some(dropout) = self.dropout {
-                    mask_piece(&mut probabilities, dropout, head.first_probability);
+                let Head { queries, keys, .. } = head;
+                let probabilities = head.scores(buffer, head.scale(), head.of(key, keys), head.of(query, queries));
+                softmax(probabilities, head.stride());
+                if let Some(mask) = head.mask(self.dropout) {
+                    drop_out(probabilities, head.stride(), mask);
                 }
-                let probabilities = Matrix::new(&probabilities, head.queries, head.keys);
-                head.store(output, 1.0, probabilities, head.of(value));
+                // SAFETY: the output has the queries' rows, and these columns are the head's.
+                unsafe { output.write(head, queries, 1.0, head.matrix(probabilities).t(), head.of(value, keys)) };
             }
         });
-        Ok((output, inputs[0].shape.to_vec()))
+        // SAFETY: the heads' columns are all there are.
+        Ok((unsafe { output.written() }, inputs[0].shape.to_vec()))
     }
 
     fn backward<T: Float>(
@@ -178,40 +259,38 @@ impl Operation for Attention {
         gradient: View<T>,
     ) -> Result<Vec<Gradient<T>>> {
         let (_, hidden) = inputs[0].matrix();
-        let mut gradients = [0, 1, 2].map(|i| zeros(inputs[i].data.len()));
-        let [dq, dk, dv] = &mut gradients;
-        let (dq, dk) = (self.queries.split(dq, hidden), self.segments.split(dk, hidden));
-        let dv = self.segments.split(dv, hidden);
-        self.sequences(hidden).into_par_iter().zip(dq.into_par_iter().zip(dk).zip(dv)).for_each(
-            |(Sequence { queries, keys, heads }, ((dq, dk), dv))| {
-                let (query, upstream) = (&inputs[0].data[queries.clone()], &gradient.data[queries]);
-                let [key, value] = [1, 2].map(|i| &inputs[i].data[keys.clone()]);
+        let [query, key, value] = [0, 1, 2].map(|i| inputs[i].data);
+        let gradients = [0, 1, 2].map(|i| needed[i].then(|| Columns::new(inputs[i].data.len())));
+        let [dq, dk, dv] = &gradients;
+        self.heads(hidden).par_chunks(TASK_HEADS).for_each_init(
+            Default::default,
+            |(buffer, other): &mut (_, _), heads| {
                 for head in heads {
-                    let probabilities = head.probabilities(query, key);
-                    let g = head.of(upstream);
-                    let mut ds = product_here(1.0, g, head.of(value).t()); // first of the probabilities, then of the scores
-                    if let Some(dropout) = self.dropout {
-                        mask_piece(&mut ds, dropout, head.first_probability);
-                    }
-                    if needed[2] {
-                        let mut masked = Cow::from(&probabilities);
-                        if let Some(dropout) = self.dropout {
-                            mask_piece(masked.to_mut(), dropout, head.first_probability);
+                    let Head { queries, keys, .. } = head;
+                    let (q, k, upstream) =
+                        (head.of(query, queries), head.of(key, keys), head.of(gradient.data, queries));
+                    let probabilities = head.scores(buffer, head.scale(), k, q);
+                    softmax(probabilities, head.stride());
+                    let scores = head.scores(other, 1.0, head.of(value, keys), upstream); // their gradient
+                    backward(scores, probabilities, head.stride(), head.mask(self.dropout));
+                    let (scores, probabilities) = (head.matrix(scores), head.matrix(probabilities));
+                    // SAFETY: the gradients have the rows of what they are gradients of, and these columns are the head's.
+                    unsafe {
+                        if let Some(dq) = dq {
+                            dq.write(head, queries, head.scale(), scores.t(), k);
                         }
-                        head.store(dv, 1.0, Matrix::new(&masked, head.queries, head.keys).t(), g);
-                    }
-                    softmax_backward(&mut ds, &probabilities, head.keys);
-                    let ds = Matrix::new(&ds, head.queries, head.keys);
-                    if needed[0] {
-                        head.store(dq, head.scale(), ds, head.of(key));
-                    }
-                    if needed[1] {
-                        head.store(dk, head.scale(), ds.t(), head.of(query));
+                        if let Some(dk) = dk {
+                            dk.write(head, keys, head.scale(), scores, q);
+                        }
+                        if let Some(dv) = dv {
+                            dv.write(head, keys, 1.0, probabilities, upstream);
+                        }
                     }
                 }
             },
         );
-        let keep = |(values, &needed): (Vec<T>, &bool)| if needed { Gradient::Values(values) } else { Gradient::None };
-        Ok(gradients.into_iter().zip(needed).map(keep).collect())
+        // SAFETY: the heads' columns are all there are.
+        let written = |gradient: Option<Columns<T>>| gradient.map(|gradient| unsafe { gradient.written() });
+        Ok(gradients.into_iter().map(|gradient| written(gradient).map_or(Gradient::None, Gradient::Values)).collect())
     }
 }

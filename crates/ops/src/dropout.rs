@@ -12,22 +12,26 @@ use crate::operation::{Gradient, Operation, View, apply};
 /// `i`, on any number of threads; what is kept is scaled by `1 / (1 - probability)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
-    probability: f64,
+    /// Elements whose hash is below this are dropped.
+    dropped_below: u32,
+    /// What is kept is multiplied by this.
+    scale: f64,
     seed: u64,
 }
 
 impl Dropout {
     /// `None` when nothing would be dropped. `probability` is clamped to `0..1`.
     pub fn new(probability: f64, seed: u64) -> Option<Self> {
-        (probability > 0.0).then_some(Self { probability: probability.min(1.0 - f64::EPSILON), seed })
+        let probability = probability.min(1.0 - f64::EPSILON);
+        let dropped_below = (probability * 4_294_967_296.0) as u32;
+        (probability > 0.0).then_some(Self { dropped_below, scale: 1.0 / (1.0 - probability), seed })
     }
 
-    /// What element `position` is multiplied by: 0 or `1 / (1 - probability)`.
+    /// What element `position` is multiplied by: 0 or `scale`.
     #[inline(always)]
     pub(crate) fn factor<T: Float>(&self, position: u32) -> T {
-        let dropped_below = (self.probability * 4_294_967_296.0) as u32;
         let hash = mix(mix(position ^ self.seed as u32).wrapping_add((self.seed >> 32) as u32));
-        if hash < dropped_below { T::zero() } else { T::of(1.0 / (1.0 - self.probability)) }
+        if hash < self.dropped_below { T::zero() } else { T::of(self.scale) }
     }
 }
 

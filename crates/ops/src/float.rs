@@ -13,13 +13,11 @@ pub(crate) trait Float:
     fn of(value: f64) -> Self;
     /// The values as they are, if they are f32.
     fn as_f32(values: &[Self]) -> Option<&[f32]>;
-    /// The values as they are, to be written, if they are f32.
-    fn as_f32_mut(values: &mut [Self]) -> Option<&mut [f32]>;
     /// f32 values in this type.
     fn from_f32(values: Vec<f32>) -> Vec<Self>;
 }
 
-/// The sum of `term` over the values, in sixteen running sums, which the compiler turns into vector registers.
+/// The sum of `term` over the values, in sixteen running sums.
 #[inline(always)]
 pub(crate) fn sum<T: Float>(values: &[T], term: impl Fn(usize, T) -> T) -> T {
     let mut sums = [T::zero(); 16];
@@ -34,16 +32,9 @@ pub(crate) fn sum<T: Float>(values: &[T], term: impl Fn(usize, T) -> T) -> T {
     sums.iter().copied().sum::<T>() + rest
 }
 
-/// The highest value, as [`sum`] is taken; minus infinity of none.
-#[inline(always)]
+/// The highest value; minus infinity of none.
 pub(crate) fn highest<T: Float>(values: &[T]) -> T {
-    let higher = |a: T, b: T| if b > a { b } else { a };
-    let mut lanes = [T::neg_infinity(); 16];
-    let (pieces, rest) = values.as_chunks::<16>();
-    for piece in pieces {
-        lanes.iter_mut().zip(piece).for_each(|(lane, &x)| *lane = higher(*lane, x));
-    }
-    lanes.iter().chain(rest).copied().fold(T::neg_infinity(), higher)
+    values.iter().fold(T::neg_infinity(), |a, &b| if b > a { b } else { a })
 }
 
 impl Float for f64 {
@@ -66,10 +57,6 @@ impl Float for f64 {
         None
     }
 
-    fn as_f32_mut(_: &mut [Self]) -> Option<&mut [f32]> {
-        None
-    }
-
     fn from_f32(values: Vec<f32>) -> Vec<Self> {
         values.into_iter().map(f64::from).collect()
     }
@@ -81,17 +68,17 @@ impl Float for f32 {
     fn exponential(self) -> Self {
         let x = self.clamp(-87.0, 88.0);
         // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
-        let shifted = x * std::f32::consts::LOG2_E + 12_582_912.0;
+        let shifted = x.mul_add(std::f32::consts::LOG2_E, 12_582_912.0);
         let n = shifted - 12_582_912.0;
-        let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4; // x - n ln 2, in two parts
-        let p = 1.987_569_2e-4;
-        let p = p * r + 1.398_199_9e-3;
-        let p = p * r + 8.333_452e-3;
-        let p = p * r + 4.166_579_6e-2;
-        let p = p * r + 1.666_666_5e-1;
-        let p = p * r + 5e-1;
+        let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x)); // x - n ln 2, in two parts
+        let p = 1.987_569_2e-4f32;
+        let p = p.mul_add(r, 1.398_199_9e-3);
+        let p = p.mul_add(r, 8.333_452e-3);
+        let p = p.mul_add(r, 4.166_579_6e-2);
+        let p = p.mul_add(r, 1.666_666_5e-1);
+        let p = p.mul_add(r, 5e-1);
         let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000)); // 2^n
-        (p * r * r + r + 1.0) * power
+        (p * r).mul_add(r, r + 1.0) * power
     }
 
     /// The rational approximation that XLA uses for f32 (`xla/hlo/builder/lib/math.cc`, `ErfImpl32`): no branch, no
@@ -100,18 +87,18 @@ impl Float for f32 {
     fn error_function(self) -> Self {
         let x = self.clamp(-3.743_921_3, 3.743_921_3);
         let t = x * x;
-        let a = 0.000_229_050_66;
-        let a = a * t + 0.003_408_291;
-        let a = a * t + 0.050_955_694;
-        let a = a * t + 0.185_208_32;
-        let a = a * t + std::f32::consts::FRAC_2_SQRT_PI;
-        let b = -1.179_160_3e-7;
-        let b = b * t + 2.354_796_6e-5;
-        let b = b * t + 0.001_017_962_5;
-        let b = b * t + 0.014_070_47;
-        let b = b * t + 0.110_985_05;
-        let b = b * t + 0.497_469_25;
-        let b = b * t + 1.0;
+        let a = 0.000_229_050_66f32;
+        let a = a.mul_add(t, 0.003_408_291);
+        let a = a.mul_add(t, 0.050_955_694);
+        let a = a.mul_add(t, 0.185_208_32);
+        let a = a.mul_add(t, std::f32::consts::FRAC_2_SQRT_PI);
+        let b = -1.179_160_3e-7f32;
+        let b = b.mul_add(t, 2.354_796_6e-5);
+        let b = b.mul_add(t, 0.001_017_962_5);
+        let b = b.mul_add(t, 0.014_070_47);
+        let b = b.mul_add(t, 0.110_985_05);
+        let b = b.mul_add(t, 0.497_469_25);
+        let b = b.mul_add(t, 1.0);
         x * a / b
     }
 
@@ -121,10 +108,6 @@ impl Float for f32 {
     }
 
     fn as_f32(values: &[Self]) -> Option<&[f32]> {
-        Some(values)
-    }
-
-    fn as_f32_mut(values: &mut [Self]) -> Option<&mut [f32]> {
         Some(values)
     }
 

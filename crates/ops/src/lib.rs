@@ -54,6 +54,7 @@ mod rotary;
 mod segments;
 mod tape;
 mod tiles;
+mod transpose;
 
 pub use activation::{Activation, activation};
 pub use adamw::{AdamWStep, Moments, adamw_step, squared_norm};

@@ -76,21 +76,38 @@ pub(crate) fn multiply<T: Float>(
     b: Matrix<T>,
     cores: Cores,
 ) {
+    assert!(spans(output.len(), a.rows, b.columns, row_stride), "product reaches beyond its slice");
+    // SAFETY: the rows and columns lie within the slice, which is borrowed mutably.
+    unsafe { write_product(output.as_mut_ptr(), row_stride, into, scale, a, b, cores) };
+}
+
+/// [`multiply`] by a pointer.
+///
+/// # Safety
+/// `output` must have the rows of `a`, `row_stride` elements apart, and the columns of `b`, and nobody else may read or write them. To
+/// be overwritten they need not be initialised.
+pub(crate) unsafe fn write_product<T: Float>(
+    output: *mut T,
+    row_stride: usize,
+    into: Into,
+    scale: f64,
+    a: Matrix<T>,
+    b: Matrix<T>,
+    cores: Cores,
+) {
     let (m, k, n) = (a.rows, a.columns, b.columns);
     assert_eq!(k, b.rows, "inner dimensions differ");
-    assert!(spans(output.len(), m, n, row_stride), "product reaches beyond its slice");
     let parallelism = match cores {
         Cores::All if rayon::current_num_threads() > 1 => Parallelism::Rayon(rayon::current_num_threads()),
         _ => Parallelism::None,
     };
-    // SAFETY: the three matrices lie within their slices (asserted here and in `Matrix::strided`), and the output is
-    // borrowed mutably, so it overlaps neither input.
+    // SAFETY: both factors lie within their slices (asserted in `Matrix::strided`), the output is as the caller promises.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            output.as_mut_ptr(),
+            output,
             1,
             row_stride as isize,
             matches!(into, Into::Add),

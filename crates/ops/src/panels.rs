@@ -15,6 +15,7 @@ use rayon::prelude::*;
 
 use crate::matrix::{Cores, Matrix};
 use crate::tiles::{Job, LANES, MOST_ROWS, Number, Stream, TERMS, Target, Tile, WIDTH};
+use crate::transpose::transpose;
 
 /// Rows of a task that a thread takes at a time.
 const TASK_ROWS: usize = 64;
@@ -88,11 +89,15 @@ pub(crate) struct Panels {
 
 impl Panels {
     pub fn pack(b: Matrix<f32>, number: Number, cores: Cores) -> Self {
+        Self::pack_into(Words::default(), b, number, cores)
+    }
+
+    /// Packs into words that something else has left: what fills the last panel up may be anything.
+    fn pack_into(mut words: Words, b: Matrix<f32>, number: Number, cores: Cores) -> Self {
         let columns = b.columns.next_multiple_of(match number {
             Number::F32 => LANES,
             Number::Bf16 => WIDTH,
         });
-        let mut words = Words::default();
         words.resize(number.steps(b.rows) * columns);
         let mut panels = Self { words, number, inner: b.rows, columns: b.columns };
         let size = panels.size();
@@ -130,9 +135,8 @@ fn fill(panel: &mut [u32], index: usize, b: &Matrix<f32>, number: Number) {
     let columns = index * WIDTH..b.columns.min((index + 1) * WIDTH);
     match (number, b.column_stride == 1) {
         (Number::Bf16, true) => interleave_rows(panel, width, b, columns),
-        (Number::Bf16, false) => interleave_columns(panel, width, b, columns),
         (Number::F32, true) => copy_rows(panel, width, b, columns),
-        (Number::F32, false) => copy_columns(panel, width, b, columns),
+        (_, false) => turn_columns(panel, width, b, columns, number),
     }
 }
 
@@ -140,13 +144,6 @@ fn copy_rows(panel: &mut [u32], width: usize, b: &Matrix<f32>, columns: Range<us
     for (row, target) in panel.chunks_exact_mut(width).enumerate() {
         let source = &b.data[row * b.row_stride + columns.start..row * b.row_stride + columns.end];
         target[..columns.len()].copy_from_slice(words(source));
-    }
-}
-
-fn copy_columns(panel: &mut [u32], width: usize, b: &Matrix<f32>, columns: Range<usize>) {
-    for (offset, column) in columns.enumerate() {
-        let column = &b.data[column * b.column_stride..][..b.rows];
-        panel[offset..].iter_mut().step_by(width).zip(words(column)).for_each(|(target, &word)| *target = word);
     }
 }
 
@@ -168,12 +165,24 @@ fn interleave_rows(panel: &mut [u32], width: usize, b: &Matrix<f32>, columns: Ra
     }
 }
 
-/// For a matrix whose columns are contiguous.
-fn interleave_columns(panel: &mut [u32], width: usize, b: &Matrix<f32>, columns: Range<usize>) {
-    for (offset, column) in columns.enumerate() {
-        let column = &b.data[column * b.column_stride..][..b.rows];
-        for (index, values) in column.chunks(2).enumerate() {
-            panel[index * width + offset] = pair(values[0], values.get(1).copied().unwrap_or(0.0));
+/// For a matrix whose columns are contiguous: block by block.
+fn turn_columns(panel: &mut [u32], width: usize, b: &Matrix<f32>, columns: Range<usize>, number: Number) {
+    let first_value = |step: usize| number.first_value(step).min(b.rows);
+    for (offset, first) in columns.clone().step_by(LANES).enumerate() {
+        for (index, rows) in panel.chunks_mut(LANES * width).enumerate() {
+            let values = first_value(index * LANES)..first_value((index + 1) * LANES);
+            let mut block = [[0; LANES]; LANES]; // (columns, steps)
+            for (words, column) in block.iter_mut().zip(first..columns.end) {
+                let values = &b.data[column * b.column_stride..][values.clone()];
+                match (number, self::words(values).first_chunk()) {
+                    (Number::F32, Some(all)) => *words = *all,
+                    (Number::F32, None) => words[..values.len()].copy_from_slice(self::words(values)),
+                    (Number::Bf16, _) => pack_row(words, values),
+                }
+            }
+            for (row, words) in rows.chunks_exact_mut(width).zip(transpose(&block)) {
+                row[offset * LANES..][..LANES].copy_from_slice(&words);
+            }
         }
     }
 }
@@ -231,6 +240,8 @@ enum Left<'a> {
 thread_local! {
     /// The last product's packed left side: the next one's takes its place, without being cleared.
     static BUFFER: Cell<Words> = const { Cell::new(Words(Vec::new())) };
+    /// The same for the right side of a small product.
+    static RIGHT_BUFFER: Cell<Words> = const { Cell::new(Words(Vec::new())) };
 }
 
 impl<'a> Left<'a> {
@@ -273,13 +284,13 @@ impl Drop for Left<'_> {
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
-fn pack_row(pairs: &mut [u32], values: &[f32]) {
+fn pack_row(target: &mut [u32], values: &[f32]) {
     let (whole, rest) = values.as_chunks::<2>();
-    for (target, &[low, high]) in pairs.iter_mut().zip(whole) {
-        *target = pair(low, high);
+    for (word, &[low, high]) in target.iter_mut().zip(whole) {
+        *word = pair(low, high);
     }
     if let &[last] = rest {
-        pairs[whole.len()] = pair(last, 0.0);
+        target[whole.len()] = pair(last, 0.0);
     }
 }
 
@@ -307,10 +318,8 @@ fn pack_columns(target: &mut [u32], stride: usize, b: &Matrix<f32>, columns: Ran
                     }
                 }
             }
-            for (column, target) in target.chunks_mut(stride).enumerate().take(columns.len()) {
-                for (word, block) in target[first_step..first_step + steps].iter_mut().zip(&block) {
-                    *word = block[column];
-                }
+            for (target, words) in target.chunks_mut(stride).zip(transpose(&block)).take(columns.len()) {
+                target[first_step..first_step + steps].copy_from_slice(&words[..steps]);
             }
         }
     }
@@ -412,39 +421,31 @@ pub(crate) fn sum_of_products(scale: f32, terms: &[(Matrix<f32>, Right)], bias: 
     values
 }
 
-/// `scale * a b`, written to rows of `output` that begin `stride` elements apart, on the calling thread: for small products of
-/// which there are many.
-pub(crate) fn multiply_here(output: &mut [f32], stride: usize, scale: f32, a: Matrix<f32>, b: Matrix<f32>) {
-    let (rows, columns) = (a.rows, b.columns);
-    let end = rows.saturating_sub(1) * stride + columns;
-    assert!(rows == 0 || stride >= columns && output.len() >= end, "product reaches beyond its slice");
-    // SAFETY: the output is as long as that, and nobody else can write to it.
-    unsafe { write_product(output.as_mut_ptr(), stride, scale, a, b) };
-}
-
-/// `scale * a b` as a new row-major matrix, on the calling thread.
-pub(crate) fn product_here(scale: f32, a: Matrix<f32>, b: Matrix<f32>) -> Vec<f32> {
-    let size = a.rows * b.columns;
-    let mut values = Vec::with_capacity(size);
-    // SAFETY: the capacity is there, and every element is written.
-    unsafe {
-        write_product(values.as_mut_ptr(), b.columns, scale, a, b);
-        values.set_len(size);
-    }
-    values
-}
-
+/// `scale * a b`, written to rows of `output` that begin `stride` elements apart, on the calling thread: for small products of which
+/// there are many.
+///
 /// # Safety
-/// `output` must have the rows of `a`, `stride` apart, and the columns of `b`, and nobody else may read or write them.
-unsafe fn write_product(output: *mut f32, stride: usize, scale: f32, a: Matrix<f32>, b: Matrix<f32>) {
-    if a.rows == 0 || b.columns == 0 {
-        return;
+/// `output` must have the rows of `a` and the columns of `b`, and nobody else may read or write them. They need not be initialised.
+pub(crate) unsafe fn write_product(output: *mut f32, stride: usize, scale: f32, a: Matrix<f32>, b: Matrix<f32>) {
+    assert_eq!(a.columns, b.rows, "inner dimensions differ");
+    let (inner, columns) = (a.columns, b.columns);
+    let right = Right::in_place(b)
+        .unwrap_or_else(|| Right::Panels(Arc::new(Panels::pack_into(RIGHT_BUFFER.take(), b, Number::F32, Cores::One))));
+    let tile = Tile::best(Number::F32);
+    for panel in (0..columns.div_ceil(WIDTH)).filter(|_| a.rows > 0) {
+        let first = panel * WIDTH;
+        let (panel, panel_stride) = right.panel(panel);
+        let (left, row_stride, step_stride) = (words(a.data), a.row_stride, a.column_stride);
+        let stream = Stream { number: Number::F32, steps: inner, left, row_stride, step_stride, panel, panel_stride };
+        let columns = WIDTH.min(columns - first);
+        let target = Target { data: output.wrapping_add(first), stride, rows: a.rows, columns };
+        // SAFETY: these are columns of the output.
+        unsafe { tile.run(Job { streams: [stream, Stream::EMPTY], scale, bias: None, target }) };
     }
-    let right = Right::in_place(b).unwrap_or_else(|| Right::Panels(Arc::new(Panels::pack(b, Number::F32, Cores::One))));
-    // SAFETY: as the caller promises.
-    unsafe {
-        let sum = Sum::new(&[(a, right)], scale, None, output, stride);
-        (0..b.columns.div_ceil(WIDTH)).for_each(|panel| sum.take(0..a.rows, panel));
+    if let Right::Panels(panels) = right
+        && let Ok(panels) = Arc::try_unwrap(panels)
+    {
+        RIGHT_BUFFER.set(panels.words);
     }
 }
 
@@ -528,8 +529,8 @@ mod tests {
             for b in [Matrix::new(&b, k, n), Matrix::new(&b, n, k).t()] {
                 let expected = sum_of_products(0.5, &[(a, Right::new(b, Number::F32, m))], None);
                 let mut output = vec![7.0; m * (n + 3)];
-                multiply_here(&mut output, n + 3, 0.5, a, b);
-                assert_eq!(product_here(0.5, a, b), expected);
+                // SAFETY: the output has these rows and columns.
+                unsafe { write_product(output.as_mut_ptr(), n + 3, 0.5, a, b) };
                 for (row, expected) in output.chunks(n + 3).zip(expected.chunks(n)) {
                     assert_eq!((&row[..n], &row[n..]), (expected, &[7.0; 3][..]));
                 }

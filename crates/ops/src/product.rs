@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::float::Float;
-use crate::matrix::{Cores, Into, Matrix, multiply};
+use crate::matrix::{self, Cores, Into, Matrix, multiply};
 use crate::panels::{self, Panels, Right};
 use crate::tiles::Number;
 
@@ -56,22 +56,19 @@ pub(crate) fn sum_of_products<T: Float>(scale: f64, terms: &[Term<T>], bias: Opt
     output
 }
 
-/// `scale * a b`, written to rows of `output` that begin `stride` elements apart, on the calling thread.
-pub(crate) fn multiply_here<T: Float>(output: &mut [T], stride: usize, scale: f64, a: Matrix<T>, b: Matrix<T>) {
-    if let (Some(a), Some(b), true) = (a.as_f32(), b.as_f32(), Number::F32.is_native())
-        && let Some(output) = T::as_f32_mut(output)
-    {
-        return panels::multiply_here(output, stride, scale as f32, a, b);
+/// `scale * a b`, written to rows of `output` that begin `stride` elements apart, on the calling thread: for small products of which
+/// there are many.
+///
+/// # Safety
+/// `output` must have the rows of `a` and the columns of `b`, and nobody else may read or write them. They need not be initialised.
+pub(crate) unsafe fn write_product<T: Float>(output: *mut T, stride: usize, scale: f64, a: Matrix<T>, b: Matrix<T>) {
+    // SAFETY: as the caller promises; a type that lends its numbers as f32 is f32.
+    unsafe {
+        match (a.as_f32(), b.as_f32()) {
+            (Some(a), Some(b)) if Number::F32.is_native() => {
+                panels::write_product(output.cast(), stride, scale as f32, a, b);
+            }
+            _ => matrix::write_product(output, stride, Into::Overwrite, scale, a, b, Cores::One),
+        }
     }
-    multiply(output, stride, Into::Overwrite, scale, a, b, Cores::One);
-}
-
-/// `scale * a b` as a new row-major matrix, on the calling thread.
-pub(crate) fn product_here<T: Float>(scale: f64, a: Matrix<T>, b: Matrix<T>) -> Vec<T> {
-    if let (Some(a), Some(b), true) = (a.as_f32(), b.as_f32(), Number::F32.is_native()) {
-        return T::from_f32(panels::product_here(scale as f32, a, b));
-    }
-    let mut output = vec![T::zero(); a.rows * b.columns];
-    multiply_here(&mut output, b.columns, scale, a, b);
-    output
 }

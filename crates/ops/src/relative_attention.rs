@@ -8,12 +8,12 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::concatenation::concatenate_columns;
-use crate::dropout::{Dropout, mask_piece};
-use crate::float::{Float, highest, sum};
+use crate::dropout::Dropout;
+use crate::float::{Float, sum};
 use crate::matrix::{Cores, Into, Matrix, multiply};
 use crate::memory::zeros;
 use crate::operation::{Gradient, Operation, View, apply};
-use crate::product::{multiply_here, product_here};
+use crate::product::write_product;
 use crate::segments::Segments;
 
 /// Which row of a table stands for which distance, the query's position less the key's.
@@ -205,7 +205,7 @@ impl<T: Float> Head<'_, T> {
     /// The attention probabilities before dropout, `(queries, keys)`.
     fn probabilities(&self) -> Vec<T> {
         let keys = self.key.rows;
-        let mut scores = product_here(self.scale, self.query, self.key.t());
+        let mut scores = product(self.scale, self.query, self.key.t());
         match &self.term {
             Term::Window(_) => {}
             Term::Bias { reach, table } => {
@@ -215,7 +215,7 @@ impl<T: Float> Head<'_, T> {
             Term::Disentangled { reach, key, query } => {
                 let rows = reach.reached.len();
                 if let Some(position) = key {
-                    let met = product_here(self.scale, self.query, position.t()); // (queries, rows)
+                    let met = product(self.scale, self.query, position.t()); // (queries, rows)
                     for (i, (scores, met)) in scores.chunks_exact_mut(keys).zip(met.chunks_exact(rows)).enumerate() {
                         for (score, &row) in scores.iter_mut().zip(reach.of_query(i, keys)) {
                             *score += met[row];
@@ -223,7 +223,7 @@ impl<T: Float> Head<'_, T> {
                     }
                 }
                 if let Some(position) = query {
-                    let met = product_here(self.scale, self.key, position.t()); // (keys, rows)
+                    let met = product(self.scale, self.key, position.t()); // (keys, rows)
                     for (i, scores) in scores.chunks_exact_mut(keys).enumerate() {
                         let met = met.chunks_exact(rows).zip(reach.of_query(i, keys));
                         for (score, (met, &row)) in scores.iter_mut().zip(met) {
@@ -239,6 +239,52 @@ impl<T: Float> Head<'_, T> {
         }
         scores
     }
+}
+
+/// `scale * a b` as a new row-major matrix, on the calling thread.
+fn product<T: Float>(scale: f64, a: Matrix<T>, b: Matrix<T>) -> Vec<T> {
+    let mut output = vec![T::zero(); a.rows * b.columns];
+    write(&mut output, b.columns, scale, a, b);
+    output
+}
+
+/// `scale * a b`, written to rows of `output` that begin `stride` elements apart, on the calling thread.
+fn write<T: Float>(output: &mut [T], stride: usize, scale: f64, a: Matrix<T>, b: Matrix<T>) {
+    let reach = a.rows.saturating_sub(1) * stride + b.columns;
+    assert!(a.rows == 0 || reach <= output.len(), "product reaches beyond its slice");
+    // SAFETY: the rows and columns lie within the slice, which is borrowed mutably.
+    unsafe { write_product(output.as_mut_ptr(), stride, scale, a, b) };
+}
+
+/// `output += scale * a b`, in rows of `output` that begin `stride` elements apart.
+fn add<T: Float>(output: &mut [T], stride: usize, scale: f64, a: Matrix<T>, b: Matrix<T>) {
+    multiply(output, stride, Into::Add, scale, a, b, Cores::One);
+}
+
+/// Cuts a `(tokens, columns)` matrix into one slice per sequence.
+fn split<'a, T>(segments: &Segments, mut data: &'a mut [T], columns: usize) -> Vec<&'a mut [T]> {
+    let cut = |range: Range<usize>| data.split_off_mut(..range.len() * columns).unwrap_or_default();
+    segments.ranges().map(cut).collect()
+}
+
+/// `mask * values`, in place, for values that begin at position `first`.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
+fn drop_out<T: Float>(values: &mut [T], dropout: Dropout, first: u32) {
+    for (i, value) in values.iter_mut().enumerate() {
+        *value *= dropout.factor::<T>(first.wrapping_add(i as u32));
+    }
+}
+
+/// The highest value, in sixteen lanes; minus infinity of none.
+#[inline(always)]
+fn highest<T: Float>(values: &[T]) -> T {
+    let higher = |a: T, b: T| if b > a { b } else { a };
+    let mut lanes = [T::neg_infinity(); 16];
+    let (pieces, rest) = values.as_chunks::<16>();
+    for piece in pieces {
+        lanes.iter_mut().zip(piece).for_each(|(lane, &x)| *lane = higher(*lane, x));
+    }
+    lanes.iter().chain(rest).copied().fold(T::neg_infinity(), higher)
 }
 
 /// `scores[i][j] += by_distance[j - i + keys - 1]`.
@@ -275,11 +321,6 @@ fn softmax_backward<T: Float>(gradient: &mut [T], probabilities: &[T], keys: usi
             *d = p * (*d - dot);
         }
     }
-}
-
-/// `output += scale * a b`, in rows of `output` that begin `stride` elements apart.
-fn add<T: Float>(output: &mut [T], stride: usize, scale: f64, a: Matrix<T>, b: Matrix<T>) {
-    multiply(output, stride, Into::Add, scale, a, b, Cores::One);
 }
 
 /// One sequence: where its queries and its keys lie, and the rows its distances reach.
@@ -371,21 +412,21 @@ impl RelativeAttention {
             let first = index * width;
             let g = Matrix::strided(&upstream[first..], queries, width, hidden);
             let probabilities = head.probabilities();
-            let mut ds = product_here(1.0, g, head.value.t()); // first of the probabilities, then of the scores
+            let mut ds = product(1.0, g, head.value.t()); // first of the probabilities, then of the scores
             let mut masked = probabilities.clone();
             if let Some(dropout) = self.dropout {
-                mask_piece(&mut ds, dropout, head.first_probability);
-                mask_piece(&mut masked, dropout, head.first_probability);
+                drop_out(&mut ds, dropout, head.first_probability);
+                drop_out(&mut masked, dropout, head.first_probability);
             }
             softmax_backward(&mut ds, &probabilities, keys);
             let scores = Matrix::new(&ds, queries, keys);
             if needed[0] {
-                multiply_here(&mut dq[first..], hidden, self.scale, scores, head.key);
+                write(&mut dq[first..], hidden, self.scale, scores, head.key);
             }
             if needed[1] {
-                multiply_here(&mut dkv[first..], 2 * hidden, self.scale, scores.t(), head.query);
+                write(&mut dkv[first..], 2 * hidden, self.scale, scores.t(), head.query);
                 let masked = Matrix::new(&masked, queries, keys);
-                multiply_here(&mut dkv[hidden + first..], 2 * hidden, 1.0, masked.t(), g);
+                write(&mut dkv[hidden + first..], 2 * hidden, 1.0, masked.t(), g);
             }
             match &head.term {
                 Term::Window(_) => {}
@@ -446,16 +487,16 @@ impl Operation for RelativeAttention {
     fn forward<T: Float>(&self, inputs: &[View<T>]) -> Result<(Vec<T>, Vec<usize>)> {
         let (_, hidden) = inputs[0].matrix();
         let mut output = zeros(inputs[0].data.len());
-        let outputs = self.queries.split(&mut output, hidden);
+        let outputs = split(&self.queries, &mut output, hidden);
         self.sequences().par_iter().zip(outputs).for_each(|(sequence, output)| {
             for index in 0..self.heads {
                 let head = self.head(index, sequence, inputs);
                 let mut probabilities = head.probabilities();
                 if let Some(dropout) = self.dropout {
-                    mask_piece(&mut probabilities, dropout, head.first_probability);
+                    drop_out(&mut probabilities, dropout, head.first_probability);
                 }
                 let probabilities = Matrix::new(&probabilities, head.query.rows, head.key.rows);
-                multiply_here(&mut output[index * head.value.columns..], hidden, 1.0, probabilities, head.value);
+                write(&mut output[index * head.value.columns..], hidden, 1.0, probabilities, head.value);
             }
         });
         Ok((output, inputs[0].shape.to_vec()))
@@ -471,7 +512,7 @@ impl Operation for RelativeAttention {
         let (_, hidden) = inputs[0].matrix();
         let (mut dq, mut dkv) = (zeros(inputs[0].data.len()), zeros(inputs[1].data.len()));
         let outputs =
-            self.queries.split(&mut dq, hidden).into_par_iter().zip(self.segments.split(&mut dkv, 2 * hidden));
+            split(&self.queries, &mut dq, hidden).into_par_iter().zip(split(&self.segments, &mut dkv, 2 * hidden));
         let sequences = self.sequences();
         let tables: Vec<Vec<T>> = sequences
             .par_iter()

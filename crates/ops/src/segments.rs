@@ -58,17 +58,6 @@ impl Segments {
         }
         Ok(())
     }
-
-    /// Cuts a mutable `(tokens, columns)` matrix into one slice per sequence.
-    pub(crate) fn split<'a, T>(&self, mut data: &'a mut [T], columns: usize) -> Vec<&'a mut [T]> {
-        self.ranges()
-            .map(|range| {
-                let (segment, rest) = std::mem::take(&mut data).split_at_mut(range.len() * columns);
-                data = rest;
-                segment
-            })
-            .collect()
-    }
 }
 
 /// Each sequence's first row: `(tokens, hidden)` to `(sequences, hidden)`.

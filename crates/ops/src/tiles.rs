@@ -36,6 +36,14 @@ impl Number {
         }
     }
 
+    /// Where along the inner dimension a step begins.
+    pub fn first_value(self, step: usize) -> usize {
+        match self {
+            Self::F32 => step,
+            Self::Bf16 => 2 * step,
+        }
+    }
+
     /// Whether this processor has an instruction for products of such numbers, sixteen sums at a time.
     pub fn is_native(self) -> bool {
         Tile::best(self) != Tile::Portable
