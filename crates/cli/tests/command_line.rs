@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // A test fails by panicking.
 
+use std::collections::BTreeSet;
 use std::process::{Command, Output};
 
 fn peft_glue(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
@@ -124,4 +125,22 @@ fn options_of_lora_reach_the_model() {
     assert!(!text.contains("pooler.dense.lora_A"), "{text}");
     let error = complaint(&[without_layers, &["--alpha-pattern", "query"]].concat(), &[]);
     assert!(error.contains("expected NAME=VALUE"), "{error}");
+}
+
+#[test]
+fn lora_without_targets_adapts_the_layers_that_the_models_architecture_calls_for() {
+    for (case, targets) in [
+        ("roberta", ["query", "value"].as_slice()),
+        ("distilbert", &["q_lin", "v_lin"]),
+        ("mpnet", &["q", "v"]),
+        ("deberta-v3", &["query_proj", "value_proj"]),
+        ("modernbert", &["Wqkv"]),
+    ] {
+        let model = format!("{}/../peft/tests/oracle/encoders/{case}", env!("CARGO_MANIFEST_DIR"));
+        let output = peft_glue(&["parameters", "--task", "mnli", "--method", "lora", "--model", &model], &[]);
+        let printed = String::from_utf8(output.stdout).unwrap();
+        let branches = printed.lines().filter_map(|line| line.split_once(".lora_A")).map(|(path, _)| path);
+        let adapted: BTreeSet<&str> = branches.filter_map(|path| path.rsplit('.').next()).collect();
+        assert_eq!(adapted, targets.iter().copied().collect(), "{case}: {printed}");
+    }
 }
