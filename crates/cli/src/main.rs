@@ -7,10 +7,10 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 use trainer::glue::Glue;
-use trainer::{Passes, Trainer, Verbosity};
+use trainer::{Passes, Start, Trainer, Verbosity};
 
 use crate::arguments::{Arguments, Command, RunArguments};
 
@@ -31,11 +31,16 @@ fn main() -> ExitCode {
 
 fn perform(arguments: Arguments) -> Result<()> {
     match arguments.command {
-        Command::Run(arguments) => run(&arguments),
+        Command::Run { run: arguments, save_adapter } => run(&arguments, save_adapter.as_deref()),
         Command::Predict { run, folder } => predict(&run, &folder),
-        Command::Replay { run, batches, start, forward_only, merge } => {
+        Command::Replay { run, batches, start, save_adapter, forward_only, merge } => {
             let passes = if forward_only { Passes::Forward { merged: merge } } else { Passes::Training };
-            replay(&run, &batches, start.as_deref(), passes)
+            let start = match (&run.adapter, &start) {
+                (Some(folder), _) => Start::Adapter(folder),
+                (None, Some(file)) => Start::Values(file),
+                (None, None) => Start::New,
+            };
+            replay(&run, &batches, start, passes, save_adapter.as_deref())
         }
         Command::Data => data(),
         Command::Parameters(arguments) => parameters(&arguments),
@@ -51,9 +56,12 @@ fn trainer(arguments: &RunArguments) -> Result<Trainer> {
         .verbosity(verbosity))
 }
 
-fn run(arguments: &RunArguments) -> Result<()> {
-    let mut trainer = trainer(arguments)?;
-    let run = arguments.run();
+fn run(arguments: &RunArguments, save_adapter: Option<&Path>) -> Result<()> {
+    if arguments.adapter.is_some() {
+        bail!("a run trains anew: give --method; predict, replay and parameters take --adapter");
+    }
+    let mut trainer = trainer(arguments)?.keep_weights(arguments.keep_weights || save_adapter.is_some());
+    let run = arguments.run()?;
     if arguments.json && std::io::stderr().is_terminal() {
         eprintln!("data: {}; record: {}", trainer.glue().origin(), trainer.folder(&run).display());
     } else if !arguments.json {
@@ -61,6 +69,9 @@ fn run(arguments: &RunArguments) -> Result<()> {
         println!("{}", trainer.untrained_model(&run)?.trainable_report());
     }
     let record = trainer.run(&run)?;
+    if let Some(folder) = save_adapter {
+        trainer.trained_model(&run)?.save_adapter(folder)?;
+    }
     if arguments.json {
         println!("{}", serde_json::to_string(&record)?);
         return Ok(());
@@ -77,21 +88,41 @@ fn run(arguments: &RunArguments) -> Result<()> {
         println!("note: {caveat}");
     }
     println!("record: {}", trainer.folder(&run).join("record.json").display());
+    if let Some(folder) = save_adapter {
+        println!("adapter: {}", folder.display());
+    }
     Ok(())
 }
 
 fn predict(arguments: &RunArguments, folder: &Path) -> Result<()> {
     let mut trainer = trainer(arguments)?.keep_weights(true);
-    let run = arguments.run();
-    trainer.run(&run)?;
-    for path in trainer.write_predictions(&run, folder).context("the test predictions")? {
+    let run = arguments.run()?;
+    let model = match &arguments.adapter {
+        Some(adapter) => {
+            let (model, warnings) = trainer.adapter_model(&run, adapter)?;
+            warnings.iter().for_each(|warning| eprintln!("Warning: {warning}"));
+            model
+        }
+        None => {
+            trainer.run(&run)?;
+            trainer.trained_model(&run)?
+        }
+    };
+    for path in trainer.write_predictions(&run, &model, folder).context("the test predictions")? {
         println!("{}", path.display());
     }
     Ok(())
 }
 
-fn replay(arguments: &RunArguments, batches: &Path, start: Option<&Path>, passes: Passes) -> Result<()> {
-    let replayed = trainer::replay(&mut trainer(arguments)?, &arguments.run(), batches, start, passes)?;
+fn replay(
+    arguments: &RunArguments,
+    batches: &Path,
+    start: Start,
+    passes: Passes,
+    save_adapter: Option<&Path>,
+) -> Result<()> {
+    let run = arguments.run()?;
+    let replayed = trainer::replay(&mut trainer(arguments)?, &run, batches, start, passes, save_adapter)?;
     println!("{}", serde_json::to_string(&replayed)?);
     Ok(())
 }
@@ -108,7 +139,7 @@ fn data() -> Result<()> {
 }
 
 fn parameters(arguments: &RunArguments) -> Result<()> {
-    let report = trainer(arguments)?.untrained_model(&arguments.run())?.trainable_report();
+    let report = trainer(arguments)?.untrained_model(&arguments.run()?)?.trainable_report();
     for tensor in &report.tensors {
         println!("{:>12}  {:?}  {}", trainer::peft::thousands(tensor.count()), tensor.shape, tensor.name);
     }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // A test fails by panicking.
 
+use std::collections::BTreeSet;
 use std::process::{Command, Output};
 
 fn peft_glue(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
@@ -55,4 +56,91 @@ fn the_data_command_says_which_copy_it_found() {
     assert!(output.status.success());
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.starts_with("data: ") && text.contains("train"), "{text}");
+}
+
+/// A model without a tokenizer, and an adapter that Python's peft wrote.
+const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../peft/tests/oracle/tiny-bert");
+const DORA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../peft/tests/oracle/adapters/dora");
+
+#[test]
+fn an_adapter_brings_its_method_and_what_it_trains_is_listed() {
+    let arguments = ["parameters", "--task", "mnli", "--model", TINY, "--adapter", DORA];
+    let output = peft_glue(&arguments, &[("GLUE_OFFLINE", "1")]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("attention.self.query.lora_magnitude_vector"), "{text}");
+    // PEFT's line for it, from adapters.json.
+    assert!(text.ends_with("trainable params: 3,459 || all params: 26,310 || trainable%: 13.1471\n"), "{text}");
+}
+
+#[test]
+fn a_method_or_an_adapter_is_needed_and_not_both() {
+    let error = complaint(&["run", "--task", "synthetic"], &[]);
+    assert!(error.contains("--method"), "{error}");
+    let error = complaint(&[&RUN[..], &["--adapter", DORA]].concat(), &[]);
+    assert!(error.contains("cannot be used with"), "{error}");
+    let error = complaint(&["run", "--task", "synthetic", "--model", TINY, "--adapter", DORA], &[]);
+    assert!(error.contains("a run trains anew"), "{error}");
+}
+
+#[test]
+fn an_adapter_that_is_nowhere_is_an_error_that_names_the_file() {
+    let error = complaint(&["predict", "--task", "mnli", "--model", TINY, "--adapter", "./nowhere"], &[]);
+    assert!(error.contains("./nowhere/adapter_config.json") && error.contains("adapter_model.safetensors"), "{error}");
+}
+
+#[test]
+fn options_of_lora_reach_the_model() {
+    let arguments = [
+        "parameters",
+        "--task",
+        "mnli",
+        "--model",
+        TINY,
+        "--method",
+        "lora",
+        "--r",
+        "3",
+        "--target-modules",
+        "all-linear",
+        "--exclude-modules",
+        "pooler.dense",
+        "--rank-pattern",
+        "query=2,output.dense=1",
+        "--layers-to-transform",
+        "1",
+    ];
+    // Layers go with a list of names only.
+    let error = complaint(&arguments, &[("GLUE_OFFLINE", "1")]);
+    assert!(error.contains("layers_to_transform is [1]"), "{error}");
+    let without_layers = &arguments[..arguments.len() - 2];
+    let output = peft_glue(without_layers, &[("GLUE_OFFLINE", "1")]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    for line in [
+        "[2, 32]  bert.encoder.layer.0.attention.self.query.lora_A.weight",
+        "[1, 64]  bert.encoder.layer.1.output.dense.lora_A.weight",
+    ] {
+        assert!(text.contains(line), "{line} is not in {text}");
+    }
+    assert!(!text.contains("pooler.dense.lora_A"), "{text}");
+    let error = complaint(&[without_layers, &["--alpha-pattern", "query"]].concat(), &[]);
+    assert!(error.contains("expected NAME=VALUE"), "{error}");
+}
+
+#[test]
+fn lora_without_targets_adapts_the_layers_that_the_models_architecture_calls_for() {
+    for (case, targets) in [
+        ("roberta", ["query", "value"].as_slice()),
+        ("distilbert", &["q_lin", "v_lin"]),
+        ("mpnet", &["q", "v"]),
+        ("deberta-v3", &["query_proj", "value_proj"]),
+        ("modernbert", &["Wqkv"]),
+    ] {
+        let model = format!("{}/../peft/tests/oracle/encoders/{case}", env!("CARGO_MANIFEST_DIR"));
+        let output = peft_glue(&["parameters", "--task", "mnli", "--method", "lora", "--model", &model], &[]);
+        let printed = String::from_utf8(output.stdout).unwrap();
+        let branches = printed.lines().filter_map(|line| line.split_once(".lora_A")).map(|(path, _)| path);
+        let adapted: BTreeSet<&str> = branches.filter_map(|path| path.rsplit('.').next()).collect();
+        assert_eq!(adapted, targets.iter().copied().collect(), "{case}: {printed}");
+    }
 }

@@ -104,6 +104,8 @@ pub(crate) mod tests {
         let trained = match &method {
             Method::Full => 22_714_000,
             Method::Lora(lora) => 9216 * lora.r,
+            Method::Ia3(_) => 16_000,
+            Method::LnTuning(_) => 10_000,
             Method::BitFit(_) => 42_000,
             Method::Head => 0,
         };

@@ -68,6 +68,8 @@ impl Style {
         match method {
             Method::Full => Self { colour: BLUE, marker: Marker::Square },
             Method::Lora(_) => Self { colour: VERMILLION, marker: Marker::Circle },
+            Method::Ia3(_) => Self { colour: SKY_BLUE, marker: Marker::Triangle },
+            Method::LnTuning(_) => Self { colour: ORANGE, marker: Marker::Diamond },
             Method::BitFit(_) => Self { colour: BLUISH_GREEN, marker: Marker::Triangle },
             Method::Head => Self { colour: REDDISH_PURPLE, marker: Marker::Diamond },
         }

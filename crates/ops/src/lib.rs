@@ -5,8 +5,8 @@
 //! an argument that no [`candle_core::Var`] stands behind gets no gradient, and costs nothing.
 //!
 //! A batch is *packed*: hidden states are one `(tokens, hidden)` matrix over all sequences of the batch, and [`Segments`] says
-//! where each sequence begins. There is no padding. Only [`attention`], [`segment_mean`] and
-//! [`first_tokens`] look at the segments.
+//! where each sequence begins. There is no padding. Only [`attention`], [`relative_attention`],
+//! [`rotary`], [`segment_mean`] and [`first_tokens`] look at the segments.
 //!
 //! The operations are part of candle's graph, or, within [`record`], of a tape of their own, which is faster.
 //!
@@ -35,9 +35,12 @@ mod adamw;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 mod attention;
+mod columns;
+mod concatenation;
 mod dropout;
 mod embedding;
 mod float;
+mod gate;
 mod linear;
 mod loss;
 mod matrix;
@@ -46,6 +49,8 @@ mod normalization;
 mod operation;
 mod panels;
 mod product;
+mod relative_attention;
+mod rotary;
 mod segments;
 mod tape;
 mod tiles;
@@ -54,12 +59,17 @@ mod transpose;
 pub use activation::{Activation, activation};
 pub use adamw::{AdamWStep, Moments, adamw_step, squared_norm};
 pub use attention::attention;
+pub use columns::{add_bias, scale_columns};
+pub use concatenation::{concatenate_columns, narrow_columns};
 pub use dropout::{Dropout, add_dropout, dropout};
 pub use embedding::embedding_sum;
+pub use gate::gate;
 pub use linear::{Lora, Precision, Weight, linear, lora_linear};
 pub use loss::{cross_entropy, mean_squared_error};
 pub use matrix::{on_workers, threads};
 pub use memory::keep_freed_memory;
 pub use normalization::layer_norm;
+pub use relative_attention::{Relative, RelativeRows, relative_attention};
+pub use rotary::rotary;
 pub use segments::{Segments, first_tokens, segment_mean};
 pub use tape::{Gradients, Recorded, record, without_gradients};

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // A test fails by panicking.
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
-use ops::{Activation, Dropout, Lora, Precision, Segments, Weight};
+use ops::{Activation, Dropout, Lora, Precision, Relative, RelativeRows, Segments, Weight};
 
 /// Reproducible numbers in (-1, 1), without candle's generator, which has no seed on the CPU.
 fn numbers(shape: &[usize], seed: u64) -> Tensor {
@@ -265,6 +265,224 @@ fn attention_of_one_query_per_sequence_is_that_row_of_all_queries_and_its_gradie
     Ok(())
 }
 
+/// Scores of one sequence's heads and what is added to them, `(heads, queries, keys)`, in candle's basic operations.
+fn attention_by_scores(
+    [q, k, v]: [&Tensor; 3],
+    heads: usize,
+    terms: usize,
+    added: impl Fn(usize, usize, usize, &dyn Fn(&Tensor, usize) -> Vec<f64>) -> f64,
+) -> Result<Tensor> {
+    let (length, hidden) = q.dims2()?;
+    let width = hidden / heads;
+    let head_row = |t: &Tensor, row: usize, head: usize| -> Vec<f64> {
+        t.get(row).unwrap().narrow(0, head * width, width).unwrap().to_vec1().unwrap()
+    };
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let mut output = vec![0.0; length * hidden];
+    for head in 0..heads {
+        for i in 0..length {
+            let query = head_row(q, i, head);
+            let scores: Vec<f64> = (0..length)
+                .map(|j| {
+                    let key = head_row(k, j, head);
+                    let rows = |t: &Tensor, row: usize| head_row(t, row, head);
+                    dot(&query, &key) / ((width * terms) as f64).sqrt() + added(head, i, j, &rows)
+                })
+                .collect();
+            let total: f64 = scores.iter().map(|score| score.exp()).sum();
+            for (j, score) in scores.iter().enumerate() {
+                for (column, value) in head_row(v, j, head).into_iter().enumerate() {
+                    output[i * hidden + head * width + column] += score.exp() / total * value;
+                }
+            }
+        }
+    }
+    Tensor::from_vec(output, (length, hidden), &Device::Cpu)
+}
+
+/// Packed attention with `relative` against each sequence alone, where `added` gives what the scores hold besides `q kᵀ`.
+fn is_attention_with(
+    inputs: &[Var],
+    terms: usize,
+    relative: impl Fn(&[Var], &Segments) -> Result<Tensor>,
+    added: impl Fn(usize, usize, usize, &Tensor, &Tensor, &dyn Fn(&Tensor, usize) -> Vec<f64>) -> f64,
+) -> Result<()> {
+    let segments = Segments::from_lengths(&[3, 1, 4]);
+    let expected = segments
+        .ranges()
+        .map(|range| {
+            let [q, k, v] = [0, 1, 2].map(|i| inputs[i].narrow(0, range.start, range.len()).unwrap());
+            attention_by_scores([&q, &k, &v], 2, terms, |head, i, j, rows| added(head, i, j, &q, &k, rows))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let expected = Tensor::cat(&expected, 0)?;
+    close(&relative(inputs, &segments)?, &expected, 1e-14);
+    agrees_with_finite_differences(inputs, |v| relative(v, &segments));
+    // One query per sequence: the first token's.
+    let starts = Tensor::new(&[0u32, 3, 4], &Device::Cpu)?;
+    let mut first = inputs.to_vec();
+    first[0] = Var::from_tensor(&inputs[0].index_select(&starts, 0)?)?;
+    close(&relative(&first, &segments)?, &expected.index_select(&starts, 0)?, 1e-14);
+    agrees_with_finite_differences(&first, |v| relative(v, &segments));
+    Ok(())
+}
+
+#[test]
+fn attention_within_a_window_leaves_out_the_keys_beyond_it_and_its_gradients_are_exact() -> Result<()> {
+    let inputs = variables(&[&[8, 6], &[8, 6], &[8, 6]]);
+    for dropout in [None, Dropout::new(0.3, 5)] {
+        let window = |v: &[Var], segments: &Segments| {
+            ops::relative_attention(&v[0], &v[1], &v[2], Relative::Window(1), segments, 2, dropout)
+        };
+        if dropout.is_some() {
+            agrees_with_finite_differences(&inputs, |v| window(v, &Segments::from_lengths(&[3, 1, 4])));
+        } else {
+            let beyond = |_, i: usize, j: usize, _: &Tensor, _: &Tensor, _: &dyn Fn(&Tensor, usize) -> Vec<f64>| {
+                if i.abs_diff(j) > 1 { f64::NEG_INFINITY } else { 0.0 }
+            };
+            is_attention_with(&inputs, 1, window, beyond)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_window_as_wide_as_the_sequences_is_attention() -> Result<()> {
+    let segments = Segments::from_lengths(&[3, 1, 4]);
+    let inputs = variables(&[&[8, 6], &[8, 6], &[8, 6]]);
+    for dropout in [None, Dropout::new(0.3, 5)] {
+        let all = ops::attention(&inputs[0], &inputs[1], &inputs[2], &segments, 2, dropout)?;
+        let window = Relative::Window(4);
+        let found = ops::relative_attention(&inputs[0], &inputs[1], &inputs[2], window, &segments, 2, dropout)?;
+        close(&found, &all, 1e-14);
+    }
+    Ok(())
+}
+
+/// Saturates two tokens away: rows 0 to 4 of a table of 5.
+fn saturated(distance: isize) -> usize {
+    (distance.clamp(-2, 2) + 2) as usize
+}
+
+#[test]
+fn a_bias_by_distance_is_added_to_the_scores_and_its_gradients_are_exact() -> Result<()> {
+    let rows = RelativeRows::new(6, saturated);
+    let inputs = variables(&[&[8, 6], &[8, 6], &[8, 6], &[5, 2]]);
+    let table = inputs[3].to_vec2::<f64>()?;
+    let bias = |dropout| {
+        let rows = &rows;
+        move |v: &[Var], segments: &Segments| {
+            let relative = Relative::Bias { table: &v[3], rows };
+            ops::relative_attention(&v[0], &v[1], &v[2], relative, segments, 2, dropout)
+        }
+    };
+    is_attention_with(&inputs, 1, bias(None), |head, i, j, _, _, _| table[saturated(i as isize - j as isize)][head])?;
+    let segments = Segments::from_lengths(&[3, 1, 4]);
+    agrees_with_finite_differences(&inputs, |v| bias(Dropout::new(0.3, 5))(v, &segments));
+    // A frozen table gets no gradient.
+    let table = inputs[3].as_detached_tensor();
+    let relative = Relative::Bias { table: &table, rows: &rows };
+    let output = ops::relative_attention(&inputs[0], &inputs[1], &inputs[2], relative, &segments, 2, None)?;
+    let gradients = output.sum_all()?.backward()?;
+    assert!(gradients.get(&inputs[0]).is_some() && gradients.get(&table).is_none());
+    Ok(())
+}
+
+#[test]
+fn disentangled_attention_is_the_papers_sum_of_scores_and_its_gradients_are_exact() -> Result<()> {
+    let rows = RelativeRows::new(6, saturated);
+    let inputs = variables(&[&[8, 6], &[8, 6], &[8, 6], &[5, 6], &[5, 6]]);
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    for (to_position, to_content) in [(true, true), (true, false), (false, true)] {
+        // Only the tables that take part have a gradient.
+        let tables = [3, 4].into_iter().zip([to_position, to_content]).filter(|(_, takes_part)| *takes_part);
+        let inputs: Vec<Var> = [0, 1, 2].into_iter().chain(tables.map(|(i, _)| i)).map(|i| inputs[i].clone()).collect();
+        let terms = inputs.len() - 2;
+        let attention = |dropout| {
+            let rows = &rows;
+            move |v: &[Var], segments: &Segments| {
+                let key = to_position.then(|| v[3].as_tensor());
+                let query = to_content.then(|| v[v.len() - 1].as_tensor());
+                let relative = Relative::Disentangled { key, query, rows };
+                ops::relative_attention(&v[0], &v[1], &v[2], relative, segments, 2, dropout)
+            }
+        };
+        let scale = 1.0 / ((3 * terms) as f64).sqrt();
+        is_attention_with(&inputs, terms, attention(None), |_, i, j, q, k, head_row| {
+            let row = saturated(i as isize - j as isize);
+            let to_position = if to_position { dot(&head_row(q, i), &head_row(&inputs[3], row)) } else { 0.0 };
+            let last = &inputs[inputs.len() - 1];
+            let to_content = if to_content { dot(&head_row(k, j), &head_row(last, row)) } else { 0.0 };
+            scale * (to_position + to_content)
+        })?;
+        let segments = Segments::from_lengths(&[3, 1, 4]);
+        agrees_with_finite_differences(&inputs, |v| attention(Dropout::new(0.3, 5))(v, &segments));
+    }
+    Ok(())
+}
+
+#[test]
+fn rows_that_do_not_fit_the_table_or_the_sequences_are_errors() {
+    let v = variables(&[&[8, 6], &[8, 6], &[8, 6], &[5, 2], &[4, 2]]);
+    let error = |table: &Tensor, longest, lengths: &[usize]| {
+        let rows = RelativeRows::new(longest, saturated);
+        let relative = Relative::Bias { table, rows: &rows };
+        let segments = Segments::from_lengths(lengths);
+        ops::relative_attention(&v[0], &v[1], &v[2], relative, &segments, 2, None).unwrap_err().to_string()
+    };
+    assert!(error(&v[3], 3, &[4, 4]).contains("4 tokens, the rows are made for 3"));
+    assert!(error(&v[4], 6, &[4, 4]).contains("a table of 4 rows and 2 columns, expected 2 and row 4"));
+    assert!(error(&v[0], 6, &[4, 4]).contains("6 columns, expected 2"));
+}
+
+#[test]
+fn rotary_embeddings_are_complex_multiplication_and_their_gradients_are_exact() -> Result<()> {
+    let segments = Segments::from_lengths(&[3, 1, 4]);
+    let inputs = variables(&[&[8, 12]]);
+    let x = inputs[0].to_vec2::<f64>()?;
+    let mut expected = Vec::new();
+    for range in segments.ranges() {
+        for (position, row) in x[range].iter().enumerate() {
+            for head in row.chunks(6) {
+                // Column i is the real part, column i + 3 the imaginary one of a number that is turned.
+                let turned = (0..3).map(|i| {
+                    let angle = position as f64 / 100f64.powf(i as f64 / 3.0);
+                    (
+                        head[i] * angle.cos() - head[i + 3] * angle.sin(),
+                        head[i] * angle.sin() + head[i + 3] * angle.cos(),
+                    )
+                });
+                let (real, imaginary): (Vec<f64>, Vec<f64>) = turned.unzip();
+                expected.extend(real.into_iter().chain(imaginary));
+            }
+        }
+    }
+    let rotary = |v: &[Var]| ops::rotary(&v[0], &segments, 2, 100.0);
+    close(&rotary(&inputs)?, &Tensor::from_vec(expected, (8, 12), &Device::Cpu)?, 1e-14);
+    agrees_with_finite_differences(&inputs, rotary);
+    assert!(ops::rotary(&inputs[0], &segments, 4, 100.0).unwrap_err().to_string().contains("pairs"));
+    Ok(())
+}
+
+#[test]
+fn columns_are_joined_and_cut_and_gates_multiplied_and_their_gradients_are_exact() -> Result<()> {
+    // More rows than a thread takes at a time.
+    for rows in [3, 70] {
+        let inputs = variables(&[&[rows, 4], &[rows, 3], &[rows, 4]]);
+        let joined = |v: &[Var]| ops::concatenate_columns(&v[0], &v[1]);
+        close(&joined(&inputs)?, &Tensor::cat(&[inputs[0].as_tensor(), inputs[1].as_tensor()], 1)?, 0.0);
+        agrees_with_finite_differences(&inputs[..2], joined);
+        let cut = |v: &[Var]| ops::narrow_columns(&v[0], 1..3);
+        close(&cut(&inputs)?, &inputs[0].narrow(1, 1, 2)?, 0.0);
+        agrees_with_finite_differences(&inputs[..1], cut);
+        let gated = [inputs[0].clone(), inputs[2].clone()];
+        close(&ops::gate(&gated[0], &gated[1])?, &(gated[0].as_tensor() * gated[1].as_tensor())?, 0.0);
+        agrees_with_finite_differences(&gated, |v| ops::gate(&v[0], &v[1]));
+        assert!(ops::gate(&inputs[0], &inputs[1]).is_err() && ops::narrow_columns(&inputs[0], 2..5).is_err());
+    }
+    Ok(())
+}
+
 #[test]
 fn dropout_the_segment_mean_and_the_first_tokens_have_exact_gradients() -> Result<()> {
     let inputs = variables(&[&[6, 5], &[6, 5]]);
@@ -289,6 +507,34 @@ fn segments_that_do_not_cover_the_batch_are_an_error() {
     let error = ops::segment_mean(&hidden, &Segments::from_lengths(&[2, 2])).unwrap_err().to_string();
     assert!(error.contains("4 tokens") && error.contains('5'), "{error}");
     assert!(ops::segment_mean(&hidden, &Segments::from_lengths(&[5, 0])).is_err());
+}
+
+#[test]
+fn a_bias_is_added_and_a_scale_multiplied_in_each_row_and_their_gradients_are_exact() -> Result<()> {
+    // More rows than a thread takes at a time.
+    for rows in [3, 70] {
+        let inputs = variables(&[&[rows, 4], &[4]]);
+        let over = (numbers(&[4], 9) + 2.0)?;
+        close(&ops::add_bias(&inputs[0], &inputs[1])?, &inputs[0].broadcast_add(&inputs[1])?, 0.0);
+        let product = inputs[0].broadcast_mul(&inputs[1])?;
+        close(&ops::scale_columns(&inputs[0], &inputs[1], None)?, &product, 0.0);
+        close(&ops::scale_columns(&inputs[0], &inputs[1], Some(&over))?, &product.broadcast_div(&over)?, 1e-15);
+        agrees_with_finite_differences(&variables(&[&[rows, 4], &[4, 1]]), |v| ops::scale_columns(&v[0], &v[1], None));
+        agrees_with_finite_differences(&inputs, |v| ops::add_bias(&v[0], &v[1]));
+        agrees_with_finite_differences(&inputs, |v| ops::scale_columns(&v[0], &v[1], None));
+        agrees_with_finite_differences(&inputs, |v| ops::scale_columns(&v[0], &v[1], Some(&over)));
+    }
+    Ok(())
+}
+
+#[test]
+fn what_columns_are_divided_by_gets_no_gradient() -> Result<()> {
+    let inputs = variables(&[&[3, 4], &[4], &[4]]);
+    let gradients = ops::scale_columns(&inputs[0], &inputs[1], Some(&inputs[2]))?.sum_all()?.backward()?;
+    assert!(gradients.get(&inputs[1]).is_some() && gradients.get(&inputs[2]).is_none());
+    let error = ops::add_bias(&inputs[0], &numbers(&[3], 1)).unwrap_err().to_string();
+    assert!(error.contains("do not fit"), "{error}");
+    Ok(())
 }
 
 #[test]

@@ -62,6 +62,20 @@ impl Batch {
         })
     }
 
+    /// Positions that begin behind the padding token's id; a padding token itself has that one, and is not counted.
+    pub(crate) fn position_ids_after(&self, padding: u32) -> Result<Tensor> {
+        let ids = self.input_ids.to_vec1::<u32>()?;
+        let mut positions = Vec::with_capacity(ids.len());
+        for range in self.segments.ranges() {
+            let mut last = padding;
+            positions.extend(ids[range].iter().map(|&id| {
+                last += u32::from(id != padding);
+                if id == padding { padding } else { last }
+            }));
+        }
+        Ok(Tensor::from_vec(positions, ids.len(), self.input_ids.device())?)
+    }
+
     /// How many tokens all sequences have together.
     pub fn tokens(&self) -> usize {
         self.segments.tokens()

@@ -28,9 +28,19 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// A configuration that is not a BERT's.
+    /// An architecture that is not known.
+    #[error("{path}: model_type {found:?} is not known; use a checkpoint whose model_type is one of {known}")]
+    Architecture {
+        /// The file.
+        path: PathBuf,
+        /// Its `model_type`.
+        found: String,
+        /// Those that are known.
+        known: String,
+    },
+    /// A configuration that makes no encoder.
     #[error(
-        "{path}: expected the configuration of a BERT encoder, found {found}; use a checkpoint whose model_type is \"bert\""
+        "{path}: expected the configuration of an encoder, found {found}; correct the file, or choose another checkpoint"
     )]
     Config {
         /// The file.
@@ -93,14 +103,125 @@ pub enum Error {
         source: Box<regex::Error>,
     },
     /// A number that makes no adapter.
-    #[error("LoRA: {field} is {found}, expected {expected}")]
-    Lora {
+    #[error("{method}: {field} is {found}, expected {expected}")]
+    Adapter {
+        /// The method.
+        method: &'static str,
         /// The field.
         field: &'static str,
         /// Its value.
-        found: f64,
+        found: String,
         /// What it may be.
         expected: &'static str,
+    },
+    /// A file of an adapter that cannot be read.
+    #[error(
+        "{path}: cannot be read ({source}); an adapter's folder holds adapter_config.json and adapter_model.safetensors \
+         (a pickled adapter_model.bin is not read: save it again with safe_serialization)"
+    )]
+    AdapterFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file of an adapter that cannot be written.
+    #[error("{path}: cannot be written ({source}); check that the folder may be written")]
+    AdapterWrite {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A configuration that makes no adapter.
+    #[error("{path}: expected the configuration of an adapter, found {found}")]
+    AdapterConfig {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        found: String,
+    },
+    /// A tensor that a trained parameter needs.
+    #[error("{path}: tensor {key} is missing{nearest}; is this the adapter of that configuration?")]
+    MissingAdapterTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+        /// A hint, or nothing.
+        nearest: String,
+    },
+    /// An adapter without its classifier.
+    #[error(
+        "{path}: the head is missing: no tensor {key}; an adapter of a classifier holds it, in PEFT with \
+         task_type \"SEQ_CLS\" or with the head in modules_to_save"
+    )]
+    MissingHead {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+    },
+    /// A tensor of another shape.
+    #[error(
+        "{path}: tensor {key} should have shape {expected:?}, found {found:?} ({fitting} of {of} tensors fit); \
+         is this an adapter for another base model, rank or number of labels?"
+    )]
+    AdapterShape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+        /// That of the model's parameter.
+        expected: Vec<usize>,
+        /// What the file holds.
+        found: Vec<usize>,
+        /// How many tensors have the shapes of their parameters.
+        fitting: usize,
+        /// Of so many.
+        of: usize,
+    },
+    /// A tensor for a module that the model lacks.
+    #[error(
+        "{path}: tensor {key} belongs to a module that the model has not{nearest}; is this an adapter for another base \
+         model, or another pooling?"
+    )]
+    NoSuchModule {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+        /// A hint, or nothing.
+        nearest: String,
+    },
+    /// A tensor with infinite numbers, or what is no number.
+    #[error("{path}: tensor {key} holds a number that is not finite; the training that wrote it diverged")]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+    },
+    /// An adapter that another method was trained for.
+    #[error(
+        "{path}: the adapter has {field} {found}, the model {expected}; build the model from the adapter with \
+         Model::from_adapter"
+    )]
+    AnotherMethod {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: &'static str,
+        /// The model's value.
+        expected: String,
+        /// The adapter's value.
+        found: String,
+    },
+    /// A merged model has no adapter any more.
+    #[error("{path}: the model's adapter is merged into its weights; save it before merging")]
+    Merged {
+        /// Where it was to be saved.
+        path: PathBuf,
     },
     /// A sequence that the model cannot take.
     #[error("a sequence of {found} tokens: the model has {limit} positions; truncate to at most that")]

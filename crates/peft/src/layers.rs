@@ -4,6 +4,7 @@ use candle_core::Tensor;
 use ops::{Dropout, Segments, Weight};
 
 use crate::error::Result;
+use crate::method::Adaptation;
 use crate::parameters::{Builder, Start};
 
 /// What one pass through a model needs besides its input: where sequences end, and the dropout of a training step.
@@ -43,78 +44,103 @@ fn split_mix(x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// `x Wᵀ + b`, and a LoRA branch where the tuner wants one.
+/// `x Wᵀ + b`, and what the method makes of it.
 pub(crate) struct Linear {
-    weight: Weight, // (out, in)
-    bias: Tensor,   // (out)
-    lora: Option<LoraBranch>,
+    base: BaseLayer,
+    adapter: Option<Box<dyn Adapter>>,
 }
 
-struct LoraBranch {
-    a: Tensor, // (r, in)
-    b: Tensor, // (out, r)
-    scaling: f64,
-    dropout: f64,
+/// The linear layer itself, in PEFT's word.
+pub(crate) struct BaseLayer {
+    pub weight: Weight,       // (out, in)
+    pub bias: Option<Tensor>, // (out)
+}
+
+/// What a method puts beside or around a linear layer.
+pub(crate) trait Adapter: Send + Sync {
+    /// The adapted layer's output, `(tokens, out)`, of x `(tokens, in)`.
+    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &Pass) -> Result<Tensor>;
+
+    /// A linear layer, frozen, that computes the same without dropout.
+    fn merge(&self, base: BaseLayer) -> Result<BaseLayer>;
 }
 
 impl Linear {
-    pub fn new(builder: &mut Builder, path: &str, inputs: usize, outputs: usize, weight: Start) -> Result<Self> {
-        let bias = if matches!(weight, Start::Pretrained) { Start::Pretrained } else { Start::Zeros };
+    /// `start` is how a weight begins that the checkpoint lacks.
+    pub fn new(
+        builder: &mut Builder,
+        path: &str,
+        inputs: usize,
+        outputs: usize,
+        has_bias: bool,
+        start: Start,
+    ) -> Result<Self> {
         if !builder.tuner.trains(path, "weight") {
-            builder.linear_layers.insert(path.into());
+            builder.modules.linear_layers.insert(path.into());
         }
-        let lora = match builder.tuner.lora(path).cloned() {
-            Some(lora) => Some(LoraBranch {
-                a: builder.adapter(
-                    format!("{path}.lora_A.weight"),
-                    &[lora.r, inputs],
-                    Start::KaimingUniform { inputs },
-                )?,
-                b: builder.adapter(format!("{path}.lora_B.weight"), &[outputs, lora.r], Start::Zeros)?,
-                scaling: lora.scaling(),
-                dropout: lora.lora_dropout,
-            }),
-            None => None,
+        let weight = builder.parameter(path, "weight", &[outputs, inputs], start)?;
+        let (adapter, weight) = match builder.tuner.adaptation(path) {
+            Some(Adaptation::Lora(branch)) => {
+                let (adapter, weight) = branch.build(builder, path, weight)?;
+                (Some(adapter), weight)
+            }
+            Some(Adaptation::Ia3(vector)) => (Some(vector.build(builder, path, &weight)?), weight),
+            None => (None, weight),
         };
-        Ok(Self {
-            weight: Weight::new(builder.parameter(path, "weight", &[outputs, inputs], weight)?, builder.precision)?,
-            bias: builder.parameter(path, "bias", &[outputs], bias)?,
-            lora,
-        })
+        // After the adapter, which may have its bias trained.
+        let bias = bias(builder, path, outputs, has_bias, start)?;
+        Ok(Self { base: BaseLayer { weight: Weight::new(weight, builder.precision)?, bias }, adapter })
     }
 
-    /// The layer with its branch merged into its weight, if it has one.
+    /// The layer with its adapter merged into its weight, if it has one.
     pub fn merge(self) -> Result<Self> {
-        let Some(LoraBranch { a, b, scaling, .. }) = &self.lora else { return Ok(self) };
-        let weight = self.weight.merge(&ops::Lora { a, b, scaling: *scaling, dropout: None })?;
-        Ok(Self { weight, lora: None, ..self })
+        match self.adapter {
+            Some(adapter) => Ok(Self { base: adapter.merge(self.base)?, adapter: None }),
+            None => Ok(self),
+        }
     }
 
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        Ok(match &self.lora {
-            Some(LoraBranch { a, b, scaling, dropout }) => {
-                let branch = ops::Lora { a, b, scaling: *scaling, dropout: pass.dropout(*dropout) };
-                ops::lora_linear(x, &self.weight, Some(&self.bias), branch)?
-            }
-            None => ops::linear(x, &self.weight, Some(&self.bias))?,
-        })
+        match &self.adapter {
+            Some(adapter) => adapter.forward(&self.base, x, pass),
+            None => Ok(ops::linear(x, &self.base.weight, self.base.bias.as_ref())?),
+        }
     }
+}
+
+/// A module's bias, if it has one. It is in the checkpoint if the weight must be, and begins at zero if not.
+fn bias(builder: &mut Builder, path: &str, count: usize, has_bias: bool, weight: Start) -> Result<Option<Tensor>> {
+    let start = if matches!(weight, Start::Pretrained) { Start::Pretrained } else { Start::Zeros };
+    has_bias.then(|| builder.parameter(path, "bias", &[count], start)).transpose()
 }
 
 /// Layer normalisation over the hidden dimension.
 pub(crate) struct LayerNorm {
     weight: Tensor, // (hidden)
-    bias: Tensor,   // (hidden)
+    bias: Tensor,   // (hidden); zeros, and no parameter, where the norm has none
     epsilon: f64,
 }
 
 impl LayerNorm {
-    pub fn new(builder: &mut Builder, path: &str, hidden: usize, epsilon: f64) -> Result<Self> {
-        Ok(Self {
-            weight: builder.parameter(path, "weight", &[hidden], Start::Pretrained)?,
-            bias: builder.parameter(path, "bias", &[hidden], Start::Pretrained)?,
-            epsilon,
-        })
+    /// `weight` is how a weight begins that the checkpoint lacks.
+    pub fn new(
+        builder: &mut Builder,
+        path: &str,
+        hidden: usize,
+        epsilon: f64,
+        has_bias: bool,
+        weight: Start,
+    ) -> Result<Self> {
+        let bias = match bias(builder, path, hidden, has_bias, weight)? {
+            Some(bias) => bias,
+            None => Tensor::zeros(hidden, builder.dtype, builder.device)?,
+        };
+        Ok(Self { weight: builder.parameter(path, "weight", &[hidden], weight)?, bias, epsilon })
+    }
+
+    /// Whether training changes it.
+    pub fn is_trained(&self) -> bool {
+        self.weight.track_op() || self.bias.track_op()
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {

@@ -1,39 +1,72 @@
 //! Parameter-efficient fine-tuning of pretrained encoders.
 //!
 //! A [`Method`] decides which parameters are trained; [`Model::new`] builds the encoder once, asking the method for each
-//! parameter and each linear layer by its path. There is no copy of the encoder per method. Paths are Hugging Face's, options
-//! are PEFT's.
+//! parameter and each linear layer by its path. There is no copy of the encoder per method, and one for all architectures: an
+//! [`Architecture`] is a layout of it. Paths are Hugging Face's, options are PEFT's.
 //!
-//! ```no_run
-//! use peft::{Batch, Method, Model, ModelOptions, Pretrained, Sequence};
+//! From a checkpoint folder to a trained, saved and reloaded adapter, which Python's `peft` loads as well:
+//!
+//! ```
+//! use candle_core::Tensor;
+//! use peft::{Batch, Method, Model, ModelOptions, Pass, Pretrained, Sequence};
 //!
 //! # fn main() -> peft::Result<()> {
-//! let pretrained = Pretrained::load("all-MiniLM-L6-v2")?;
+//! # let checkpoint = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracle/tiny-bert");
+//! # let temporary = tempfile::tempdir().map_err(candle_core::Error::wrap)?;
+//! # let folder = temporary.path();
+//! let pretrained = Pretrained::load(checkpoint)?;
 //! let model = Model::new(&pretrained, &ModelOptions::new(Method::lora(8), 2))?;
-//! println!("{}", model.trainable_report());
-//! let sequence = Sequence { input_ids: vec![101, 7592, 102], token_type_ids: vec![0; 3] };
-//! let logits = model.predict(&Batch::new([&sequence], model.device())?)?; // (1, 2)
+//! println!("{}", model.trainable_report()); // trainable params: 2,114 || all params: 24,932 || trainable%: 8.4791
+//!
+//! let sentence = Sequence { input_ids: vec![1, 75, 92, 2], token_type_ids: vec![0; 4] };
+//! let (batch, labels) = (Batch::new([&sentence], model.device())?, Tensor::new(&[1u32], model.device())?);
+//! for step in 0..3 {
+//!     let loss = ops::record(|| -> peft::Result<Tensor> {
+//!         let logits = model.forward(&batch, &Pass::training(&batch.segments, step))?; // (1, 2)
+//!         Ok(ops::cross_entropy(&logits, &labels)?)
+//!     })?;
+//!     let gradients = loss.gradients()?;
+//!     for (_, parameter) in model.parameters().trainable() {
+//!         if let Some(gradient) = gradients.get(parameter) {
+//!             parameter.set(&(parameter.as_tensor() - (gradient * 0.01)?)?)?; // the crate trainer has AdamW
+//!         }
+//!     }
+//! }
+//!
+//! model.save_adapter(folder)?;
+//! let (again, warnings) = Model::from_adapter(&pretrained, folder)?;
+//! assert!(warnings.is_empty());
+//! assert_eq!(again.predict(&batch)?.to_vec2::<f32>()?, model.predict(&batch)?.to_vec2::<f32>()?);
+//! # assert_eq!(model.trainable_report().to_string(), "trainable params: 2,114 || all params: 24,932 || trainable%: 8.4791");
 //! # Ok(())
 //! # }
 //! ```
 
+mod adapter;
+mod architectures;
+mod attention;
 mod batch;
-mod bert;
+mod decomposition;
+mod encoder;
 mod error;
+mod files;
+mod head;
 mod layers;
+mod layout;
 mod method;
 mod model;
 mod parameters;
 mod pretrained;
 mod report;
 
+pub use adapter::{Adapter, AdapterConfig, Warning};
+pub use architectures::{Architecture, Config};
 pub use batch::{Batch, Sequence};
-pub use candle_transformers::models::bert::Config as BertConfig;
 pub use error::{Error, Result};
 pub use layers::Pass;
-pub use method::{BitFit, Lora, Method, Targets};
+pub use method::{Bias, BitFit, Ia3, InitLoraWeights, LnTuning, Lora, Method, Targets};
 pub use model::{Model, ModelOptions, Pooling};
-pub use ops::Precision;
-pub use parameters::Parameters;
+pub use ops::{Activation, Precision};
+pub use parameters::{Parameters, is_head};
 pub use pretrained::Pretrained;
 pub use report::{TrainableReport, TrainableTensor, thousands};

@@ -1,16 +1,18 @@
 //! A pretrained encoder with a classifier on top, fine-tuned by one method.
 
 use candle_core::{DType, Device, Tensor};
-use candle_transformers::models::bert::Config;
-use ops::{Activation, Precision};
+use ops::Precision;
 use serde::{Deserialize, Serialize};
 
+use crate::architectures::Config;
+use crate::attention::Wanted;
 use crate::batch::Batch;
-use crate::bert::{Bert, Wanted};
+use crate::encoder::Encoder;
 use crate::error::Result;
-use crate::layers::{Linear, Pass};
-use crate::method::{CLASSIFIER, Method, POOLER, Tuner};
-use crate::parameters::{Builder, Parameters, Start};
+use crate::head::Head;
+use crate::layers::Pass;
+use crate::method::{Method, Modules, POOLER, Tuner};
+use crate::parameters::{Builder, Parameters};
 use crate::pretrained::Pretrained;
 use crate::report::TrainableReport;
 
@@ -18,10 +20,10 @@ use crate::report::TrainableReport;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Pooling {
-    /// BERT's pooler: a dense layer and tanh on the first token.
+    /// The first token, under BERT's pooler: a dense layer and tanh. Other architectures have no pooler, or have it in their head.
     #[default]
     Cls,
-    /// The mean over all tokens, without a pooler: what sentence encoders such as all-MiniLM-L6-v2 were trained with.
+    /// The mean over all tokens, without BERT's pooler: what sentence encoders such as all-MiniLM-L6-v2 were trained with.
     Mean,
 }
 
@@ -34,7 +36,8 @@ pub struct ModelOptions {
     pub num_labels: usize,
     /// From hidden states to one vector.
     pub pooling: Pooling,
-    /// Train the pooler whole, whatever the method. PEFT freezes it, BitFit trains its bias.
+    /// Train BERT's pooler whole, whatever the method. PEFT freezes it, BitFit trains its bias. The dense layers of other
+    /// architectures' heads are always trained.
     pub train_pooler: bool,
     /// Every dropout probability; `None`: the checkpoint's configuration.
     pub dropout: Option<f64>,
@@ -68,25 +71,29 @@ impl ModelOptions {
 
 /// A sequence classifier, or a regressor when it has one label.
 pub struct Model {
-    bert: Bert,
-    pooler: Option<Linear>,
-    classifier: Linear,
-    dropout: f64,
+    encoder: Encoder,
+    head: Head,
+    pooling: Pooling,
+    max_length: usize,
     config: Config,
     method: Method,
     parameters: Parameters,
+    pub(crate) modules: Modules,
+    base_model: String,
+    /// Adapters were merged into the encoder's weights.
+    pub(crate) merged: bool,
     device: Device,
 }
 
 impl Model {
-    /// Builds the model on a checkpoint's weights. Parameters that the checkpoint lacks are new: the classifier starts from
+    /// Builds the model on a checkpoint's weights. Parameters that the checkpoint lacks are new: the head starts from
     /// `N(0, initializer_range)` and zeros, as in transformers.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape, or the method's targets match no layer.
     pub fn new(pretrained: &Pretrained, options: &ModelOptions) -> Result<Self> {
         let config = pretrained.config.clone();
-        let new = Start::Normal { standard_deviation: config.initializer_range };
+        let layout = pretrained.layout.clone().with_dropout(options.dropout);
         let mut builder = Builder {
             pretrained,
             tuner: Tuner::new(&options.method, options.train_pooler)?,
@@ -95,52 +102,47 @@ impl Model {
             device: &options.device,
             seed: options.seed,
             parameters: Parameters::default(),
-            linear_layers: Default::default(),
-            biased_modules: Default::default(),
+            modules: Default::default(),
         };
-        let hidden_dropout = options.dropout.unwrap_or(config.hidden_dropout_prob);
-        let attention_dropout = options.dropout.unwrap_or(pretrained.attention_dropout);
-        let bert = Bert::new(&mut builder, &config, (hidden_dropout, attention_dropout))?;
+        let encoder = Encoder::new(&mut builder, &config, &layout)?;
         builder.precision = Precision::Exact;
-        let hidden = config.hidden_size;
-        let pooler = match options.pooling {
-            Pooling::Cls => Some(Linear::new(&mut builder, POOLER, hidden, hidden, new)?),
-            Pooling::Mean => None,
-        };
-        builder.check_targets()?;
-        let classifier = Linear::new(&mut builder, CLASSIFIER, hidden, options.num_labels, new)?;
-        let parameters = builder.parameters;
+        let head = Head::new(&mut builder, &config, &layout.head, options)?;
+        let (parameters, modules) = (builder.parameters, builder.modules);
         Ok(Self {
-            bert,
-            pooler,
-            classifier,
-            dropout: options.dropout.or(config.classifier_dropout).unwrap_or(config.hidden_dropout_prob),
+            encoder,
+            head,
+            pooling: options.pooling,
+            max_length: pretrained.max_length(),
             config,
             method: options.method.clone(),
             parameters,
+            modules,
+            base_model: pretrained.name().into(),
+            merged: false,
             device: options.device.clone(),
         })
     }
 
-    /// For inference: each LoRA branch merged into its layer's weight, `W + scaling * B A`, so that a pass costs what it costs
-    /// without LoRA (Hu et al. 2021, section 4.1; PEFT's `merge_and_unload`). The logits are the same but for rounding; in bf16
+    /// For inference: each adapter merged into its layer's weight, LoRA's as `W + scaling * B A`, so that a pass costs what it
+    /// costs without (Hu et al. 2021, section 4.1; PEFT's `merge_and_unload`). The logits are the same but for rounding; in bf16
     /// that is more, since merged weights are rounded and branches never are.
     ///
-    /// LoRA's A and B are then no parameters any more, so that the model counts and trains what [`Method::Head`] does. The
-    /// merged weights are frozen: what was trained is loaded before merging, and saved before merging. A model without LoRA stays
-    /// as it is.
+    /// What belonged to adapters, such as LoRA's A and B, are then no parameters any more, and the method is [`Method::Head`]; modules and biases that were trained
+    /// besides stay as they are. The merged weights are frozen: what was trained is loaded before merging, and saved before
+    /// merging. A model without adapters stays as it is.
     ///
     /// # Errors
     /// When the tensor library fails.
     pub fn merge(self) -> Result<Self> {
-        if !matches!(self.method, Method::Lora(_)) {
+        if !self.parameters.has_adapters() {
             return Ok(self);
         }
         Ok(Self {
-            bert: self.bert.merge()?,
-            pooler: self.pooler.map(Linear::merge).transpose()?,
+            encoder: self.encoder.merge()?,
+            head: self.head.merge()?,
             method: Method::Head,
-            parameters: self.parameters.without_lora(),
+            parameters: self.parameters.without_adapters(),
+            merged: true,
             ..self
         })
     }
@@ -150,15 +152,12 @@ impl Model {
     /// # Errors
     /// When a sequence is longer than the model has positions, or empty.
     pub fn forward(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
-        batch.check(self.config.max_position_embeddings)?;
-        let pooled = match &self.pooler {
-            Some(pooler) => {
-                let first = self.bert.forward(batch, pass, Wanted::FirstTokens)?;
-                ops::activation(&pooler.forward(&first, pass)?, Activation::Tanh)?
-            }
-            None => ops::segment_mean(&self.bert.forward(batch, pass, Wanted::AllTokens)?, pass.segments)?,
+        batch.check(self.max_length)?;
+        let pooled = match self.pooling {
+            Pooling::Cls => self.encoder.forward(batch, pass, Wanted::FirstTokens)?,
+            Pooling::Mean => ops::segment_mean(&self.encoder.forward(batch, pass, Wanted::AllTokens)?, pass.segments)?,
         }; // (sequences, hidden)
-        self.classifier.forward(&ops::dropout(&pooled, pass.dropout(self.dropout))?, pass)
+        self.head.forward(&pooled, pass)
     }
 
     /// The logits without dropout, `(sequences, num_labels)`.
@@ -176,7 +175,27 @@ impl Model {
 
     /// What is trained, by name.
     pub fn trainable_report(&self) -> TrainableReport {
-        TrainableReport::new(&self.method, &self.parameters)
+        TrainableReport::new(&self.parameters)
+    }
+
+    /// How it is fine-tuned.
+    pub fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// From hidden states to one vector.
+    pub fn pooling(&self) -> Pooling {
+        self.pooling
+    }
+
+    /// Whether the pooler is trained whole.
+    pub(crate) fn trains_pooler(&self) -> bool {
+        self.parameters.get(&format!("{POOLER}.weight")).is_some()
+    }
+
+    /// The name that the checkpoint was asked for by.
+    pub fn base_model(&self) -> &str {
+        &self.base_model
     }
 
     /// The sizes of the encoder.

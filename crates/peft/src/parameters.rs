@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal, Uniform};
 
 use crate::error::Result;
-use crate::method::Tuner;
+use crate::method::{Modules, Tuner};
 use crate::pretrained::Pretrained;
 
 /// The parameters of a model. Only those that are trained exist as variables; a frozen one has no gradient, no optimiser
@@ -18,6 +18,12 @@ use crate::pretrained::Pretrained;
 pub struct Parameters {
     trainable: BTreeMap<String, Var>,
     new: Vec<String>,
+    /// The trained parameters that belong to adapters.
+    of_adapters: BTreeSet<String>,
+    /// What PEFT's files have between a trained parameter's module and its name, by the parameter's path.
+    parts: BTreeMap<String, &'static str>,
+    /// Numbers in modules that PEFT trains a copy of.
+    copied: usize,
     total: usize,
 }
 
@@ -32,7 +38,7 @@ impl Parameters {
         self.trainable.get(name)
     }
 
-    /// The names of the parameters that no checkpoint holds: the classifier, LoRA's A and B.
+    /// The names of the parameters that no checkpoint holds: the classifier, and those of adapters, such as LoRA's A and B.
     pub fn new_names(&self) -> &[String] {
         &self.new
     }
@@ -42,23 +48,44 @@ impl Parameters {
         self.total
     }
 
-    /// What is left once LoRA's branches are merged. The merged weights are frozen, as those they replace were.
-    pub(crate) fn without_lora(self) -> Self {
-        let (merged, trainable): (BTreeMap<_, _>, _) = self.trainable.into_iter().partition(|(name, _)| is_lora(name));
-        let new = self.new.into_iter().filter(|name| !is_lora(name)).collect();
-        let total = self.total - merged.values().map(|variable| variable.elem_count()).sum::<usize>();
-        Self { trainable, new, total }
+    /// How many numbers PEFT counts twice: those of the modules that it trains a copy of.
+    pub(crate) fn copied_count(&self) -> usize {
+        self.copied
+    }
+
+    /// What PEFT's files have between a trained parameter's module and its name.
+    pub(crate) fn part(&self, name: &str) -> Option<&'static str> {
+        self.parts.get(name).copied()
+    }
+
+    /// Whether there are adapters.
+    pub(crate) fn has_adapters(&self) -> bool {
+        !self.of_adapters.is_empty()
+    }
+
+    /// Whether an adapter stands beside a module.
+    fn has_adapter(&self, module: &str) -> bool {
+        let within = format!("{module}.");
+        self.of_adapters.range(within.clone()..).next().is_some_and(|name| name.starts_with(&within))
+    }
+
+    /// What is left once adapters are merged. The merged weights are frozen, as those they replace were.
+    pub(crate) fn without_adapters(self) -> Self {
+        let Self { trainable, mut new, of_adapters, total, .. } = self;
+        let (merged, trainable): (BTreeMap<_, _>, _) =
+            trainable.into_iter().partition(|(name, _)| of_adapters.contains(name));
+        new.retain(|name| !of_adapters.contains(name));
+        let total = total - merged.values().map(|variable| variable.elem_count()).sum::<usize>();
+        Self { trainable, new, total, ..Self::default() }
     }
 }
 
-/// Whether a parameter belongs to the classifier.
-pub(crate) fn is_head(name: &str) -> bool {
-    name.starts_with(crate::method::CLASSIFIER)
-}
+/// The first names of what stands on an encoder. The encoder's own paths begin with its prefix, such as `bert`.
+const HEAD: [&str; 4] = [crate::method::CLASSIFIER, "pre_classifier", "pooler", "head"];
 
-/// Whether a parameter is LoRA's A or B.
-fn is_lora(name: &str) -> bool {
-    name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight")
+/// Whether a module or a parameter belongs to the head, by its path.
+pub fn is_head(path: &str) -> bool {
+    path.split('.').next().is_some_and(|first| HEAD.contains(&first))
 }
 
 /// How a parameter that the checkpoint lacks begins.
@@ -67,6 +94,7 @@ pub(crate) enum Start {
     /// It must be in the checkpoint.
     Pretrained,
     Zeros,
+    Ones,
     /// A normal distribution around 0.
     Normal {
         standard_deviation: f64,
@@ -88,37 +116,55 @@ pub(crate) struct Builder<'a> {
     pub device: &'a Device,
     pub seed: u64,
     pub parameters: Parameters,
-    /// The linear layers so far that may get a branch: what LoRA's targets may name.
-    pub linear_layers: BTreeSet<String>,
-    /// The modules so far that have a bias: what BitFit's targets may name.
-    pub biased_modules: BTreeSet<String>,
+    /// The modules so far.
+    pub modules: Modules,
 }
 
 impl Builder<'_> {
     /// The parameter `{module}.{name}`: the checkpoint's value, or a new one; a variable if the tuner trains it.
     pub fn parameter(&mut self, module: &str, name: &str, shape: &[usize], start: Start) -> Result<Tensor> {
+        self.modules.all.insert(module.into());
         if name == "bias" {
-            self.biased_modules.insert(module.into());
+            self.modules.biased.insert(module.into());
         }
-        let trains = self.tuner.trains(module, name);
+        let trains = self.tuner.trains(module, name)
+            || (self.parameters.has_adapter(module) && self.tuner.trains_beside_adapter(name));
         let path = format!("{module}.{name}");
         let value = match (self.pretrained.tensor(&path, shape), start) {
             (Some(value), _) => value.clone(),
             (None, Start::Pretrained) => self.pretrained.required(&path, shape)?.clone(),
             (None, start) => self.start(&path, shape, start)?,
         };
+        let part = if self.parameters.has_adapter(module) { Some("base_layer") } else { self.tuner.part(module) };
+        if let Some(part) = part.filter(|_| trains) {
+            self.parameters.parts.insert(path.clone(), part);
+        }
+        if self.tuner.copies(module) {
+            self.parameters.copied += value.elem_count();
+        }
         self.register(path, value, trains)
     }
 
     /// A parameter of an adapter: new, and trained.
     pub fn adapter(&mut self, path: String, shape: &[usize], start: Start) -> Result<Tensor> {
         let value = self.start(&path, shape, start)?;
+        self.register_adapter(path, value)
+    }
+
+    /// A parameter of an adapter that starts from a value worked out from the checkpoint's.
+    pub fn adapter_from(&mut self, path: String, value: Tensor) -> Result<Tensor> {
+        self.parameters.new.push(path.clone());
+        self.register_adapter(path, value)
+    }
+
+    fn register_adapter(&mut self, path: String, value: Tensor) -> Result<Tensor> {
+        self.parameters.of_adapters.insert(path.clone());
         self.register(path, value, true)
     }
 
     /// Fails if a target of the method names nothing so far.
     pub fn check_targets(&self) -> Result<()> {
-        self.tuner.check_targets(&self.linear_layers, &self.biased_modules)
+        self.tuner.check_targets(&self.modules)
     }
 
     fn register(&mut self, path: String, value: Tensor, trains: bool) -> Result<Tensor> {
@@ -146,6 +192,7 @@ impl Builder<'_> {
         let invalid = |e: &dyn std::fmt::Display| candle_core::Error::Msg(format!("{path}: {e}"));
         let values: Vec<f64> = match start {
             Start::Pretrained | Start::Zeros => vec![0.0; count],
+            Start::Ones => vec![1.0; count],
             Start::Normal { standard_deviation } => {
                 let normal = Normal::new(0.0, standard_deviation).map_err(|e| invalid(&e))?;
                 normal.sample_iter(&mut generator).take(count).collect()

@@ -5,28 +5,25 @@ use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
-use candle_transformers::models::bert::Config;
+use serde_json::Value;
 
+use crate::architectures::{Architecture, Config};
 use crate::error::{Error, Result};
+use crate::layout::Layout;
 
 /// The files of a model folder that are read.
 const FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
 
-/// A BERT checkpoint in memory, its tensors under Hugging Face's names with the prefix `bert.`.
+/// An encoder's checkpoint in memory, its tensors under Hugging Face's names with the encoder's prefix, such as `bert.`.
 #[derive(Clone)]
 pub struct Pretrained {
+    /// As it was asked for: a folder or a hub id.
+    name: String,
     folder: PathBuf,
     /// The sizes of the encoder, from `config.json`.
     pub config: Config,
-    /// `attention_probs_dropout_prob`, which candle's configuration leaves out.
-    pub(crate) attention_dropout: f64,
+    pub(crate) layout: Layout,
     tensors: BTreeMap<String, Tensor>,
-}
-
-#[derive(serde::Deserialize)]
-struct Extra {
-    model_type: Option<String>,
-    attention_probs_dropout_prob: Option<f64>,
 }
 
 impl Pretrained {
@@ -34,33 +31,39 @@ impl Pretrained {
     /// downloaded, and then found in the hub's cache).
     ///
     /// # Errors
-    /// When there is no such model, or its files are not those of a BERT encoder.
+    /// When there is no such model, or its files are not those of an encoder that is known.
     pub fn load(name: &str) -> Result<Self> {
-        Self::from_folder(&find(name)?)
+        Ok(Self { name: name.into(), ..Self::from_folder(&find(name)?)? })
     }
 
     /// Loads the model in `folder`: `config.json`, `model.safetensors`, `tokenizer.json`.
     ///
     /// # Errors
-    /// When a file is missing, no BERT configuration, or no safetensors file.
+    /// When a file is missing, no configuration of a known architecture, or no safetensors file.
     pub fn from_folder(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+        let (architecture, json) = read_configuration(&path)?;
         let invalid = |e: serde_json::Error| Error::Config { path: path.clone(), found: e.to_string() };
-        // The kind first: another model's configuration would otherwise be told by the fields that it lacks.
-        let extra: Extra = serde_json::from_str(&text).map_err(invalid)?;
-        if let Some(kind) = extra.model_type.filter(|kind| kind != "bert") {
-            return Err(Error::Config { path, found: format!("model_type {kind:?}") });
-        }
-        let config: Config = serde_json::from_str(&text).map_err(invalid)?;
+        let (config, layout) = architecture.read(&json).map_err(invalid)?;
         let heads = config.num_attention_heads;
         if heads == 0 || !config.hidden_size.is_multiple_of(heads) {
             let found = format!("hidden_size {} that {heads} attention heads do not divide", config.hidden_size);
             return Err(Error::Config { path, found });
         }
-        let tensors = read_tensors(&folder.join("model.safetensors"))?;
-        let attention_dropout = extra.attention_probs_dropout_prob.unwrap_or(config.hidden_dropout_prob);
-        Ok(Self { folder: folder.into(), config, attention_dropout, tensors })
+        let tensors = read_tensors(&folder.join("model.safetensors"), &layout)?;
+        let name = folder.display().to_string();
+        Ok(Self { name, folder: folder.into(), config, layout, tensors })
+    }
+
+    /// The longest sequence that the encoder takes, in tokens.
+    pub fn max_length(&self) -> usize {
+        let rows = self.config.max_position_embeddings;
+        self.layout.embeddings.positions.map_or(rows, |positions| positions.longest(rows))
+    }
+
+    /// The name it was asked for by, or its folder.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The folder it was read from.
@@ -95,22 +98,47 @@ impl Pretrained {
     }
 }
 
+impl Architecture {
+    /// That of a model, which is found as [`Pretrained::load`] finds it, by its `config.json` alone.
+    ///
+    /// # Errors
+    /// When there is no such model, or its architecture is not known.
+    pub fn of_model(name: &str) -> Result<Self> {
+        Ok(read_configuration(&find(name)?.join("config.json"))?.0)
+    }
+}
+
+/// A `config.json`, and the architecture that its `model_type` names: BERT where it names none, as old checkpoints do.
+fn read_configuration(path: &Path) -> Result<(Architecture, Value)> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
+    let json: Value =
+        serde_json::from_str(&text).map_err(|e| Error::Config { path: path.into(), found: e.to_string() })?;
+    let Some(kind) = json.get("model_type").and_then(Value::as_str) else { return Ok((Architecture::default(), json)) };
+    match Architecture::ALL.into_iter().find(|architecture| architecture.model_type() == kind) {
+        Some(architecture) => Ok((architecture, json)),
+        None => {
+            let known = Architecture::ALL.map(Architecture::model_type).join(", ");
+            Err(Error::Architecture { path: path.into(), found: kind.into(), known })
+        }
+    }
+}
+
 /// Reads a safetensors file as f32, its names brought to Hugging Face's present form.
-fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+fn read_tensors(path: &Path, layout: &Layout) -> Result<BTreeMap<String, Tensor>> {
     let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
     let file =
         safetensors::SafeTensors::deserialize(&bytes).map_err(|source| Error::Weights { path: path.into(), source })?;
     file.iter()
         .filter(|(name, _)| !name.ends_with("position_ids"))
-        .map(|(name, view)| Ok((present_name(name), view.load(&Device::Cpu)?.to_dtype(DType::F32)?)))
+        .map(|(name, view)| Ok((present_name(name, layout), view.load(&Device::Cpu)?.to_dtype(DType::F32)?)))
         .collect()
 }
 
-/// Checkpoints of a bare encoder lack the prefix `bert.`; those converted from TensorFlow say gamma and beta.
-fn present_name(name: &str) -> String {
+/// Checkpoints of a bare encoder lack its prefix; those converted from TensorFlow say gamma and beta.
+fn present_name(name: &str, layout: &Layout) -> String {
     let name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias");
-    let bare = ["embeddings.", "encoder.", "pooler."].iter().any(|part| name.starts_with(part));
-    if bare { format!("bert.{name}") } else { name }
+    let bare = layout.bare.iter().any(|part| name.starts_with(part));
+    if bare { layout.path(&name) } else { name }
 }
 
 fn find(name: &str) -> Result<PathBuf> {
@@ -156,12 +184,22 @@ mod tests {
 
     #[test]
     fn names_of_bare_and_of_converted_checkpoints_become_hugging_faces() {
-        assert_eq!(present_name("embeddings.LayerNorm.gamma"), "bert.embeddings.LayerNorm.weight");
+        let sizes = serde_json::json!({
+            "vocab_size": 10, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8,
+            "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "max_position_embeddings": 4, "type_vocab_size": 2,
+            "initializer_range": 0.02, "layer_norm_eps": 1e-12,
+        });
+        let present = |architecture: Architecture, name| {
+            let (_, layout) = architecture.read(&sizes).unwrap();
+            present_name(name, &layout)
+        };
+        assert_eq!(present(Architecture::Bert, "embeddings.LayerNorm.gamma"), "bert.embeddings.LayerNorm.weight");
         assert_eq!(
-            present_name("bert.encoder.layer.0.output.LayerNorm.beta"),
+            present(Architecture::Bert, "bert.encoder.layer.0.output.LayerNorm.beta"),
             "bert.encoder.layer.0.output.LayerNorm.bias"
         );
-        assert_eq!(present_name("classifier.weight"), "classifier.weight");
+        assert_eq!(present(Architecture::Bert, "classifier.weight"), "classifier.weight");
+        assert_eq!(present(Architecture::XlmRoberta, "encoder.layer.0.x"), "roberta.encoder.layer.0.x");
     }
 
     #[test]

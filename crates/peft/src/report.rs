@@ -4,7 +4,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::method::Method;
 use crate::parameters::{Parameters, is_head};
 
 /// One trained tensor.
@@ -30,19 +29,18 @@ pub struct TrainableReport {
     pub tensors: Vec<TrainableTensor>,
     /// Numbers in the model, frozen and trained.
     pub total: usize,
-    /// Numbers that PEFT counts besides: under LoRA it trains a copy of the head, and counts the frozen original too.
-    pub head_copy: usize,
+    /// Numbers that PEFT counts besides: under LoRA it trains a copy of the head and of each module to save, and counts the
+    /// frozen originals too.
+    pub copied: usize,
 }
 
 impl TrainableReport {
-    pub(crate) fn new(method: &Method, parameters: &Parameters) -> Self {
+    pub(crate) fn new(parameters: &Parameters) -> Self {
         let tensors: Vec<TrainableTensor> = parameters
             .trainable()
             .map(|(name, variable)| TrainableTensor { name: name.into(), shape: variable.dims().to_vec() })
             .collect();
-        let head: usize = tensors.iter().filter(|tensor| is_head(&tensor.name)).map(TrainableTensor::count).sum();
-        let head_copy = if matches!(method, Method::Lora(_)) { head } else { 0 };
-        Self { tensors, total: parameters.total_count(), head_copy }
+        Self { tensors, total: parameters.total_count(), copied: parameters.copied_count() }
     }
 
     /// How many numbers are trained, the head among them.
@@ -64,7 +62,7 @@ impl TrainableReport {
 impl fmt::Display for TrainableReport {
     /// `peft_model.py`, `print_trainable_parameters`.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let (trainable, all) = (self.trainable(), self.total + self.head_copy);
+        let (trainable, all) = (self.trainable(), self.total + self.copied);
         let percent = 100.0 * trainable as f64 / all as f64;
         let (trainable, all) = (thousands(trainable), thousands(all));
         write!(f, "trainable params: {trainable} || all params: {all} || trainable%: {percent:.4}")

@@ -40,7 +40,7 @@ pub use evaluation::{evaluate, predict};
 pub use profile::{DEFAULT_MODEL, Profile};
 pub use progress::Verbosity;
 pub use record::{DataSummary, Environment, Evaluation, ParameterCounts, Record, StepLoss, Stop};
-pub use replay::{Passes, Replayed, replay};
+pub use replay::{Passes, Replayed, Start, replay};
 pub use run::{Evaluate, Run, Settings};
 pub use schedule::Schedule;
 pub use tokenizer::Tokenizer;

@@ -16,7 +16,7 @@ pub(crate) struct Slot {
     weight_decay: f64,
 }
 
-/// AdamW with weight decay on matrices only, and a learning rate of its own for the classifier.
+/// AdamW with weight decay on matrices only, and a learning rate of its own for the classifier, or by LoRA+ for B and vectors.
 pub(crate) struct Optimizer {
     pub slots: Vec<Slot>,
     max_grad_norm: Option<f64>,
@@ -31,8 +31,8 @@ impl Optimizer {
                 variable: variable.clone(),
                 moments: Moments::zeros(variable.elem_count()),
                 learning_rate: match settings.head_learning_rate {
-                    Some(rate) if name.starts_with("classifier") => rate,
-                    _ => settings.learning_rate,
+                    Some(rate) if peft::is_head(name) => rate,
+                    _ => settings.learning_rate * loraplus_factor(name, variable.rank(), settings.loraplus_lr_ratio),
                 },
                 // Biases and layer norms are vectors.
                 weight_decay: if variable.rank() > 1 { settings.weight_decay } else { 0.0 },
@@ -69,5 +69,13 @@ impl Optimizer {
             ops::adamw_step(&slot.variable, gradient, &mut slot.moments, settings)?;
         }
         Ok(())
+    }
+}
+
+/// How much faster than LoRA's A a parameter learns (PEFT `optimizers/loraplus.py`, `create_loraplus_optimizer`: groups A and B).
+fn loraplus_factor(name: &str, rank: usize, ratio: Option<f64>) -> f64 {
+    match ratio {
+        Some(ratio) if name.contains("lora_B") || rank == 1 => ratio,
+        _ => 1.0,
     }
 }

@@ -167,7 +167,7 @@ impl Budget {
         let learning_rate = match method {
             Method::Full => 1e-4,
             Method::Lora(_) => 1e-3,
-            Method::BitFit(_) | Method::Head => 3e-3,
+            Method::BitFit(_) | Method::Ia3(_) | Method::LnTuning(_) | Method::Head => 3e-3,
         };
         let batch_size = 16;
         let examples = self.train_limit.or(task.official_rows(Split::Train)).unwrap_or(batch_size);

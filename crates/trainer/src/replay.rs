@@ -30,6 +30,18 @@ pub enum Passes {
     },
 }
 
+/// Where a replay's model starts.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Start<'a> {
+    /// As a run's.
+    #[default]
+    New,
+    /// With the values in a safetensors file, one for each new parameter: classifier, LoRA's A and B.
+    Values(&'a Path),
+    /// From the adapter in a folder.
+    Adapter(&'a Path),
+}
+
 /// What a replay measured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Replayed {
@@ -44,11 +56,17 @@ pub struct Replayed {
     pub tokens: Vec<usize>,
     /// The most memory the process has held, in bytes.
     pub peak_memory: u64,
+    /// The logits of each forward pass, `(steps, sequences, labels)`; empty where the model is trained.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logits: Vec<Vec<Vec<f32>>>,
+    /// What of the adapter that it starts from was passed over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Passes over the batches in an npz file: `steps`, and for each step `s` from 0 `s{s}.input_ids`, `s{s}.attention_mask` (both
 /// `(sequences, padded length)`), `s{s}.token_type_ids` if there are types, and `s{s}.labels`. The schedule runs over just these
-/// steps. `start` is a safetensors file with a value for each new parameter: classifier, LoRA's A and B.
+/// steps. What was trained is written to `save_adapter`, if that is given.
 ///
 /// # Errors
 /// When a file lacks a tensor or has one of another shape, or the model is missing.
@@ -56,13 +74,17 @@ pub fn replay(
     trainer: &mut Trainer,
     run: &Run,
     batches: &Path,
-    start: Option<&Path>,
+    start: Start,
     passes: Passes,
+    save_adapter: Option<&Path>,
 ) -> Result<Replayed> {
     let batches = read_batches(run, batches)?;
     let model = trainer.untrained_model(run)?;
-    if let Some(start) = start {
-        checkpoint::load_start(start, model.parameters())?;
+    let mut warnings = Vec::new();
+    match start {
+        Start::New => {}
+        Start::Values(file) => checkpoint::load_start(file, model.parameters())?,
+        Start::Adapter(folder) => warnings = model.load_adapter(folder)?.iter().map(ToString::to_string).collect(),
     }
     let schedule = Schedule::new(batches.len(), run.settings.warmup_ratio);
     let model = if passes == (Passes::Forward { merged: true }) { model.merge()? } else { model };
@@ -73,6 +95,8 @@ pub fn replay(
         examples: Vec::new(),
         tokens: Vec::new(),
         peak_memory: 0,
+        logits: Vec::new(),
+        warnings,
     };
     for (step, (sequences, targets)) in batches.iter().enumerate() {
         let began = Instant::now();
@@ -82,13 +106,20 @@ pub fn replay(
                 let (step_seed, factor) = (run.seed + step as u64, schedule.factor(step));
                 take_step(&model, optimizer, &batch, targets, step, step_seed, factor)?
             }
-            None => f64::from(loss(&model.predict(&batch)?, targets)?.to_scalar::<f32>()?),
+            None => {
+                let logits = model.predict(&batch)?;
+                replayed.logits.push(logits.to_vec2()?);
+                f64::from(loss(&logits, targets)?.to_scalar::<f32>()?)
+            }
         });
         replayed.step_seconds.push(began.elapsed().as_secs_f64());
         replayed.examples.push(sequences.len());
         replayed.tokens.push(batch.tokens());
     }
     replayed.peak_memory = peak_memory();
+    if let Some(folder) = save_adapter {
+        model.save_adapter(folder)?;
+    }
     Ok(replayed)
 }
 

@@ -66,6 +66,10 @@ pub struct Settings {
     pub learning_rate: f64,
     /// The classifier's, if it has one of its own.
     pub head_learning_rate: Option<f64>,
+    /// LoRA+ (Hayou et al. 2024, equation 3): the learning rate of LoRA's B, and of every vector, such as a bias, is this
+    /// multiple of the others'; PEFT's `loraplus_lr_ratio` (`optimizers/loraplus.py`). `None` or 1: one rate for all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loraplus_lr_ratio: Option<f64>,
     /// Passes over the training set.
     pub epochs: usize,
     /// Sequences per step.
@@ -102,6 +106,7 @@ impl Default for Settings {
         Self {
             learning_rate: 1e-3,
             head_learning_rate: None,
+            loraplus_lr_ratio: None,
             epochs: 3,
             batch_size: 32,
             warmup_ratio: 0.06,

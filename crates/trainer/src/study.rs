@@ -1,7 +1,7 @@
 //! Studies: many runs that differ in a few settings.
 
 use glue::Task;
-use peft::{Lora, Method};
+use peft::Method;
 
 use crate::error::Result;
 use crate::record::Record;
@@ -85,11 +85,5 @@ pub fn over_seeds(run: &Run, seeds: &[u64]) -> Vec<Run> {
 /// A LoRA run at each rank, `lora_alpha` growing with it so that the scaling stays. Empty for another method.
 pub fn over_ranks(run: &Run, ranks: &[usize]) -> Vec<Run> {
     let Method::Lora(lora) = &run.method else { return Vec::new() };
-    ranks
-        .iter()
-        .map(|&r| Run {
-            method: Method::Lora(Lora { r, lora_alpha: lora.scaling() * r as f64, ..lora.clone() }),
-            ..run.clone()
-        })
-        .collect()
+    ranks.iter().map(|&r| Run { method: Method::Lora(lora.at_rank(r)), ..run.clone() }).collect()
 }

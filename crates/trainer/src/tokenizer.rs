@@ -20,7 +20,7 @@ impl Tokenizer {
     /// When the file is missing or not a tokenizer, or `max_length` exceeds the model's positions.
     pub fn load(pretrained: &Pretrained, max_length: usize) -> Result<Self> {
         let path = pretrained.tokenizer_path();
-        let positions = pretrained.config.max_position_embeddings;
+        let positions = pretrained.max_length();
         if !(4..=positions).contains(&max_length) {
             let expected = format!("4 to {positions}, the positions of the model");
             return Err(Error::Setting { name: "max_length", found: max_length.to_string(), expected });

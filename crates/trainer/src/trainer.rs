@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use glue::{Glue, Split, Targets, Task};
-use peft::{Model, ModelOptions, Pretrained};
+use peft::{Model, ModelOptions, Pretrained, Warning};
 
 use crate::checkpoint;
 use crate::data::TaskData;
@@ -183,6 +183,16 @@ impl Trainer {
         if found { Ok(model) } else { Err(Error::NoWeights { key: run.key() }) }
     }
 
+    /// The model of a run with the adapter in `folder`, and what of the adapter was passed over.
+    ///
+    /// # Errors
+    /// When the adapter is broken, or one for another task, method or base model.
+    pub fn adapter_model(&mut self, run: &Run, folder: &Path) -> Result<(Model, Vec<Warning>)> {
+        let model = self.untrained_model(run)?;
+        let warnings = model.load_adapter(folder)?;
+        Ok((model, warnings))
+    }
+
     /// The predictions of a run's best model for a split: of its own task, or of AX by a model for MNLI.
     ///
     /// # Errors
@@ -192,16 +202,16 @@ impl Trainer {
         predict(&model, task, &tokenizer.encode(&self.glue.load(task, split)?.examples()?)?)
     }
 
-    /// Writes a run's predictions for each test split of its task as GLUE's submission files; returns their paths.
+    /// Writes a model's predictions for each test split of a run's task as GLUE's submission files; returns their paths.
     ///
     /// # Errors
-    /// As [`Trainer::predict`], or when a file cannot be written.
-    pub fn write_predictions(&mut self, run: &Run, folder: &Path) -> Result<Vec<PathBuf>> {
-        let (model, tokenizer) = (self.trained_model(run)?, self.tokenizer(run)?);
+    /// When a split is missing or a file cannot be written.
+    pub fn write_predictions(&mut self, run: &Run, model: &Model, folder: &Path) -> Result<Vec<PathBuf>> {
+        let tokenizer = self.tokenizer(run)?;
         let mut paths = Vec::new();
         for &split in run.task.test_splits() {
             let dataset = self.glue.load(run.task, split)?;
-            let predictions = predict(&model, run.task, &tokenizer.encode(&dataset.examples()?)?)?;
+            let predictions = predict(model, run.task, &tokenizer.encode(&dataset.examples()?)?)?;
             paths.push(glue::submission::write(folder, run.task, split, &predictions, dataset.len())?);
         }
         Ok(paths)

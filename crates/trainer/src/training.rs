@@ -196,6 +196,9 @@ fn check(settings: &Settings) -> Result<()> {
         Settings { head_learning_rate: Some(rate), .. } if !positive(*rate) => {
             wrong("head_learning_rate", rate.to_string(), "a number above 0")
         }
+        Settings { loraplus_lr_ratio: Some(ratio), .. } if !positive(*ratio) => {
+            wrong("loraplus_lr_ratio", ratio.to_string(), "a number above 0")
+        }
         Settings { epochs: 0, .. } => wrong("epochs", "0".into(), "at least 1"),
         Settings { batch_size: 0, .. } => wrong("batch_size", "0".into(), "at least 1"),
         s if !(0.0..=1.0).contains(&s.warmup_ratio) => wrong("warmup_ratio", s.warmup_ratio.to_string(), "0 to 1"),

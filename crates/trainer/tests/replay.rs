@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use glue::{Glue, Task};
 use peft::{Lora, Method};
 use serde::Deserialize;
-use trainer::{Passes, Replayed, Result, Run, Trainer, Verbosity, replay};
+use trainer::{Passes, Replayed, Result, Run, Start, Trainer, Verbosity, replay};
 
 #[derive(Deserialize)]
 struct Oracle {
@@ -41,7 +41,7 @@ fn replayed(method: Method, batches: &str, start: &str) -> Result<Replayed> {
 fn passed(passes: Passes, method: Method, batches: &str, start: &str) -> Result<Replayed> {
     let folder = tempfile::tempdir().unwrap();
     let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path()).verbosity(Verbosity::Silent);
-    replay(&mut trainer, &run(method), &oracle(batches), Some(&oracle(start)), passes)
+    replay(&mut trainer, &run(method), &oracle(batches), Start::Values(&oracle(start)), passes, None)
 }
 
 #[test]
@@ -58,6 +58,40 @@ fn every_method_has_the_losses_of_torch_transformers_and_peft_at_every_step() {
         }
         assert!(replayed.examples.iter().all(|&examples| examples == 6));
     }
+}
+
+/// The ratio of `make_oracle.py`.
+#[test]
+fn lora_plus_has_the_losses_of_pefts_groups_at_every_step() {
+    let expected: Oracle = serde_json::from_slice(&std::fs::read(oracle("oracle.json")).unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path()).verbosity(Verbosity::Silent);
+    let run = run(lora()).with(|s| s.loraplus_lr_ratio = Some(4.0));
+    let (batches, start) = (oracle("batches.npz"), oracle("lora.safetensors"));
+    let replayed = replay(&mut trainer, &run, &batches, Start::Values(&start), Passes::Training, None).unwrap();
+    assert_eq!(replayed.losses.len(), expected.losses["loraplus"].len());
+    for (step, (ours, theirs)) in replayed.losses.iter().zip(&expected.losses["loraplus"]).enumerate() {
+        // As above.
+        assert!((ours - theirs).abs() <= 1e-4 * theirs.abs(), "step {step}: {ours}, not {theirs}");
+    }
+    assert_ne!(expected.losses["loraplus"][2..], expected.losses["lora"][2..]);
+}
+
+#[test]
+fn what_a_replay_trained_goes_on_from_the_adapter_that_it_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let adapter = folder.path().join("adapter");
+    let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path()).verbosity(Verbosity::Silent);
+    let mut replay = |start, passes, save: Option<&std::path::Path>| {
+        replay(&mut trainer, &run(lora()), &oracle("batches.npz"), start, passes, save).unwrap()
+    };
+    let first = replay(Start::New, Passes::Training, Some(&adapter));
+    let after = replay(Start::Adapter(&adapter), Passes::Forward { merged: false }, None);
+    let again = replay(Start::Adapter(&adapter), Passes::Training, None);
+    assert_ne!(after.losses[0], first.losses[0]);
+    // No dropout: the same sums in the same order.
+    assert_eq!(again.losses[0], after.losses[0]);
+    assert_eq!((after.logits.len(), after.logits[0].len(), again.logits.len()), (20, 6, 0));
 }
 
 #[test]

@@ -162,11 +162,19 @@ fn lora_learns_the_synthetic_task_and_writes_predictions_for_its_test_split() {
     assert!(record.best_metric(Metric::Accuracy) > 0.75, "accuracy {}", record.best_metric(Metric::Accuracy));
     assert!(record.data.synthetic && record.data.caveat().unwrap().contains("synthetic"));
 
-    let paths = trainer.write_predictions(&run, folder.path()).unwrap();
+    let model = trainer.trained_model(&run).unwrap();
+    let paths = trainer.write_predictions(&run, &model, folder.path()).unwrap();
     let rows = trainer.glue().load(Task::Synthetic, Split::Test).unwrap().len();
     let text = std::fs::read_to_string(&paths[0]).unwrap();
     assert_eq!(text.lines().count(), rows + 1);
     assert!(text.starts_with("index\tprediction\n0\t"));
+
+    let adapter = folder.path().join("adapter");
+    model.save_adapter(&adapter).unwrap();
+    let (again, warnings) = trainer.adapter_model(&run, &adapter).unwrap();
+    assert_eq!(warnings, []);
+    let paths = trainer.write_predictions(&run, &again, &folder.path().join("again")).unwrap();
+    assert_eq!(std::fs::read_to_string(&paths[0]).unwrap(), text);
 }
 
 #[test]

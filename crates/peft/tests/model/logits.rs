@@ -1,4 +1,4 @@
-//! Logits against candle-transformers' `BertModel` with the same head.
+//! Logits against candle-transformers, for each architecture that it has.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -6,8 +6,13 @@ use std::path::Path;
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::bert::BertModel;
-use peft::{Method, Model, ModelOptions, Pooling, Pretrained, Sequence};
+use candle_transformers::models::{debertav2, distilbert, modernbert, xlm_roberta};
+use peft::{Activation, Method, Model, ModelOptions, Pooling, Pretrained, Sequence};
 
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::encoders::{Oracle, folder};
 use crate::support::*;
 
 /// Padded and masked, in f32; the pooler and the head are written out, since `BertModel` has neither.
@@ -21,7 +26,8 @@ fn peer_logits(folder: &Path, model: &Model, pooling: Pooling, sequences: &[Sequ
             .map(|(_, tensor)| tensor.clone())
     };
     let (pooler_weight, pooler_bias) = (pooler("weight").unwrap(), pooler("bias").unwrap());
-    let bert = BertModel::load(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu), model.config())?;
+    let config = serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
+    let bert = BertModel::load(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu), &config)?;
 
     let longest = sequences.iter().map(Sequence::len).max().unwrap();
     let pad = |ids: &dyn Fn(&Sequence) -> Vec<u32>| {
@@ -74,4 +80,99 @@ fn logits_of_all_minilm_equal_candle_transformers() {
         return;
     };
     agree(&pretrained, 2, &sequences(&[5, 128, 30], 30_522));
+}
+
+/// The case's checkpoint for candle-transformers: its `config.json` with some fields more, and its tensors.
+fn peer<C: DeserializeOwned>(case: &str, more: Value) -> (C, VarBuilder<'static>) {
+    let mut config: Value = serde_json::from_slice(&std::fs::read(folder(case).join("config.json")).unwrap()).unwrap();
+    for (field, value) in more.as_object().unwrap() {
+        config[field] = value.clone();
+    }
+    let tensors = candle_core::safetensors::load(folder(case).join("model.safetensors"), &Device::Cpu).unwrap();
+    (serde_json::from_value(config).unwrap(), VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu))
+}
+
+fn checkpoint(case: &str) -> Pretrained {
+    Pretrained::from_folder(&folder(case)).unwrap()
+}
+
+/// Our logits of each of the case's sequences, or what `after` makes of them, against `logits(ids, types)`, `(1, length)` each.
+fn agree_one_by_one(
+    case: &str,
+    pretrained: &Pretrained,
+    after: impl Fn(&Tensor) -> Result<Tensor>,
+    logits: impl Fn(&Tensor, &Tensor) -> Result<Tensor>,
+) {
+    let model = Model::new(pretrained, &ModelOptions::new(Method::Head, 3)).unwrap();
+    for sequence in Oracle::read(case).sequences() {
+        let row = |ids: &[u32]| Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+        let expected = flat(&logits(&row(&sequence.input_ids), &row(&sequence.token_type_ids)).unwrap());
+        let found = after(&model.predict(&batch(std::slice::from_ref(&sequence))).unwrap()).unwrap();
+        close(case, &flat(&found), &expected, 1e-5 * largest(&expected));
+    }
+}
+
+#[test]
+fn logits_of_roberta_and_xlm_r_equal_candle_transformers() {
+    for case in ["roberta", "xlm-roberta"] {
+        let (config, weights) = peer(case, json!({ "position_embedding_type": "absolute" }));
+        let model = xlm_roberta::XLMRobertaForSequenceClassification::new(3, &config, weights).unwrap();
+        agree_one_by_one(
+            case,
+            &checkpoint(case),
+            |t| Ok(t.clone()),
+            |ids, types| model.forward(ids, &ids.ones_like()?, types),
+        );
+    }
+}
+
+#[test]
+fn logits_of_distilbert_equal_candle_transformers_with_the_head_written_out() {
+    let (config, weights) = peer("distilbert", json!({}));
+    let model = distilbert::DistilBertModel::load(weights.clone(), &config).unwrap();
+    let dense = candle_nn::linear(16, 16, weights.pp("pre_classifier")).unwrap();
+    let output = candle_nn::linear(16, 3, weights.pp("classifier")).unwrap();
+    // Its "gelu" is the approximation.
+    let mut pretrained = checkpoint("distilbert");
+    pretrained.config.hidden_act = Activation::GeluApproximate;
+    agree_one_by_one(
+        "distilbert",
+        &pretrained,
+        |t| Ok(t.clone()),
+        |ids, _| {
+            // Its mask says what is left out.
+            let first = model.forward(ids, &ids.zeros_like()?.to_dtype(DType::U8)?)?.narrow(1, 0, 1)?.squeeze(1)?;
+            first.apply(&dense)?.relu()?.apply(&output)
+        },
+    );
+}
+
+#[test]
+fn logits_of_deberta_equal_candle_transformers() {
+    for case in ["deberta-v3", "deberta-v2"] {
+        let (config, weights) = peer(case, json!({}));
+        let model =
+            debertav2::DebertaV2SeqClassificationModel::load(weights.set_prefix("deberta"), &config, None).unwrap();
+        agree_one_by_one(
+            case,
+            &checkpoint(case),
+            |t| Ok(t.clone()),
+            |ids, types| model.forward(ids, Some(types.clone()), None),
+        );
+    }
+}
+
+#[test]
+fn probabilities_of_modernbert_equal_candle_transformers() {
+    let labels = json!({ "0": "a", "1": "b", "2": "c" });
+    let more = json!({
+        "layer_norm_eps": 1e-5, "global_rope_theta": 160_000.0, "local_rope_theta": 10_000.0,
+        "id2label": labels, "label2id": labels, "classifier_pooling": "cls",
+    });
+    let (config, weights) = peer("modernbert", more);
+    let model = modernbert::ModernBertForSequenceClassification::load(weights, &config).unwrap();
+    let probabilities = |logits: &Tensor| candle_nn::ops::softmax(logits, D::Minus1);
+    agree_one_by_one("modernbert", &checkpoint("modernbert"), probabilities, |ids, _| {
+        model.forward(ids, &ids.ones_like()?)
+    });
 }

@@ -3,8 +3,11 @@
 
 #![cfg(test)] // clippy then knows the helpers, too, for tests
 
+mod adapters;
+mod bad_adapters;
 mod behaviour;
 mod counts;
+mod encoders;
 mod files;
 mod gradients;
 mod logits;

@@ -173,6 +173,6 @@ fn the_report_line_of_lora_on_bert_base_is_pefts() {
 
 fn is_pefts(report: &TrainableReport, expected: &Counts) {
     assert_eq!(report.trainable(), expected.trainable);
-    assert_eq!(report.total + report.head_copy, expected.all);
+    assert_eq!(report.total + report.copied, expected.all);
     assert_eq!(report.to_string(), expected.line);
 }

@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
-use peft::{BertConfig, Model, Pooling, Sequence};
+use peft::{Config, Model, Pooling, Sequence};
 
 use crate::support::oracle_folder;
 
 pub struct Reference {
     pub variables: BTreeMap<String, Var>,
     frozen: BTreeMap<String, Tensor>,
-    config: BertConfig,
+    config: Config,
     scaling: f64,
     pooling: Pooling,
 }

@@ -17,12 +17,14 @@ import peft
 import torch
 import transformers
 from peft import LoraConfig, TaskType, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import save_file
 from transformers import BertForSequenceClassification, get_linear_schedule_with_warmup
 
 HERE = Path(__file__).parent
 CHECKPOINT = HERE / "../../../peft/tests/oracle/tiny-bert"
 STEPS, SEQUENCES, LEARNING_RATE, WEIGHT_DECAY, WARMUP_STEPS, LARGEST_NORM = 20, 6, 2e-3, 0.01, 2, 1.0
+LORAPLUS_RATIO = 4.0
 
 torch.set_num_threads(1)
 
@@ -73,15 +75,28 @@ def build(method):
     return model.train()
 
 
-def train(method, batches):
-    """The loss of each step."""
-    model = build(method)
+def adamw(model):
+    """One learning rate, and decay on matrices only."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
         {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
+    return torch.optim.AdamW(groups, lr=LEARNING_RATE)
+
+
+def loraplus(model):
+    """PEFT's groups of LoRA+."""
+    return create_loraplus_optimizer(
+        model, torch.optim.AdamW, lr=LEARNING_RATE, loraplus_lr_ratio=LORAPLUS_RATIO, loraplus_weight_decay=WEIGHT_DECAY
+    )
+
+
+def train(method, batches, make_optimizer=adamw):
+    """The loss of each step."""
+    model = build(method)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = make_optimizer(model)
     schedule = get_linear_schedule_with_warmup(optimizer, WARMUP_STEPS, STEPS)
     losses = []
     for batch in batches:
@@ -100,6 +115,7 @@ arrays = {f"s{step}.{key}": values.numpy() for step, batch in enumerate(batches)
 numpy.savez_compressed(HERE / "batches.npz", steps=numpy.array(STEPS), **arrays)
 oracle = {
     "versions": {module.__name__: module.__version__ for module in (torch, transformers, peft)},
-    "losses": {method: train(method, batches) for method in ("full", "bitfit", "lora")},
+    "losses": {method: train(method, batches) for method in ("full", "bitfit", "lora")}
+    | {"loraplus": train("lora", batches, loraplus)},
 }
 (HERE / "oracle.json").write_text(json.dumps(oracle, indent=1) + "\n")

@@ -1,0 +1,82 @@
+//! Rotary position embeddings.
+
+use candle_core::{Result, Tensor, bail};
+
+use crate::float::Float;
+use crate::memory::in_pieces;
+use crate::operation::{Gradient, Operation, View, apply};
+use crate::segments::Segments;
+
+/// Turns each pair of a head's columns by an angle that grows with the token's position within its sequence (Su et al. 2021,
+/// equation 34): columns `i` and `i + head_dim / 2`, the halves of a head as transformers' `rotate_half` pairs them, by
+/// `position * theta^(-2 i / head_dim)`. x and the result are `(tokens, heads * head_dim)`.
+///
+/// # Errors
+/// When the heads do not divide the columns into an even number each.
+pub fn rotary(x: &Tensor, segments: &Segments, heads: usize, theta: f64) -> Result<Tensor> {
+    let (tokens, hidden) = x.dims2()?;
+    segments.check(tokens, Rotary::NAME)?;
+    if heads == 0 || hidden % (2 * heads) != 0 {
+        bail!("rotary: {heads} heads do not divide {hidden} columns into pairs")
+    }
+    apply(Rotary { segments: segments.clone(), head_dim: hidden / heads, theta }, &[x])
+}
+
+struct Rotary {
+    segments: Segments,
+    head_dim: usize,
+    theta: f64,
+}
+
+/// Rows a thread takes at a time.
+const ROWS: usize = 32;
+
+impl Rotary {
+    /// Each row of `x` turned, against the angle if `back`.
+    fn turn<T: Float>(&self, x: &View<T>, back: bool) -> Vec<T> {
+        let ((_, hidden), half) = (x.matrix(), self.head_dim / 2);
+        let longest = self.segments.ranges().map(|range| range.len()).max().unwrap_or(0);
+        let sign = if back { -1.0 } else { 1.0 };
+        let turns: Vec<(T, T)> = (0..longest)
+            .flat_map(|position| {
+                (0..half).map(move |i| {
+                    let frequency = self.theta.powf(-2.0 * i as f64 / self.head_dim as f64);
+                    let (sine, cosine) = (position as f64 * frequency).sin_cos();
+                    (T::of(cosine), T::of(sign * sine))
+                })
+            })
+            .collect(); // (positions, half)
+        let positions: Vec<usize> = self.segments.ranges().flat_map(|range| 0..range.len()).collect();
+        in_pieces(x.data.len(), ROWS * hidden, |first, values| {
+            let rows = values.chunks_exact_mut(hidden).zip(x.data[first..].chunks_exact(hidden));
+            for ((value, x), &position) in rows.zip(&positions[first / hidden..]) {
+                let turns = &turns[position * half..][..half];
+                for (value, x) in value.chunks_exact_mut(self.head_dim).zip(x.chunks_exact(self.head_dim)) {
+                    for (i, &(cosine, sine)) in turns.iter().enumerate() {
+                        value[i] = x[i] * cosine - x[i + half] * sine;
+                        value[i + half] = x[i + half] * cosine + x[i] * sine;
+                    }
+                }
+            }
+        })
+    }
+}
+
+impl Operation for Rotary {
+    const NAME: &'static str = "rotary";
+
+    fn forward<T: Float>(&self, inputs: &[View<T>]) -> Result<(Vec<T>, Vec<usize>)> {
+        Ok((self.turn(&inputs[0], false), inputs[0].shape.to_vec()))
+    }
+
+    /// A rotation's transpose is the rotation back.
+    fn backward<T: Float>(
+        &self,
+        _inputs: &[View<T>],
+        _needed: &[bool],
+        _output: View<T>,
+        gradient: View<T>,
+    ) -> Result<Vec<Gradient<T>>> {
+        Ok(vec![Gradient::Values(self.turn(&gradient, true))])
+    }
+}

@@ -1,0 +1,337 @@
+//! `adapter_config.json`.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::nearest::nearest;
+use super::warning::Warning;
+use crate::error::{Error, Result};
+use crate::method::{BitFit, HEADS, Ia3, LnTuning, Lora, Method, Targets};
+use crate::model::{Model, Pooling};
+use crate::parameters::is_head;
+
+pub(super) const FILE: &str = "adapter_config.json";
+
+/// The version of PEFT whose fields and defaults these are.
+const PEFT_VERSION: &str = "0.21.2";
+
+/// What `adapter_config.json` says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterConfig {
+    /// The method, with PEFT's options.
+    pub method: Method,
+    /// The name or folder of the checkpoint that it was trained on.
+    pub base_model_name_or_path: Option<String>,
+    /// From hidden states to one vector.
+    pub pooling: Pooling,
+    /// The pooler was trained whole, by a method that has no `modules_to_save`.
+    pub train_pooler: bool,
+    /// Modules of the head that PEFT does not take for one, and trains only where it is told to, such as DistilBERT's
+    /// `pre_classifier`. In a file they stand among `modules_to_save`.
+    pub head: Vec<String>,
+}
+
+/// Fields of every configuration, which PEFT has for itself.
+const COMMON: [&str; 9] = [
+    "peft_type",
+    "task_type",
+    "base_model_name_or_path",
+    "modules_to_save",
+    "pooling",
+    "auto_mapping",
+    "revision",
+    "inference_mode",
+    "peft_version",
+];
+
+/// Fields of LoRA that [`Lora`] has.
+const LORA: [&str; 14] = [
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "bias",
+    "use_rslora",
+    "use_dora",
+    "init_lora_weights",
+];
+
+/// Fields of LoRA that change nothing for the linear layers of an encoder, or by whose start alone, which is in the tensors.
+const WITHOUT_EFFECT: [&str; 9] = [
+    "fan_in_fan_out",
+    "megatron_config",
+    "megatron_core",
+    "runtime_config",
+    "ensure_weight_tying",
+    "qalora_group_size",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+];
+
+/// Fields of LoRA that change what is computed, in ways that this crate does not do: they must be null, false or empty.
+const NOT_SUPPORTED: [&str; 12] = [
+    "lora_bias",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "lora_ga_config",
+    "velora_config",
+    "kasa_config",
+    "monteclora_config",
+    "arrow_config",
+    "use_bdlora",
+];
+
+/// Fields of (IA)³. Its vectors start as ones whatever `init_ia3_weights` says, and are in the tensors.
+const IA3: [&str; 5] =
+    ["target_modules", "feedforward_modules", "exclude_modules", "fan_in_fan_out", "init_ia3_weights"];
+
+/// The `peft_type` of a method: PEFT's, or one of this crate's.
+pub(super) fn peft_type(method: &Method) -> &'static str {
+    match method {
+        Method::Full => "FULL",
+        Method::Head => "HEAD",
+        Method::BitFit(_) => "BITFIT",
+        Method::Lora(_) => "LORA",
+        Method::Ia3(_) => "IA3",
+        Method::LnTuning(_) => "LN_TUNING",
+    }
+}
+
+const PEFT_TYPES: [&str; 6] = ["LORA", "IA3", "LN_TUNING", "BITFIT", "HEAD", "FULL"];
+
+impl AdapterConfig {
+    /// Reads `adapter_config.json` in `folder`, and what in it was passed over. Fields that are not there have PEFT's defaults.
+    ///
+    /// # Errors
+    /// When the file is missing or no configuration, the `peft_type` is not known, a value makes no adapter, or a field means
+    /// something that this crate does not do.
+    pub fn read(folder: &Path) -> Result<(Self, Vec<Warning>)> {
+        let path = folder.join(FILE);
+        let text =
+            std::fs::read_to_string(&path).map_err(|source| Error::AdapterFile { path: path.clone(), source })?;
+        let invalid = |found: String| Error::AdapterConfig { path: path.clone(), found };
+        let fields: Map<String, Value> = serde_json::from_str(&text).map_err(|error| invalid(error.to_string()))?;
+        Self::parse(fields).map_err(invalid)
+    }
+
+    /// The configuration and its warnings, or what is wrong.
+    fn parse(mut fields: Map<String, Value>) -> std::result::Result<(Self, Vec<Warning>), String> {
+        let text = |field: &str| match fields.get(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(other) => Err(format!("{field} {other}, which is not a text")),
+        };
+        let kind = text("peft_type")?.ok_or("no peft_type")?;
+        let base_model_name_or_path = text("base_model_name_or_path")?;
+        if let Some(task) = text("task_type")?.filter(|task| task != "SEQ_CLS") {
+            return Err(format!("task_type {task:?}; adapters of sequence classifiers, \"SEQ_CLS\", are read"));
+        }
+        let pooling = fields.get("pooling").map_or(Ok(Pooling::Cls), |pooling| serde_json::from_value(pooling.clone()));
+        let pooling = pooling.map_err(|error| format!("pooling: {error}"))?;
+        let mut saved = names(&fields, "modules_to_save")?;
+        saved.retain(|name| !HEADS.contains(&name.as_str()));
+        let train_pooler = saved.iter().any(|name| name == "pooler");
+
+        let known: Vec<&str> = match kind.as_str() {
+            "LORA" => [&COMMON[..], &LORA, &WITHOUT_EFFECT, &NOT_SUPPORTED].concat(),
+            "IA3" => [&COMMON[..], &IA3].concat(),
+            "LN_TUNING" => [&COMMON[..], &["target_modules", "exclude_modules"]].concat(),
+            "BITFIT" => [&COMMON[..], &["target_modules"]].concat(),
+            _ => COMMON.to_vec(),
+        };
+        let unknown = fields.keys().filter(|field| !known.contains(&field.as_str()));
+        let warnings = unknown
+            .map(|field| Warning::UnknownField { field: field.clone(), nearest: nearest(field, known.iter().copied()) })
+            .collect();
+        let method = match kind.as_str() {
+            "LORA" => Method::Lora(lora(&mut fields, &saved)?),
+            "IA3" => {
+                let required = |field: &str| {
+                    targets(&fields, field)?.ok_or(format!("no {field}; name the layers that have a vector"))
+                };
+                let ia3 = Ia3 {
+                    target_modules: required("target_modules")?,
+                    feedforward_modules: targets(&fields, "feedforward_modules")?
+                        .unwrap_or(Targets::Suffixes(Vec::new())),
+                    exclude_modules: targets(&fields, "exclude_modules")?,
+                    modules_to_save: saved,
+                };
+                ia3.check().map_err(|error| error.to_string())?;
+                Method::Ia3(ia3)
+            }
+            "LN_TUNING" => Method::LnTuning(LnTuning {
+                target_modules: targets(&fields, "target_modules")?
+                    .ok_or("no target_modules; name the layer norms that are trained")?,
+                exclude_modules: targets(&fields, "exclude_modules")?,
+                modules_to_save: saved,
+            }),
+            "BITFIT" => Method::BitFit(BitFit { target_modules: targets(&fields, "target_modules")? }),
+            "HEAD" => Method::Head,
+            "FULL" => Method::Full,
+            other => {
+                let nearest = nearest(other, PEFT_TYPES);
+                return Err(format!("peft_type {other:?}{nearest}; {} are read", PEFT_TYPES.join(", ")));
+            }
+        };
+        // The others hold it among their own modules to save.
+        let train_pooler = train_pooler && matches!(method, Method::BitFit(_) | Method::Head);
+        Ok((Self { method, base_model_name_or_path, pooling, train_pooler, head: Vec::new() }, warnings))
+    }
+
+    /// That of a model.
+    pub(super) fn of(model: &Model) -> Self {
+        Self {
+            method: model.method().clone(),
+            base_model_name_or_path: Some(model.base_model().into()),
+            pooling: model.pooling(),
+            train_pooler: model.trains_pooler() && *model.method() != Method::Full,
+            head: head(model),
+        }
+    }
+
+    /// The text of the file: its fields in the order of the alphabet, as PEFT writes them.
+    pub(super) fn to_json(&self) -> Result<String> {
+        let mut fields = json!({
+            "peft_type": peft_type(&self.method),
+            "task_type": "SEQ_CLS",
+            "base_model_name_or_path": self.base_model_name_or_path,
+            "auto_mapping": null,
+            "revision": null,
+            "inference_mode": true,
+            "peft_version": PEFT_VERSION,
+        });
+        let mut saved = Vec::new();
+        match &self.method {
+            Method::Lora(lora) => {
+                saved.clone_from(&lora.modules_to_save);
+                fields["r"] = json!(lora.r);
+                fields["lora_alpha"] = number(lora.lora_alpha);
+                fields["lora_dropout"] = json!(lora.lora_dropout);
+                fields["target_modules"] = json!(lora.target_modules);
+                fields["exclude_modules"] = json!(lora.exclude_modules);
+                fields["layers_to_transform"] = json!(lora.layers_to_transform);
+                fields["layers_pattern"] = match lora.layers_pattern.as_slice() {
+                    [] => Value::Null,
+                    names => json!(names),
+                };
+                fields["rank_pattern"] = json!(lora.rank_pattern);
+                let alphas = lora.alpha_pattern.iter().map(|(name, alpha)| (name.clone(), number(*alpha)));
+                fields["alpha_pattern"] = Value::Object(alphas.collect());
+                fields["bias"] = json!(lora.bias);
+                fields["use_rslora"] = json!(lora.use_rslora);
+                fields["use_dora"] = json!(lora.use_dora);
+                fields["init_lora_weights"] = json!(lora.init_lora_weights);
+                for field in ["fan_in_fan_out", "lora_bias", "use_qalora"] {
+                    fields[field] = json!(false);
+                }
+            }
+            Method::Ia3(ia3) => {
+                saved.clone_from(&ia3.modules_to_save);
+                fields["target_modules"] = json!(ia3.target_modules);
+                fields["feedforward_modules"] = json!(ia3.feedforward_modules);
+                fields["exclude_modules"] = json!(ia3.exclude_modules);
+                fields["fan_in_fan_out"] = json!(false);
+                fields["init_ia3_weights"] = json!(true);
+            }
+            Method::LnTuning(ln_tuning) => {
+                saved.clone_from(&ln_tuning.modules_to_save);
+                fields["target_modules"] = json!(ln_tuning.target_modules);
+                fields["exclude_modules"] = json!(ln_tuning.exclude_modules);
+            }
+            Method::BitFit(BitFit { target_modules }) => fields["target_modules"] = json!(target_modules),
+            Method::Full | Method::Head => {}
+        }
+        if self.train_pooler && !saved.iter().any(|name| name == "pooler") {
+            saved.push("pooler".into());
+        }
+        for name in &self.head {
+            if !saved.contains(name) {
+                saved.push(name.clone());
+            }
+        }
+        saved.extend(HEADS.map(String::from));
+        fields["modules_to_save"] = json!(saved);
+        if self.pooling == Pooling::Mean {
+            fields["pooling"] = json!(self.pooling);
+        }
+        serde_json::to_string_pretty(&fields)
+            .map_err(|error| Error::AdapterConfig { path: FILE.into(), found: error.to_string() })
+    }
+}
+
+/// The modules of a model's head that PEFT does not take for one.
+fn head(model: &Model) -> Vec<String> {
+    let modules = model.parameters().trainable().filter(|(name, _)| is_head(name));
+    let names: BTreeSet<&str> = modules.filter_map(|(name, _)| name.split('.').next()).collect();
+    names.into_iter().filter(|name| !HEADS.contains(name)).map(String::from).collect()
+}
+
+/// A whole number without a point: PEFT's alphas are.
+fn number(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
+}
+
+/// A list of names, or one name; nothing where the field is null.
+fn names(fields: &Map<String, Value>, field: &str) -> std::result::Result<Vec<String>, String> {
+    match fields.get(field) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::String(name)) => Ok(vec![name.clone()]),
+        Some(list) => {
+            serde_json::from_value(list.clone()).map_err(|_| format!("{field} {list}, which is no list of names"))
+        }
+    }
+}
+
+fn targets(fields: &Map<String, Value>, field: &str) -> std::result::Result<Option<Targets>, String> {
+    let value = fields.get(field).cloned().unwrap_or_default();
+    let expected = "expected a list of names, a regular expression or null";
+    serde_json::from_value(value.clone()).map_err(|_| format!("{field} {value}; {expected}"))
+}
+
+/// LoRA's fields with PEFT's defaults in the places of those that are not there.
+fn lora(fields: &mut Map<String, Value>, saved: &[String]) -> std::result::Result<Lora, String> {
+    let is_empty = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(values) => values.is_empty(),
+        Value::Object(values) => values.is_empty(),
+        _ => false,
+    };
+    if let Some(field) = NOT_SUPPORTED.iter().find(|field| fields.get(**field).is_some_and(|value| !is_empty(value))) {
+        return Err(format!("{field} {}, which is not supported here", fields[*field]));
+    }
+    if fields.get("target_modules").is_none_or(is_empty) {
+        return Err("no target_modules; name the layers that have a branch".into());
+    }
+    let (layers_pattern, saved) = (names(fields, "layers_pattern")?, json!(saved));
+    let mut given: Map<String, Value> =
+        LORA.iter().filter_map(|field| Some((field.to_string(), fields.remove(*field)?))).collect();
+    given.retain(|_, value| !value.is_null());
+    if let Some(layer @ Value::Number(_)) = given.get("layers_to_transform").cloned() {
+        given.insert("layers_to_transform".into(), json!([layer]));
+    }
+    given.insert("layers_pattern".into(), json!(layers_pattern));
+    given.insert("modules_to_save".into(), saved);
+    for (field, default) in [("r", 8), ("lora_alpha", 8)] {
+        given.entry(field).or_insert(json!(default));
+    }
+    // Serde names a field that is not known, but not the one whose value does not fit.
+    for (field, value) in &given {
+        let one = Value::Object(Map::from_iter([(field.clone(), value.clone())]));
+        serde_json::from_value::<Lora>(one).map_err(|error| format!("{field} {value}: {error}"))?;
+    }
+    let lora: Lora = serde_json::from_value(Value::Object(given)).map_err(|error| error.to_string())?;
+    lora.check().map_err(|error| error.to_string())?;
+    Ok(lora)
+}

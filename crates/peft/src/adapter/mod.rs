@@ -1,0 +1,173 @@
+//! Adapters in folders: `adapter_config.json` and `adapter_model.safetensors`, as Python's `peft` writes and reads them
+//! (its `docs/source/developer_guides/checkpoint.md`, `config.py`, `utils/save_and_load.py`).
+//!
+//! The tensors are what was trained: of the adapter, of the head, of the modules to save, and biases. Their keys are
+//! `base_model.model.` and this crate's names, which are Hugging Face's, with two exceptions: the bias of a layer that an adapter
+//! stands beside is `….base_layer.bias`, and a layer norm that is tuned is `….ln_tuning_layers.weight` and `.bias`.
+//!
+//! PEFT has no BitFit, and nothing for a whole model or a head alone. Their files have the same shape, with a `peft_type` of
+//! their own: `BITFIT` (with `target_modules`, which may be null), `FULL` and `HEAD`. `pooling` is a field of this crate's too,
+//! and written only for `"mean"`, which PEFT's classifiers do not have.
+//!
+//! A file is checked as a whole before anything is changed, so that no model is ever half loaded.
+
+mod config;
+mod nearest;
+mod warning;
+mod weights;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+
+pub use config::AdapterConfig;
+pub use warning::Warning;
+
+use crate::error::{Error, Result};
+use crate::files::write_atomically;
+use crate::method::{Lora, Method};
+use crate::model::{Model, ModelOptions};
+use crate::pretrained::Pretrained;
+use weights::Weights;
+
+/// An adapter as it was read from a folder.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    /// What its configuration says.
+    pub config: AdapterConfig,
+    /// What in its configuration was passed over.
+    pub warnings: Vec<Warning>,
+    weights: Weights,
+}
+
+impl Adapter {
+    /// Reads the adapter in `folder`.
+    ///
+    /// # Errors
+    /// When a file is missing or broken, a field means something that this crate does not do, a tensor holds a number that
+    /// is not finite, or there is no head.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let (config, warnings) = AdapterConfig::read(folder)?;
+        Ok(Self { config, warnings, weights: Weights::read(folder)? })
+    }
+
+    /// What a model for this adapter is built from. The number of labels is that of the head.
+    ///
+    /// # Errors
+    /// When there is no head.
+    pub fn options(&self) -> Result<ModelOptions> {
+        Ok(ModelOptions {
+            pooling: self.config.pooling,
+            train_pooler: self.config.train_pooler,
+            ..ModelOptions::new(self.config.method.clone(), self.weights.num_labels()?)
+        })
+    }
+}
+
+impl Model {
+    /// Writes what is trained to `folder`, which is made if it is missing, so that this crate or Python's `peft` can load it.
+    ///
+    /// # Errors
+    /// When a file cannot be written, or the model was merged, and its encoder is no longer the checkpoint's.
+    pub fn save_adapter(&self, folder: &Path) -> Result<()> {
+        if self.merged {
+            return Err(Error::Merged { path: folder.into() });
+        }
+        let mut tensors = BTreeMap::new();
+        for (name, variable) in self.parameters().trainable() {
+            tensors.insert(self.key(name), variable.as_detached_tensor());
+        }
+        // The configuration last: a folder without one is no adapter.
+        weights::write(folder, &tensors)?;
+        let config = AdapterConfig::of(self);
+        write_atomically(&folder.join(config::FILE), config.to_json()?.as_bytes())
+    }
+
+    /// Sets what is trained to the values of the adapter in `folder`, which must be one for a model of this method.
+    ///
+    /// # Errors
+    /// As [`Adapter::read`], or when the adapter is for another method or another base model. The model is then as it was.
+    pub fn load_adapter(&self, folder: &Path) -> Result<Vec<Warning>> {
+        self.load(&Adapter::read(folder)?)
+    }
+
+    /// The model on `pretrained` with the adapter in `folder`, without dropout's settings of its own; and what was passed over.
+    ///
+    /// # Errors
+    /// As [`Adapter::read`] and [`Model::new`], or when the adapter is for another base model.
+    pub fn from_adapter(pretrained: &Pretrained, folder: &Path) -> Result<(Self, Vec<Warning>)> {
+        let adapter = Adapter::read(folder)?;
+        let model = Self::new(pretrained, &adapter.options()?)?;
+        let warnings = model.load(&adapter)?;
+        Ok((model, warnings))
+    }
+
+    /// Sets what is trained to an adapter's values.
+    ///
+    /// # Errors
+    /// As [`Model::load_adapter`].
+    pub fn load(&self, adapter: &Adapter) -> Result<Vec<Warning>> {
+        let (config, weights) = (&adapter.config, &adapter.weights);
+        if let Some((field, expected, found)) = difference(self.method(), &config.method) {
+            return Err(Error::AnotherMethod { path: weights.path().into(), field, expected, found });
+        }
+        let parameters: Vec<_> = self.parameters().trainable().map(|(name, v)| (self.key(name), v)).collect();
+        let mut values = Vec::with_capacity(parameters.len());
+        for (key, variable) in &parameters {
+            let value = weights.required(key, variable.dims(), &parameters)?;
+            values.push(value.to_dtype(variable.dtype())?.to_device(variable.device())?);
+        }
+        let mut warnings = adapter.warnings.clone();
+        warnings.extend(weights.extra(&parameters, &self.modules.all)?);
+        warnings.extend(base_warning(config, self.base_model()));
+        for ((_, variable), value) in parameters.iter().zip(values) {
+            variable.set(&value)?;
+        }
+        Ok(warnings)
+    }
+
+    /// The key of a trained parameter in a file.
+    fn key(&self, name: &str) -> String {
+        match (self.parameters().part(name), name.rsplit_once('.')) {
+            (Some(part), Some((module, last))) => format!("{}{module}.{part}.{last}", weights::PREFIX),
+            _ => format!("{}{name}", weights::PREFIX),
+        }
+    }
+}
+
+/// A warning where a file names another base model. Only the last part of a name counts: the same model may lie in another
+/// folder, or come from a hub.
+fn base_warning(config: &AdapterConfig, ours: &str) -> Option<Warning> {
+    let last = |name: &str| name.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_string();
+    let theirs = config.base_model_name_or_path.as_ref()?;
+    let warning = Warning::BaseModel { file: theirs.clone(), model: ours.into() };
+    (last(theirs) != last(ours)).then_some(warning)
+}
+
+/// The first field by which two methods compute differently from the same trained values, with both values.
+fn difference(ours: &Method, theirs: &Method) -> Option<(&'static str, String, String)> {
+    let (Method::Lora(ours), Method::Lora(theirs)) = (ours, theirs) else {
+        let differs = ours.id() != theirs.id();
+        return differs.then(|| ("peft_type", config::peft_type(ours).into(), config::peft_type(theirs).into()));
+    };
+    let fields = |lora: &Lora| {
+        [
+            ("lora_alpha", lora.lora_alpha.to_string()),
+            ("alpha_pattern", format!("{:?}", lora.alpha_pattern)),
+            ("rank_pattern", format!("{:?}", lora.rank_pattern)),
+            ("use_rslora", lora.use_rslora.to_string()),
+            ("use_dora", lora.use_dora.to_string()),
+            // Other starts than these leave the base weight as it is.
+            ("init_lora_weights", lora.init_lora_weights.base_weight().to_string()),
+        ]
+    };
+    let pairs = fields(ours).into_iter().zip(fields(theirs));
+    pairs.map(|((field, ours), (_, theirs))| (field, ours, theirs)).find(|(_, ours, theirs)| ours != theirs)
+}
+
+/// Whether every number of a tensor is finite.
+fn is_finite(tensor: &Tensor) -> Result<bool> {
+    let values: Vec<f64> = tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+    Ok(values.iter().all(|value| value.is_finite()))
+}

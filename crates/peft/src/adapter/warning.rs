@@ -1,0 +1,45 @@
+//! What is odd about an adapter's files and does not stop them from being loaded.
+
+use std::fmt;
+
+/// Something that was passed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Warning {
+    /// A field of `adapter_config.json` that this crate does not know: a newer PEFT may mean something by it.
+    UnknownField {
+        /// Its name.
+        field: String,
+        /// ` (nearest: …)`.
+        nearest: String,
+    },
+    /// A tensor of `adapter_model.safetensors` that the model has no place for.
+    UnknownTensor {
+        /// Its key.
+        key: String,
+        /// ` (nearest: …)`.
+        nearest: String,
+    },
+    /// The adapter was trained on a base model of another name.
+    BaseModel {
+        /// The name in the file.
+        file: String,
+        /// The name of the base model that it is loaded on.
+        model: String,
+    },
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::UnknownField { field, nearest } => {
+                write!(f, "adapter_config.json: field {field:?} is not known{nearest} and was ignored")
+            }
+            Self::UnknownTensor { key, nearest } => {
+                write!(f, "adapter_model.safetensors: tensor {key} has no place in the model{nearest} and was ignored")
+            }
+            Self::BaseModel { file, model } => {
+                write!(f, "the adapter was trained on the base model {file:?}, and is loaded on {model:?}")
+            }
+        }
+    }
+}

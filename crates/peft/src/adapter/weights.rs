@@ -1,0 +1,138 @@
+//! `adapter_model.safetensors`.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+
+use candle_core::safetensors::Load;
+use candle_core::{DType, Device, Tensor, Var};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+
+use super::is_finite;
+use super::nearest::nearest;
+use super::warning::Warning;
+use crate::error::{Error, Result};
+use crate::files::write_atomically;
+use crate::method::HEADS;
+
+const FILE: &str = "adapter_model.safetensors";
+/// Before every key: PEFT's model and its tuner, around Hugging Face's.
+pub(super) const PREFIX: &str = "base_model.model.";
+
+/// The tensors of an adapter, all of them finite, by key.
+#[derive(Clone, Debug)]
+pub(super) struct Weights {
+    path: PathBuf,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl Weights {
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(FILE);
+        let bytes = std::fs::read(&path).map_err(|source| Error::AdapterFile { path: path.clone(), source })?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|source| Error::Weights { path: path.clone(), source })?;
+        let mut tensors = BTreeMap::new();
+        for (key, view) in file.iter() {
+            let tensor = view.load(&Device::Cpu)?;
+            if !is_finite(&tensor)? {
+                return Err(Error::NotFinite { path, key: key.into() });
+            }
+            tensors.insert(key.to_string(), tensor);
+        }
+        Ok(Self { path, tensors })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The rows of the head's last matrix: of `classifier.weight`, or of `classifier.out_proj.weight` in RoBERTa's.
+    pub fn num_labels(&self) -> Result<usize> {
+        let is_weight = |key: &&String| is_head(key) && key.ends_with(".weight");
+        let last = self.tensors.keys().rfind(is_weight).and_then(|key| self.tensors[key].dims().first().copied());
+        last.ok_or_else(|| self.missing(&format!("{PREFIX}classifier.weight"), &[]))
+    }
+
+    /// The tensor that a trained parameter is set to.
+    pub fn required(&self, key: &str, shape: &[usize], parameters: &[(String, &Var)]) -> Result<&Tensor> {
+        let tensor = self.tensors.get(key).ok_or_else(|| self.missing(key, parameters))?;
+        if tensor.dims() == shape {
+            return Ok(tensor);
+        }
+        let fits = |(key, variable): &&(String, &Var)| {
+            self.tensors.get(key).is_some_and(|tensor| tensor.dims() == variable.dims())
+        };
+        let fitting = parameters.iter().filter(fits).count();
+        Err(Error::AdapterShape {
+            path: self.path.clone(),
+            key: key.into(),
+            expected: shape.to_vec(),
+            found: tensor.dims().to_vec(),
+            fitting,
+            of: parameters.len(),
+        })
+    }
+
+    /// A warning for each tensor that no parameter is set to.
+    ///
+    /// # Errors
+    /// When one belongs to a layer that the model has not: it is then an adapter for another base model.
+    pub fn extra(&self, parameters: &[(String, &Var)], modules: &BTreeSet<String>) -> Result<Vec<Warning>> {
+        let known: BTreeSet<&str> = parameters.iter().map(|(key, _)| key.as_str()).collect();
+        let mut warnings = Vec::new();
+        for key in self.tensors.keys().filter(|key| !known.contains(key.as_str()) && !is_copy(key)) {
+            let name = key.strip_prefix(PREFIX).unwrap_or(key);
+            let adapted = [".lora_", ".ia3_", ".ln_tuning_"].into_iter().find_map(|part| name.split_once(part));
+            let adapted = adapted.map(|(module, _)| module);
+            if let Some(module) = adapted.filter(|module| !modules.contains(*module)) {
+                let nearest = nearest(module, modules.iter().map(String::as_str));
+                return Err(Error::NoSuchModule { path: self.path.clone(), key: key.clone(), nearest });
+            }
+            let nearest = nearest(key, known.iter().copied());
+            warnings.push(Warning::UnknownTensor { key: key.clone(), nearest });
+        }
+        Ok(warnings)
+    }
+
+    fn missing(&self, key: &str, parameters: &[(String, &Var)]) -> Error {
+        let path = self.path.clone();
+        if is_head(key) {
+            return Error::MissingHead { path, key: key.into() };
+        }
+        // A name that is nearly right belongs to no other parameter.
+        let is_free = |name: &&String| parameters.iter().all(|(key, _)| key != *name);
+        let nearest = nearest(key, self.tensors.keys().filter(is_free).map(String::as_str));
+        Error::MissingAdapterTensor { path, key: key.into(), nearest }
+    }
+}
+
+/// Whether a key is of the head.
+fn is_head(key: &str) -> bool {
+    let module = key.strip_prefix(PREFIX).unwrap_or(key).split('.').next();
+    module.is_some_and(|module| HEADS.contains(&module)) && !is_copy(key)
+}
+
+/// With `bias: "all"`, PEFT writes the biases of a module to save three times: under its own name, and these (`tuners_utils.py`,
+/// `_get_learnable_bias_state_dict`). On loading it reads the first.
+fn is_copy(key: &str) -> bool {
+    key.contains(".original_module.") || key.contains(".modules_to_save.")
+}
+
+/// Writes tensors as `adapter_model.safetensors` in `folder`, in f32, with PEFT's metadata.
+pub(super) fn write(folder: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    let path = folder.join(FILE);
+    let mut bytes = Vec::new();
+    for (key, tensor) in tensors {
+        let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        bytes.push((key, tensor.dims().to_vec(), data));
+    }
+    let failed = |source| Error::Weights { path: path.clone(), source };
+    let views = bytes
+        .iter()
+        .map(|(key, shape, data)| Ok((key, TensorView::new(Dtype::F32, shape.clone(), data)?)))
+        .collect::<std::result::Result<Vec<_>, _>>()
+        .map_err(failed)?;
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    write_atomically(&path, &safetensors::serialize(views, Some(metadata)).map_err(failed)?)
+}

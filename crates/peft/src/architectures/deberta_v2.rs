@@ -1,0 +1,174 @@
+//! DeBERTa-v2 and v3 (He et al. 2021; He et al. 2023): BERT with disentangled attention, whose scores relate contents to relative
+//! positions (transformers' `modeling_deberta_v2.py`).
+
+use ops::{Activation, RelativeRows};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Config, activation, at_most, part, unsupported};
+use crate::layout::{
+    DisentangledLayout, Dropouts, EmbeddingsLayout, HeadLayout, LayersLayout, Layout, NormOrder, Numbering,
+    PositionsLayout, ProjectionNames,
+};
+
+#[derive(Deserialize)]
+struct Options {
+    #[serde(default)]
+    type_vocab_size: usize,
+    #[serde(default)]
+    relative_attention: bool,
+    #[serde(default)]
+    max_relative_positions: Option<i64>,
+    #[serde(default)]
+    position_buckets: Option<i64>,
+    #[serde(default)]
+    norm_rel_ebd: Option<String>,
+    #[serde(default)]
+    share_att_key: bool,
+    #[serde(default)]
+    pos_att_type: Option<Terms>,
+    #[serde(default = "yes")]
+    position_biased_input: bool,
+    #[serde(default)]
+    embedding_size: Option<usize>,
+    #[serde(default)]
+    pooler_hidden_size: Option<usize>,
+    #[serde(default)]
+    conv_kernel_size: usize,
+    #[serde(default)]
+    cls_dropout: Option<f64>,
+    #[serde(default)]
+    pooler_dropout: f64,
+    #[serde(default = "gelu", deserialize_with = "activation")]
+    pooler_hidden_act: Activation,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn gelu() -> Activation {
+    Activation::Gelu
+}
+
+/// `"c2p|p2c"` or `["c2p", "p2c"]`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Terms {
+    Joined(String),
+    Listed(Vec<String>),
+}
+
+impl Terms {
+    fn contain(&self, term: &str) -> bool {
+        match self {
+            Self::Joined(terms) => terms.split('|').any(|part| part.trim().eq_ignore_ascii_case(term)),
+            Self::Listed(terms) => terms.iter().any(|part| part == term),
+        }
+    }
+}
+
+/// The position of a distance, the query's position less the key's, before it is counted from the table's middle
+/// (`make_log_bucket_position`): up to half of the buckets one for each distance, then ever wider ones, in equal steps of the
+/// logarithm up to `longest`, in f32.
+fn bucket(distance: isize, buckets: usize, longest: usize) -> isize {
+    let middle = buckets / 2;
+    let far = distance.unsigned_abs();
+    if far <= middle {
+        return distance;
+    }
+    let over = |far: f32| (far / middle as f32).ln();
+    let steps = (over(far as f32) / over((longest - 1) as f32) * (middle - 1) as f32).ceil();
+    distance.signum() * (steps as isize + middle as isize)
+}
+
+/// The rows of the table of relative positions by distance, and half of how many there are.
+fn rows(longest_sequence: usize, buckets: Option<usize>, longest: usize) -> (RelativeRows, usize) {
+    let half = buckets.unwrap_or(longest);
+    let row = |distance: isize| {
+        let position = buckets.map_or(distance, |buckets| bucket(distance, buckets, longest));
+        (position + half as isize).clamp(0, 2 * half as isize - 1) as usize
+    };
+    (RelativeRows::new(longest_sequence, row), half)
+}
+
+fn positive(number: Option<i64>) -> Option<usize> {
+    number.and_then(|number| usize::try_from(number).ok()).filter(|&number| number > 0)
+}
+
+pub(super) fn read(json: &Value) -> serde_json::Result<(Config, Layout)> {
+    let (config, options): (Config, Options) = (part(json)?, part(json)?);
+    at_most("conv_kernel_size", options.conv_kernel_size, 0)?;
+    for (field, size) in
+        [("embedding_size", options.embedding_size), ("pooler_hidden_size", options.pooler_hidden_size)]
+    {
+        if size.is_some_and(|size| size != config.hidden_size) {
+            return Err(unsupported(field, "another size than hidden_size"));
+        }
+    }
+    let meets = |term| options.pos_att_type.as_ref().is_some_and(|terms| terms.contain(term));
+    let (to_position, to_content) = (meets("c2p"), meets("p2c"));
+    if options.relative_attention != (to_position || to_content) {
+        return Err(unsupported("pos_att_type", "other than c2p, p2c or both with relative_attention, none without"));
+    }
+    let positions = match options.relative_attention {
+        false => PositionsLayout::Absolute,
+        true => {
+            let longest = positive(options.max_relative_positions).unwrap_or(config.max_position_embeddings);
+            let (rows, half) = rows(config.max_position_embeddings, positive(options.position_buckets), longest);
+            let norms = options.norm_rel_ebd.as_deref().unwrap_or_default().to_lowercase();
+            let norms = norms.split('|').any(|part| part.trim() == "layer_norm");
+            PositionsLayout::Disentangled(DisentangledLayout {
+                table: "encoder.rel_embeddings",
+                count: 2 * half,
+                norm: norms.then_some("encoder.LayerNorm"),
+                rows,
+                to_position,
+                to_content,
+                key: (!options.share_att_key).then_some("attention.self.pos_key_proj"),
+                query: (!options.share_att_key).then_some("attention.self.pos_query_proj"),
+            })
+        }
+    };
+    let embeddings = EmbeddingsLayout::bert(config.hidden_size, Numbering::FromZero, options.type_vocab_size);
+    let dropout = options.cls_dropout.unwrap_or(config.hidden_dropout_prob);
+    let head = HeadLayout::new("pooler.dense", options.pooler_hidden_act, dropout, config.initializer_range);
+    let layout = Layout {
+        prefix: "deberta",
+        bare: &["embeddings.", "encoder."],
+        embeddings: EmbeddingsLayout {
+            positions: options.position_biased_input.then_some(Numbering::FromZero),
+            ..embeddings
+        },
+        positions,
+        layers: LayersLayout {
+            projections: ProjectionNames::Separate {
+                query: "attention.self.query_proj",
+                key: "attention.self.key_proj",
+                value: "attention.self.value_proj",
+            },
+            ..LayersLayout::BERT
+        },
+        order: NormOrder::Last,
+        norm_bias: true,
+        dropout: Dropouts::bert(config.hidden_dropout_prob, config.attention_dropout()),
+        head: HeadLayout { first_dropout: Some(options.pooler_dropout), ..head },
+    };
+    Ok((config, layout))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bucket;
+    use crate::architectures::stored_buckets;
+
+    #[test]
+    fn buckets_of_distances_are_those_of_transformers() {
+        for (buckets, longest) in [(256, 512), (8, 24), (32, 128)] {
+            let row =
+                |distance| (bucket(distance, buckets, longest) + buckets as isize).clamp(0, 2 * buckets as isize - 1);
+            let found: Vec<usize> = (-600..=600).map(|distance| row(distance) as usize).collect();
+            assert_eq!(found, stored_buckets(&format!("/deberta/{buckets} {longest}")));
+        }
+    }
+}

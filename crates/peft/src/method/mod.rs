@@ -1,0 +1,338 @@
+//! Which parameters a method trains: the choice that a [`crate::Model`] asks for, module by module, as it is built.
+
+mod bitfit;
+mod ia3;
+mod ln_tuning;
+mod lora;
+mod saved;
+mod targets;
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::parameters::is_head;
+
+pub use bitfit::BitFit;
+pub use ia3::Ia3;
+pub(crate) use ia3::Vector;
+pub use ln_tuning::LnTuning;
+pub(crate) use lora::Branch;
+pub use lora::{Bias, InitLoraWeights, Lora};
+pub use targets::Targets;
+
+use ia3::Ia3Tuner;
+use ln_tuning::LnTuner;
+use lora::LoraTuner;
+use targets::Matcher;
+
+/// How a pretrained encoder is fine-tuned. The classifier is always trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "lowercase")]
+pub enum Method {
+    /// Every parameter.
+    Full,
+    /// The classifier alone.
+    Head,
+    /// The encoder's biases.
+    BitFit(BitFit),
+    /// A low-rank branch beside chosen linear layers.
+    Lora(Lora),
+    /// Vectors that scale the outputs or inputs of chosen linear layers.
+    Ia3(Ia3),
+    /// The layer norms.
+    #[serde(rename = "ln_tuning")]
+    LnTuning(LnTuning),
+}
+
+impl Method {
+    /// `full`, `head`, `bitfit`, `lora`, `ia3` or `ln_tuning`.
+    pub fn id(&self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Head => "head",
+            Self::BitFit(_) => "bitfit",
+            Self::Lora(_) => "lora",
+            Self::Ia3(_) => "ia3",
+            Self::LnTuning(_) => "ln_tuning",
+        }
+    }
+
+    /// BitFit on all biases.
+    pub fn bitfit() -> Self {
+        Self::BitFit(BitFit::default())
+    }
+
+    /// LoRA of rank `r` on query and value.
+    pub fn lora(r: usize) -> Self {
+        Self::Lora(Lora::rank(r))
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Full => write!(f, "Full fine-tuning"),
+            Self::Head => write!(f, "Head only"),
+            Self::BitFit(BitFit { target_modules: None }) => write!(f, "BitFit"),
+            Self::BitFit(BitFit { target_modules: Some(targets) }) => write!(f, "BitFit ({targets})"),
+            Self::Lora(lora) => write!(f, "{lora}"),
+            Self::Ia3(_) => write!(f, "(IA)³"),
+            Self::LnTuning(_) => write!(f, "LN tuning"),
+        }
+    }
+}
+
+/// A [`Method`] ready to be asked.
+pub(crate) struct Tuner {
+    asked: Asked,
+    /// Whether the pooler is trained whole, whatever the method.
+    train_pooler: bool,
+}
+
+enum Asked {
+    Full,
+    Head,
+    BitFit { targets: Option<(Targets, Matcher)> },
+    Lora(Box<LoraTuner>),
+    Ia3(Box<Ia3Tuner>),
+    LnTuning(Box<LnTuner>),
+}
+
+/// What a linear layer gets from the method.
+pub(crate) enum Adaptation {
+    Lora(Branch),
+    Ia3(Vector),
+}
+
+pub(crate) const POOLER: &str = "bert.pooler.dense";
+pub(crate) const CLASSIFIER: &str = "classifier";
+/// What PEFT takes for the head of a sequence classifier, and trains and saves whole (`utils/constants.py`,
+/// `SEQ_CLS_HEAD_NAMES`).
+pub(crate) const HEADS: [&str; 2] = [CLASSIFIER, "score"];
+
+impl Tuner {
+    pub fn new(method: &Method, train_pooler: bool) -> Result<Self> {
+        let asked = match method {
+            Method::Full => Asked::Full,
+            Method::Head => Asked::Head,
+            Method::BitFit(BitFit { target_modules }) => {
+                let matcher = target_modules.as_ref().map(Targets::compile).transpose()?;
+                Asked::BitFit { targets: target_modules.clone().zip(matcher) }
+            }
+            Method::Lora(lora) => Asked::Lora(Box::new(LoraTuner::new(lora)?)),
+            Method::Ia3(ia3) => Asked::Ia3(Box::new(Ia3Tuner::new(ia3)?)),
+            Method::LnTuning(ln_tuning) => Asked::LnTuning(Box::new(LnTuner::new(ln_tuning)?)),
+        };
+        Ok(Self { asked, train_pooler })
+    }
+
+    /// Whether the parameter `{module}.{name}` of the pretrained model is trained.
+    pub fn trains(&self, module: &str, name: &str) -> bool {
+        if self.trains_whole(module) {
+            return true;
+        }
+        match &self.asked {
+            Asked::Full => true,
+            Asked::Head | Asked::Ia3(_) => false,
+            Asked::LnTuning(ln_tuning) => ln_tuning.tunes(module),
+            Asked::BitFit { targets } => {
+                name == "bias"
+                    && (module == POOLER || targets.as_ref().is_none_or(|(_, targets)| targets.matches(module)))
+            }
+            Asked::Lora(lora) => name == "bias" && lora.trains_biases(),
+        }
+    }
+
+    /// Whether the parameter `name` of a layer that has an adapter is trained, where [`Tuner::trains`] says no.
+    pub fn trains_beside_adapter(&self, name: &str) -> bool {
+        name == "bias" && matches!(&self.asked, Asked::Lora(lora) if lora.trains_biases_beside())
+    }
+
+    /// Whether a module is trained whole beside what the method adapts: the head always is.
+    fn trains_whole(&self, module: &str) -> bool {
+        is_head(module)
+            || (self.train_pooler && module == POOLER)
+            || match &self.asked {
+                Asked::Lora(lora) => lora.saves(module),
+                Asked::Ia3(ia3) => ia3.saves(module),
+                Asked::LnTuning(ln_tuning) => ln_tuning.saves(module),
+                Asked::Full | Asked::Head | Asked::BitFit { .. } => false,
+            }
+    }
+
+    /// Whether PEFT trains a copy of a module, and keeps the frozen original (`utils/other.py`, `ModulesToSaveWrapper`).
+    pub fn copies(&self, module: &str) -> bool {
+        match &self.asked {
+            Asked::Lora(_) | Asked::Ia3(_) => self.trains_whole(module),
+            Asked::LnTuning(ln_tuning) => self.trains_whole(module) || ln_tuning.tunes(module),
+            Asked::Full | Asked::Head | Asked::BitFit { .. } => false,
+        }
+    }
+
+    /// What PEFT's files have between a trained module and its parameters' names, where it is no adapter's base layer.
+    pub fn part(&self, module: &str) -> Option<&'static str> {
+        let is_tuned = matches!(&self.asked, Asked::LnTuning(ln_tuning) if ln_tuning.tunes(module));
+        (is_tuned && !self.trains_whole(module)).then_some("ln_tuning_layers")
+    }
+
+    /// What a linear layer gets. Modules that are trained whole get nothing (PEFT: `modules_to_save` wins).
+    pub fn adaptation(&self, module: &str) -> Option<Adaptation> {
+        match &self.asked {
+            _ if self.trains_whole(module) => None,
+            Asked::Lora(lora) if lora.adapts(module) => Some(Adaptation::Lora(lora.branch(module))),
+            Asked::Ia3(ia3) => ia3.vector(module).map(Adaptation::Ia3),
+            _ => None,
+        }
+    }
+
+    /// With a target that names nothing, less would be trained than was asked for, silently. BitFit's targets name modules
+    /// that have a bias, LN tuning's any, the others' linear layers.
+    pub fn check_targets(&self, modules: &Modules) -> Result<()> {
+        match &self.asked {
+            Asked::Lora(lora) => lora.check_targets(&modules.linear_layers, &modules.all),
+            Asked::Ia3(ia3) => ia3.check_targets(&modules.linear_layers, &modules.all),
+            Asked::LnTuning(ln_tuning) => ln_tuning.check_targets(modules),
+            Asked::BitFit { targets: Some((targets, _)) } => {
+                let unmatched = targets.unmatched(modules.biased.iter())?;
+                if unmatched.is_empty() && *targets != Targets::Suffixes(Vec::new()) {
+                    return Ok(());
+                }
+                Err(Error::NoTarget {
+                    method: "BitFit".into(),
+                    targets: unmatched.join(", "),
+                    choices: targets::ends(&modules.biased),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The modules of a model, by what a method's targets may name.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Modules {
+    /// Every module that has a parameter.
+    pub all: BTreeSet<String>,
+    /// The linear layers that are not trained whole.
+    pub linear_layers: BTreeSet<String>,
+    /// Those that have a bias.
+    pub biased: BTreeSet<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pooler_that_is_trained_whole_gets_no_branch() {
+        let lora = Method::Lora(Lora::rank(4).on(Targets::suffixes(["dense"])));
+        assert!(Tuner::new(&lora, false).unwrap().adaptation(POOLER).is_some());
+        assert!(Tuner::new(&lora, true).unwrap().adaptation(POOLER).is_none());
+    }
+
+    #[test]
+    fn rank_zero_is_refused() {
+        let error = Tuner::new(&Method::lora(0), false).err().unwrap().to_string();
+        assert!(error.contains("r is 0"), "{error}");
+    }
+
+    #[test]
+    fn a_method_reads_back_from_its_json() {
+        for method in [
+            Method::Full,
+            Method::Head,
+            Method::bitfit(),
+            Method::lora(4),
+            Method::Ia3(Ia3::default()),
+            Method::LnTuning(LnTuning::default()),
+        ] {
+            let json = serde_json::to_string(&method).unwrap();
+            assert_eq!(serde_json::from_str::<Method>(&json).unwrap(), method, "{json}");
+        }
+        let pattern = r#"{"name":"lora","r":4,"target_modules":".*query"}"#;
+        assert!(
+            matches!(serde_json::from_str(pattern).unwrap(), Method::Lora(l) if l.target_modules == Targets::pattern(".*query"))
+        );
+    }
+
+    /// The branches of a LoRA on paths.
+    fn adapted(lora: &Lora, paths: &[&str]) -> Vec<bool> {
+        let tuner = Tuner::new(&Method::Lora(lora.clone()), false).unwrap();
+        paths.iter().map(|path| tuner.adaptation(path).is_some()).collect()
+    }
+
+    #[test]
+    fn excluded_modules_get_no_branch() {
+        let lora = Lora::default().on(Targets::AllLinear);
+        let paths = ["bert.encoder.layer.0.output.dense", POOLER, "bert.encoder.layer.0.attention.self.key"];
+        let exclude = |targets| Lora { exclude_modules: Some(targets), ..lora.clone() };
+        assert_eq!(adapted(&lora, &paths), [true; 3]);
+        assert_eq!(adapted(&exclude(Targets::suffixes(["pooler.dense", "key"])), &paths), [true, false, false]);
+        assert_eq!(adapted(&exclude(Targets::pattern(r".*\.dense")), &paths), [false, false, true]);
+    }
+
+    #[test]
+    fn a_layers_number_is_the_first_in_its_path_unless_a_pattern_says_where_it_stands() {
+        let paths = ["blocks.1.experts.0.query", "blocks.0.experts.1.query", "pooler.query"];
+        let lora = |layers: &[usize], pattern: &[&str]| Lora {
+            layers_to_transform: Some(layers.to_vec()),
+            layers_pattern: pattern.iter().map(|name| name.to_string()).collect(),
+            ..Lora::default()
+        };
+        // `.blocks.` would be needed before the first number: PEFT's expression wants a name and a dot before it.
+        assert_eq!(adapted(&lora(&[1], &["experts"]), &paths), [false, true, false]);
+        assert_eq!(adapted(&lora(&[1], &["blocks"]), &paths), [true, false, false]);
+        let paths = ["bert.layer.1.experts.0.query", "bert.layer.0.experts.1.query"];
+        assert_eq!(adapted(&lora(&[1], &[]), &paths), [true, false]);
+        assert_eq!(adapted(&lora(&[], &[]), &paths), [true, true]);
+        // A whole path needs no number.
+        let named = lora(&[1], &[]).on(Targets::suffixes([paths[1]]));
+        assert_eq!(adapted(&named, &paths), [false, true]);
+    }
+
+    #[test]
+    fn layer_numbers_go_with_a_list_of_targets_only_and_their_pattern_with_numbers_only() {
+        let error = |lora| Tuner::new(&Method::Lora(lora), false).err().unwrap().to_string();
+        let layers = Lora { layers_to_transform: Some(vec![0]), ..Lora::default().on(Targets::AllLinear) };
+        assert!(error(layers).contains("layers_to_transform is [0]"));
+        let pattern = Lora { layers_pattern: vec!["layer".into()], ..Lora::default() };
+        assert!(error(pattern).contains("layers_pattern is layer"));
+    }
+
+    #[test]
+    fn a_module_to_save_is_trained_whole_and_so_is_what_lies_in_it() {
+        let lora = Lora { modules_to_save: vec!["pooler".into()], ..Lora::default().on(Targets::suffixes(["dense"])) };
+        let tuner = Tuner::new(&Method::Lora(lora), false).unwrap();
+        assert!(tuner.trains(POOLER, "weight") && tuner.copies(POOLER) && tuner.adaptation(POOLER).is_none());
+        assert!(!tuner.trains("bert.encoder.layer.0.output.dense", "weight"));
+    }
+
+    #[test]
+    fn feed_forward_modules_are_targets_too() {
+        let ia3 = Ia3 { feedforward_modules: Targets::suffixes(["intermediate.dense"]), ..Ia3::default() };
+        let error = Tuner::new(&Method::Ia3(ia3), false).err().unwrap().to_string();
+        assert!(error.contains("feedforward_modules is intermediate.dense"), "{error}");
+    }
+
+    #[test]
+    fn options_that_are_not_set_are_not_written_so_that_old_records_keep_their_names() {
+        let json = serde_json::to_string(&Method::lora(4)).unwrap();
+        let old = r#"{"name":"lora","r":4,"lora_alpha":8.0,"lora_dropout":0.0,"target_modules":["query","value"]}"#;
+        assert_eq!(json, old);
+        let lora = Lora {
+            bias: Bias::LoraOnly,
+            use_dora: true,
+            init_lora_weights: InitLoraWeights::Pissa,
+            rank_pattern: [("query".to_string(), 2)].into(),
+            ..Lora::default()
+        };
+        let json = serde_json::to_string(&lora).unwrap();
+        assert!(json.contains(r#""bias":"lora_only""#) && json.contains(r#""init_lora_weights":"pissa""#), "{json}");
+        assert_eq!(serde_json::from_str::<Lora>(&json).unwrap(), lora);
+        let error = serde_json::from_str::<Lora>(r#"{"init_lora_weights":"eva"}"#).unwrap_err().to_string();
+        assert!(error.contains("\"eva\" is not known"), "{error}");
+    }
+}

@@ -1,0 +1,288 @@
+//! Adapters in PEFT's files, one for each option of LoRA, (IA)³ and LN tuning, against what PEFT computes with them: by the values that
+//! `oracle/make_adapters.py` stored.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use peft::{
+    Adapter, AdapterConfig, BitFit, Ia3, LnTuning, Lora, Method, Model, ModelOptions, Pass, Pooling, Sequence, Targets,
+    Warning,
+};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::support::*;
+
+#[derive(Deserialize)]
+struct Oracle {
+    cases: BTreeMap<String, Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    trainable: usize,
+    all: usize,
+    line: String,
+    names: BTreeSet<String>,
+    logits: Vec<Vec<f64>>,
+}
+
+/// The sequences and labels of the other oracle.
+#[derive(Deserialize)]
+struct Examples {
+    sequences: Vec<Ids>,
+    labels: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct Ids {
+    input_ids: Vec<u32>,
+    token_type_ids: Vec<u32>,
+}
+
+fn cases() -> BTreeMap<String, Case> {
+    let oracle: Oracle =
+        serde_json::from_slice(&std::fs::read(oracle_folder().join("adapters.json")).unwrap()).unwrap();
+    oracle.cases
+}
+
+fn examples() -> (Vec<Sequence>, Vec<u32>) {
+    let examples: Examples =
+        serde_json::from_slice(&std::fs::read(oracle_folder().join("oracle.json")).unwrap()).unwrap();
+    let sequence = |ids: Ids| Sequence { input_ids: ids.input_ids, token_type_ids: ids.token_type_ids };
+    (examples.sequences.into_iter().map(sequence).collect(), examples.labels)
+}
+
+fn folder(case: &str) -> PathBuf {
+    oracle_folder().join("adapters").join(case)
+}
+
+fn load(path: &Path) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(path, &Device::Cpu).unwrap()
+}
+
+/// The case's adapter on the tiny BERT, without dropout.
+fn model(case: &str, dtype: DType) -> Model {
+    let adapter = Adapter::read(&folder(case)).unwrap();
+    let options = ModelOptions { dtype, dropout: Some(0.0), ..adapter.options().unwrap() };
+    let model = Model::new(&tiny(), &options).unwrap();
+    assert_eq!(model.load(&adapter).unwrap(), [], "{case}");
+    model
+}
+
+/// PEFT's own start of PiSSA and OLoRA is worked out in f32, so that its residual weights are off by f32's rounding, and the
+/// logits, which are around 1 to 10 here, with them. Otherwise the values in the files are exact in f64.
+fn starts_from_the_weight(case: &str) -> bool {
+    case.contains("pissa") || case.contains("olora")
+}
+
+#[test]
+fn every_adapter_of_pefts_loads_and_gives_pefts_logits() {
+    let (sequences, _) = examples();
+    for (name, case) in cases() {
+        for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F64, 1e-11)] {
+            let tolerance = if starts_from_the_weight(&name) { 1e-5 } else { tolerance };
+            let expected = case.logits.concat();
+            let logits = flat(&model(&name, dtype).predict(&batch(&sequences)).unwrap());
+            close(&name, &logits, &expected, tolerance * largest(&expected).max(1.0));
+            let merged = model(&name, dtype).merge().unwrap();
+            let logits = flat(&merged.predict(&batch(&sequences)).unwrap());
+            close(&format!("{name}, merged"), &logits, &expected, tolerance * largest(&expected).max(1.0));
+        }
+    }
+}
+
+#[test]
+fn every_option_has_pefts_gradients() {
+    let (sequences, labels) = examples();
+    let stored = load(&oracle_folder().join("adapters.safetensors"));
+    for name in cases().keys() {
+        let model = model(name, DType::F64);
+        let store = loss(&model, &batch(&sequences), &labels, None).backward().unwrap();
+        // The stored gradients are f32; where the residual is, they follow from it.
+        let tolerance = if starts_from_the_weight(name) { 1e-4 } else { 1e-6 };
+        let found = gradients(&model, &store);
+        let largest_of_all = found.values().map(|gradient| largest(gradient)).fold(0.0, f64::max);
+        for (parameter, found) in found {
+            let expected = flat(&stored[&format!("{name}.gradient.{parameter}")]);
+            let scale = if has_zero_gradient(&parameter) { largest_of_all } else { largest(&expected) };
+            close(&format!("{name} {parameter}"), &found, &expected, tolerance * scale);
+        }
+    }
+}
+
+#[test]
+fn every_option_trains_pefts_parameters_and_reports_pefts_line() {
+    for (name, case) in cases() {
+        let report = model(&name, DType::F32).trainable_report();
+        assert_eq!(report.tensors.iter().map(|tensor| tensor.name.clone()).collect::<BTreeSet<_>>(), case.names);
+        assert_eq!((report.trainable(), report.total + report.copied), (case.trainable, case.all), "{name}");
+        assert_eq!(report.to_string(), case.line, "{name}");
+    }
+}
+
+/// Singular vectors and columns of Q are unique but for their signs, which B and A share: their product is unique.
+#[test]
+fn starts_from_the_weight_are_pefts() {
+    let stored = load(&oracle_folder().join("adapters.safetensors"));
+    const MODULE: &str = "bert.encoder.layer.1.intermediate.dense";
+    for name in ["pissa", "olora", "dora", "dora_pissa_bias"] {
+        let adapter = Adapter::read(&folder(name)).unwrap();
+        let model = Model::new(&tiny(), &adapter.options().unwrap()).unwrap();
+        let ours = |part: &str| {
+            model.parameters().get(&format!("{MODULE}.{part}")).map(|v| v.as_tensor().to_dtype(DType::F64).unwrap())
+        };
+        let theirs =
+            |part: &str| stored.get(&format!("{name}.start.{MODULE}.{part}")).map(|t| t.to_dtype(DType::F64).unwrap());
+        let product = |a: Option<Tensor>, b: Option<Tensor>| b.unwrap().matmul(&a.unwrap()).unwrap();
+        if name != "dora" {
+            let expected = product(theirs("lora_A.weight"), theirs("lora_B.weight"));
+            let found = product(ours("lora_A.weight"), ours("lora_B.weight"));
+            // Of matrices around 1 with 32 rows, decomposed in f32: some hundred roundings of 6e-8.
+            close(name, &flat(&found), &flat(&expected), 1e-5 * largest(&flat(&expected)));
+        }
+        if let Some(expected) = theirs("lora_magnitude_vector") {
+            let found = flat(&ours("lora_magnitude_vector").unwrap());
+            close(name, &found, &flat(&expected), 1e-5 * largest(&flat(&expected)));
+        }
+    }
+}
+
+#[test]
+fn at_their_start_pissa_olora_dora_and_ia3_give_the_logits_of_the_base_model() {
+    let batch = batch(&sequences(&[7, 1, 40], 100));
+    let logits = |method| flat(&Model::new(&tiny(), &exact(method)).unwrap().predict(&batch).unwrap());
+    let base = logits(Method::Head);
+    for case in ["pissa", "olora", "dora", "dora_pissa_bias", "ia3"] {
+        let (config, _) = AdapterConfig::read(&folder(case)).unwrap();
+        close(case, &logits(config.method), &base, 1e-11);
+    }
+}
+
+/// While m is the norm and B is zero, what DoRA adds of the masked input is what it takes away of it: the base layer keeps its
+/// whole input, as in PEFT. With another m it does not cancel.
+#[test]
+fn at_its_start_dora_gives_the_logits_of_the_base_model_under_dropout_too() {
+    let batch = batch(&sequences(&[7, 1, 40], 100));
+    let base = flat(&Model::new(&tiny(), &exact(Method::Head)).unwrap().predict(&batch).unwrap());
+    let dora = Lora { use_dora: true, lora_dropout: 0.5, ..lora_everywhere() };
+    let model = Model::new(&tiny(), &exact(Method::Lora(dora))).unwrap();
+    let step = || flat(&model.forward(&batch, &Pass::training(&batch.segments, 3)).unwrap());
+    close("at its start", &step(), &base, 1e-11);
+    let name = "bert.encoder.layer.0.attention.self.value.lora_magnitude_vector";
+    let doubled = flat(model.parameters().get(name).unwrap()).iter().map(|value| 2.0 * value).collect();
+    set(&model, name, doubled);
+    assert_ne!(step(), flat(&model.predict(&batch).unwrap()));
+}
+
+/// Byte for byte the same tensors under the same keys, but for the copies of a head's bias that PEFT writes with `bias: "all"`.
+#[test]
+fn an_adapter_that_was_read_is_written_with_the_same_keys_and_values() {
+    for case in cases().keys() {
+        let there = tempfile::tempdir().unwrap();
+        model(case, DType::F32).save_adapter(there.path()).unwrap();
+        let file = "adapter_model.safetensors";
+        let (mut expected, found) = (load(&folder(case).join(file)), load(&there.path().join(file)));
+        expected.retain(|key, _| !key.contains(".original_module.") && !key.contains(".modules_to_save."));
+        let keys = |tensors: &HashMap<String, Tensor>| tensors.keys().cloned().collect::<BTreeSet<_>>();
+        assert_eq!(keys(&found), keys(&expected), "{case}");
+        for (key, tensor) in &found {
+            assert_eq!((tensor.dims(), flat(tensor)), (expected[key].dims(), flat(&expected[key])), "{case} {key}");
+        }
+    }
+}
+
+#[test]
+fn a_configuration_that_was_read_is_written_with_the_same_fields() {
+    for case in cases().keys() {
+        let there = tempfile::tempdir().unwrap();
+        model(case, DType::F32).save_adapter(there.path()).unwrap();
+        let read = |folder: &Path| -> BTreeMap<String, Value> {
+            serde_json::from_slice(&std::fs::read(folder.join("adapter_config.json")).unwrap()).unwrap()
+        };
+        let (mut expected, found) = (read(&folder(case)), read(there.path()));
+        // A set in PEFT, and one name or a list of one.
+        let sorted = |value: &Value| match value {
+            Value::Array(values) => values.iter().map(Value::to_string).collect::<BTreeSet<_>>(),
+            other => BTreeSet::from([other.to_string()]),
+        };
+        for (field, value) in found {
+            let expected = expected.remove(&field).unwrap_or_else(|| panic!("{case}: PEFT has no {field}"));
+            if field != "base_model_name_or_path" {
+                assert_eq!(sorted(&value), sorted(&expected), "{case} {field}");
+            }
+        }
+        // What is not written has no effect where it has this value, which is PEFT's default.
+        let is_default = |(field, value): (&String, &Value)| match field.as_str() {
+            "megatron_core" | "qalora_group_size" => true,
+            _ => value.is_null() || *value == false || value.as_object().is_some_and(|fields| fields.is_empty()),
+        };
+        assert!(expected.iter().all(is_default), "{case}: {expected:?} are not written");
+    }
+}
+
+#[test]
+fn every_method_comes_back_from_its_files_with_the_same_logits() {
+    let batch = batch(&sequences(&[7, 1, 40, 12], 100));
+    let subset = BitFit { target_modules: Some(Targets::suffixes(["query", "intermediate.dense"])) };
+    let dora = Lora { use_dora: true, lora_dropout: 0.1, ..lora_everywhere() };
+    for method in [
+        Method::Full,
+        Method::Head,
+        Method::bitfit(),
+        Method::BitFit(subset),
+        Method::Lora(dora),
+        Method::Ia3(Ia3::default()),
+        Method::LnTuning(LnTuning::default()),
+    ] {
+        for (pooling, train_pooler) in [(Pooling::Cls, false), (Pooling::Cls, true), (Pooling::Mean, false)] {
+            // "dense" would name nothing but the pooler that is trained whole, if the encoder had no others: it has.
+            let options = ModelOptions { pooling, train_pooler, ..ModelOptions::new(method.clone(), 2) };
+            let model = Model::new(&tiny(), &options).unwrap();
+            for (index, (name, variable)) in model.parameters().trainable().enumerate() {
+                let new = numbers(variable.elem_count(), index as u64);
+                let values = flat(variable).iter().zip(&new).map(|(value, new)| value + 0.1 * new).collect();
+                set(&model, name, values);
+            }
+            let there = tempfile::tempdir().unwrap();
+            model.save_adapter(there.path()).unwrap();
+            let (again, warnings) = Model::from_adapter(&tiny(), there.path()).unwrap();
+            assert_eq!(warnings, []);
+            assert_eq!(again.trainable_report(), model.trainable_report());
+            let logits = |model: &Model| flat(&model.predict(&batch).unwrap());
+            assert_eq!(logits(&again), logits(&model), "{method}");
+        }
+    }
+}
+
+#[test]
+fn an_adapter_loads_into_a_model_that_was_built_without_it() {
+    let there = tempfile::tempdir().unwrap();
+    let build = |seed| Model::new(&tiny(), &ModelOptions { seed, ..ModelOptions::new(Method::lora(2), 2) }).unwrap();
+    let (saved, other) = (build(1), build(2));
+    fill_lora_b(&saved);
+    saved.save_adapter(there.path()).unwrap();
+    assert_eq!(other.load_adapter(there.path()).unwrap(), []);
+    let batch = batch(&sequences(&[7, 12], 100));
+    assert_eq!(flat(&other.predict(&batch).unwrap()), flat(&saved.predict(&batch).unwrap()));
+}
+
+#[test]
+fn another_base_models_name_is_a_warning_and_another_folder_of_the_same_is_none() {
+    let there = tempfile::tempdir().unwrap();
+    let model = Model::new(&tiny(), &ModelOptions::new(Method::lora(2), 2)).unwrap();
+    model.save_adapter(there.path()).unwrap();
+    let path = there.path().join("adapter_config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for (name, warns) in [("hub/tiny-bert", false), ("google/bert-base", true)] {
+        config["base_model_name_or_path"] = name.into();
+        std::fs::write(&path, config.to_string()).unwrap();
+        let warnings = model.load_adapter(there.path()).unwrap();
+        assert_eq!(!warnings.is_empty(), warns, "{name}");
+        if warns {
+            assert!(matches!(&warnings[..], [Warning::BaseModel { file, .. }] if file == name));
+            assert!(warnings[0].to_string().contains(name));
+        }
+    }
+}

@@ -1,0 +1,161 @@
+"""Makes adapters with PEFT on the tiny BERT that make_oracle.py made, one for each option of its methods, and what PEFT computes with
+them.
+
+Writes, beside this script:
+  adapters/CASE/         adapter_config.json and adapter_model.safetensors, as save_pretrained writes them
+  adapters.json          versions, and for each case its logits, parameter counts, trained names and PEFT's line
+  adapters.safetensors   gradients (CASE.gradient.NAME), and of starts that follow from the base model A and B before training
+                         (CASE.start.NAME), under the names that this crate uses
+
+Logits and gradients are computed in f64 from the f32 weights, without dropout. Run it in this folder:
+  pip install torch transformers peft safetensors numpy && python make_adapters.py
+"""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import peft
+import safetensors
+import torch
+import transformers
+from peft import IA3Config, LNTuningConfig, LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from transformers import BertForSequenceClassification
+
+HERE = Path(__file__).parent
+DENSE = ["query", "value", "dense"]
+
+CASES = {
+    "query_value": {"target_modules": ["query", "value"]},
+    "rslora": {"target_modules": "all-linear", "use_rslora": True},
+    "patterns": {
+        "target_modules": DENSE,
+        # The first that matches counts. In the order of the alphabet, in which the file has them: PEFT reads no other back.
+        "rank_pattern": {r"1\.output\.dense": 1, "attention.output.dense": 2, "dense": 4},
+        "alpha_pattern": {"layer.0.attention.output.dense": 1, "value": 5},
+    },
+    "layers": {"target_modules": ["query", "dense"], "layers_to_transform": [1], "layers_pattern": "layer"},
+    "exclude": {"target_modules": "all-linear", "exclude_modules": ["pooler.dense", "key"]},
+    "exclude_pattern": {"target_modules": DENSE, "exclude_modules": r".*layer\.0\..*"},
+    "pattern": {"target_modules": r".*\.layer\.[1]\..*(query|intermediate\.dense)"},
+    "modules_to_save": {"target_modules": DENSE, "modules_to_save": ["pooler", "token_type_embeddings"]},
+    "bias_all": {"target_modules": ["query", "value"], "bias": "all"},
+    "bias_lora_only": {"target_modules": "all-linear", "exclude_modules": ["value"], "bias": "lora_only"},
+    "unset": {"target_modules": ["query", "value"], "init_lora_weights": False},
+    "gaussian": {"target_modules": ["query", "value"], "init_lora_weights": "gaussian"},
+    "pissa": {"target_modules": DENSE, "init_lora_weights": "pissa"},
+    "olora": {"target_modules": DENSE, "init_lora_weights": "olora"},
+    "dora": {"target_modules": "all-linear", "use_dora": True},
+    "dora_pissa_bias": {"target_modules": DENSE, "use_dora": True, "init_lora_weights": "pissa", "bias": "lora_only"},
+    "ia3": {"peft_type": "IA3", "target_modules": ["key", "value", "output.dense"], "feedforward_modules": ["output.dense"]},
+    "ia3_options": {
+        "peft_type": "IA3",
+        "target_modules": ["query", "intermediate.dense", "pooler.dense"],
+        "feedforward_modules": ["intermediate.dense"],
+        "exclude_modules": r".*layer\.0\.attention.*",
+        "modules_to_save": ["token_type_embeddings"],
+    },
+    "ln_tuning": {"peft_type": "LN_TUNING", "target_modules": ["LayerNorm"]},
+    "ln_tuning_options": {
+        "peft_type": "LN_TUNING",
+        "target_modules": ["LayerNorm"],
+        "exclude_modules": ["embeddings.LayerNorm"],
+        "modules_to_save": ["pooler"],
+    },
+}
+
+CONFIGS = {"IA3": IA3Config, "LN_TUNING": LNTuningConfig}
+
+
+def peft_config(options):
+    """The configuration of a case: of LoRA, unless it says otherwise."""
+    others = dict(options)
+    kind = others.pop("peft_type", None)
+    if kind:
+        return CONFIGS[kind](task_type="SEQ_CLS", **others)
+    return LoraConfig(task_type="SEQ_CLS", r=3, lora_alpha=12, lora_dropout=0.0, **options)
+
+
+def our_name(name):
+    """PEFT's name of a parameter as this crate says it."""
+    name = name.removeprefix("base_model.model.").replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector")
+    return name.replace(".default", "").replace(".base_layer", "").replace(".modules_to_save", "").replace(".ln_tuning_layers", "")
+
+
+def padded(sequences):
+    """Padded with token 0, type 0, to the longest, and masked."""
+    lengths = [len(sequence["input_ids"]) for sequence in sequences]
+    batch = {
+        key: torch.tensor([s[key] + [0] * (max(lengths) - len(s[key])) for s in sequences])
+        for key in ("input_ids", "token_type_ids")
+    }
+    batch["attention_mask"] = torch.tensor([[int(p < length) for p in range(max(lengths))] for length in lengths])
+    return batch
+
+
+def line(model):
+    """What print_trainable_parameters prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        model.print_trainable_parameters()
+    return out.getvalue().strip()
+
+
+def make(case, options, batch, labels, tensors):
+    base = BertForSequenceClassification.from_pretrained("tiny-bert", attn_implementation="eager")
+    config = peft_config(options)
+    model = get_peft_model(base, config).eval()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if options.get("use_dora") or options.get("init_lora_weights") in ("pissa", "olora"):
+        for name, parameter in trained.items():
+            if "lora_" in name and "layer.1.intermediate" in name:
+                tensors[f"{case}.start.{our_name(name)}"] = parameter.detach().clone().contiguous()
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            kept = 0.0 if "lora_A" in name or "lora_B" in name else 1.0
+            parameter.mul_(kept).add_(0.1 * torch.randn(parameter.shape))
+    folder = HERE / "adapters" / case
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink()
+    # Sets in PEFT, whose order would be another each time.
+    path = folder / "adapter_config.json"
+    fields = json.loads(path.read_text())
+    sets = {name: sorted(value) for name, value in fields.items() if name.endswith("_modules") and isinstance(value, list)}
+    path.write_text(json.dumps(fields | sets, indent=2, sort_keys=True))
+    trainable, total = model.get_nb_trainable_parameters()
+    result = {"trainable": trainable, "all": total, "line": line(model), "names": sorted(map(our_name, trained))}
+
+    model.double()
+    logits = model(**batch).logits
+    torch.nn.functional.cross_entropy(logits, labels).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            tensors[f"{case}.gradient.{our_name(name)}"] = parameter.grad.float().clone()
+    return result | {"logits": logits.tolist()}
+
+
+def main():
+    os.chdir(HERE)
+    torch.manual_seed(20240301)
+    torch.set_num_threads(1)
+    shutil.rmtree("adapters", ignore_errors=True)
+    oracle = json.loads(Path("oracle.json").read_text())
+    batch, labels = padded(oracle["sequences"]), torch.tensor(oracle["labels"])
+    tensors = {}
+    cases = {case: make(case, options, batch, labels, tensors) for case, options in CASES.items()}
+    made_with = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "safetensors": safetensors.__version__,
+    }
+    Path("adapters.json").write_text(json.dumps({"made_with": made_with, "cases": cases}, indent=1) + "\n")
+    save_file(tensors, "adapters.safetensors")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""Trades adapters with Python's peft in both directions, and fails on any difference.
+
+For each BERT and each option of LoRA, (IA)³ and LN tuning in ../crates/peft/tests/oracle/make_adapters.py, and for LoRA on the tiny
+checkpoint of every other architecture in ../crates/peft/tests/oracle/encoders:
+  there   peft-glue trains an adapter and saves it; PeftModel.from_pretrained loads it, with no missing or unexpected key, prints
+          the same line of parameters and gives the same logits
+  back    peft trains an adapter and saves it; peft-glue loads it and gives the same logits
+  on      training goes on from that adapter on both sides, with the same loss at every step
+
+Run it by `make interop`, or in the repository's root: python interop/interop.py [--model FOLDER ...] [--case NAME ...]
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy
+import torch
+from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.utils import logging
+
+ROOT = Path(__file__).resolve().parent.parent
+ORACLE = ROOT / "crates/peft/tests/oracle"
+ENCODERS = ORACLE / "encoders"
+sys.path.insert(0, str(ORACLE))
+from make_adapters import CASES, peft_config  # noqa: E402
+
+STEPS, SEQUENCES, LABELS = 4, 6, 3
+# To make an adapter that differs from its start, and to go on from it.
+MAKING, GOING_ON = 5e-3, 1e-3
+# Of the largest logit, or of 1 if that is larger: both sides add in f32, in different orders.
+LOGITS = 1e-5
+# Of a loss after the first: AdamW divides by the root of small second moments, which carries a rounding on to the next step.
+LATER_LOSSES = 1e-4
+
+
+def make_batches(path, config):
+    """Random ids, each sequence of its own length, padded on the right."""
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda low, high, shape: torch.randint(low, high, shape, generator=generator)
+    has_types = getattr(config, "type_vocab_size", 0) > 1
+    batches = []
+    for _ in range(STEPS):
+        lengths = draw(1, 40, (SEQUENCES,)).tolist()
+        positions = torch.arange(max(lengths))
+        mask = torch.stack([(positions < length).long() for length in lengths])
+        types = torch.stack([(positions >= length // 2).long() for length in lengths]) * mask * int(has_types)
+        # None of the special tokens, which may have positions of their own.
+        ids = torch.where(mask.bool(), draw(4, config.vocab_size, mask.shape), config.pad_token_id)
+        labels = draw(0, LABELS, (SEQUENCES,))
+        batches.append({"input_ids": ids, "attention_mask": mask, "token_type_ids": types, "labels": labels})
+    arrays = {f"s{step}.{key}": values.numpy() for step, batch in enumerate(batches) for key, values in batch.items()}
+    numpy.savez(path, steps=numpy.array(STEPS), **arrays)
+    if not has_types:
+        batches = [{key: values for key, values in batch.items() if key != "token_type_ids"} for batch in batches]
+    return batches
+
+
+def base_model(model):
+    """The checkpoint with a head of three labels, without dropout."""
+    config = AutoConfig.from_pretrained(model, num_labels=LABELS)
+    for name, value in vars(config).items():
+        if name.endswith(("dropout", "dropout_prob")) and value is not None:
+            setattr(config, name, 0.0)
+    return AutoModelForSequenceClassification.from_pretrained(model, config=config, attn_implementation="eager")
+
+
+def lora_on(model):
+    """LoRA on the architecture's default layers. PEFT trains all of the head only if it is told to."""
+    targets = json.loads((model / "oracle.json").read_text())["lora"]["targets"]
+    head = [name for name in ("pre_classifier", "pooler", "head") if hasattr(base_model(model), name)]
+    return {"target_modules": targets, **({"modules_to_save": head} if head else {})}
+
+
+def line(model):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        model.print_trainable_parameters()
+    return out.getvalue().strip()
+
+
+def logits(model, batches):
+    with torch.no_grad():
+        return [model.eval()(**batch).logits.numpy() for batch in batches]
+
+
+def train(model, batches, learning_rate):
+    """AdamW without decay at a rate that falls to 0 over the batches; the loss of each step."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (STEPS - step) / STEPS)
+    losses = []
+    for batch in batches:
+        loss = model.train()(**batch).loss
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def flags(options):
+    """peft-glue's arguments for a case."""
+    names = {"init_lora_weights": lambda value: str(value).lower()}
+    method = options.get("peft_type", "LORA").lower()
+    result = ["--method", method] + (["--r", "3", "--lora-alpha", "12"] if method == "lora" else [])
+    for option, value in options.items():
+        if option == "peft_type":
+            continue
+        flag = f"--{option.replace('_', '-')}"
+        if option == "target_modules" and isinstance(value, str) and value != "all-linear":
+            result += ["--target-pattern", value]
+        elif option == "exclude_modules" and isinstance(value, str):
+            result += ["--exclude-pattern", value]
+        elif value is True and option != "init_lora_weights":
+            result.append(flag)
+        elif isinstance(value, dict):
+            result += [flag, ",".join(f"{name}={number}" for name, number in value.items())]
+        elif isinstance(value, list):
+            result += [flag, ",".join(map(str, value))]
+        else:
+            result += [flag, names.get(option, str)(value)]
+    return result
+
+
+class PeftGlue:
+    """The program under test, on one base model and its batches."""
+
+    def __init__(self, binary, model, batches):
+        self.binary, self.batches = binary, batches
+        self.model = ["--task", "mnli", "--model", str(model), "--dropout", "0"]
+
+    def call(self, command, *arguments):
+        call = [self.binary, command, *self.model, *map(str, arguments)]
+        done = subprocess.run(call, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(call)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def replay(self, *arguments, learning_rate=GOING_ON):
+        training = ["--lr", learning_rate, "--warmup", 0, "--weight-decay", 0, "--max-grad-norm", 0]
+        return json.loads(self.call("replay", "--batches", self.batches, *training, *arguments))
+
+    def logits(self, adapter):
+        found = self.replay("--adapter", adapter, "--forward-only")
+        if "warnings" in found:
+            raise RuntimeError("\n".join(found["warnings"]))
+        return [numpy.array(step) for step in found["logits"]]
+
+    def line(self, adapter):
+        return self.call("parameters", "--adapter", adapter).splitlines()[-1]
+
+
+def distance(ours, theirs):
+    """The largest difference, as a share of the largest logit or of 1."""
+    largest = max(1.0, max(numpy.abs(step).max() for step in theirs))
+    return max(numpy.abs(a - b).max() for a, b in zip(ours, theirs, strict=True)) / largest
+
+
+def check(peft_glue, model, options, batches, folder):
+    """What differs, and how far apart both sides are."""
+    problems = []
+    there, back = folder / "there", folder / "back"
+
+    peft_glue.replay(*flags(options), "--save-adapter", there, learning_rate=MAKING)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loaded = PeftModel.from_pretrained(base_model(model), there, is_trainable=True)
+    problems += [str(w.message) for w in caught if "Found missing" in str(w.message) or "Unexpected" in str(w.message)]
+    result = set_peft_model_state_dict(loaded, load_peft_weights(there, device="cpu"))
+    trained = {name for name, parameter in loaded.named_parameters() if parameter.requires_grad}
+    problems += [f"missing {key}" for key in result.missing_keys if key in trained]
+    problems += [f"unexpected {key}" for key in result.unexpected_keys]
+    if line(loaded) != peft_glue.line(there):
+        problems.append(f"{peft_glue.line(there)!r}, not {line(loaded)!r}")
+    to_peft = distance(peft_glue.logits(there), logits(loaded, batches))
+
+    torch.manual_seed(3)
+    trained_there = get_peft_model(base_model(model), peft_config(options))
+    train(trained_there, batches, MAKING)
+    trained_there.save_pretrained(back)
+    from_peft = distance(peft_glue.logits(back), logits(trained_there, batches))
+
+    ours = peft_glue.replay("--adapter", back)["losses"]
+    theirs = train(PeftModel.from_pretrained(base_model(model), back, is_trainable=True), batches, GOING_ON)
+    first, *later = [abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)]
+    distances = (to_peft, from_peft, first, max(later))
+    names = ("logits to peft", "logits from peft", "the first loss", "later losses")
+    for what, value, limit in zip(names, distances, (LOGITS, LOGITS, LOGITS, LATER_LOSSES), strict=True):
+        if not value <= limit:
+            problems.append(f"{what}: {value:.1e} is more than {limit:.0e}")
+    return problems, distances
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", default=ROOT / "target/debug/peft-glue", type=Path)
+    parser.add_argument("--model", action="append", type=Path, help="a folder of a BERT, or one of the tiny encoders; may be repeated")
+    parser.add_argument("--case", action="append", choices=["lora", *CASES], help="one option only; may be repeated")
+    arguments = parser.parse_args()
+    real = ROOT / "models/all-MiniLM-L6-v2"
+    encoders = sorted(folder for folder in ENCODERS.iterdir() if folder.is_dir())
+    models = arguments.model or [ORACLE / "tiny-bert", *encoders, *([real] if real.exists() else [])]
+    models = [model.resolve() for model in models]
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    # PEFT says so of every layer norm that it tunes.
+    warnings.filterwarnings("ignore", message="Unsupported layer type")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+    failed = 0
+    print(f"{'':37} {'logits':>19} {'losses':>19}")
+    print(f"{'base model':18} {'option':18} {'to peft':>9} {'from peft':>9} {'first':>9} {'later':>9}")
+    for model in models:
+        with tempfile.TemporaryDirectory() as folder:
+            batches_path = Path(folder) / "batches.npz"
+            batches = make_batches(batches_path, base_model(model).config)
+            peft_glue = PeftGlue(arguments.binary, model, batches_path)
+            cases = {"lora": lora_on(model)} if model.parent == ENCODERS else CASES
+            for case in [case for case in cases if case in (arguments.case or cases)]:
+                problems, distances = check(peft_glue, model, cases[case], batches, Path(folder) / case)
+                numbers = " ".join(f"{value:9.1e}" for value in distances)
+                print(f"{model.name:18} {case:18} {numbers}  {'ok' if not problems else 'FAILED'}", flush=True)
+                for problem in problems:
+                    print(f"  {problem}")
+                failed += bool(problems)
+    print(f"{failed} failed" if failed else "every adapter travels both ways")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
