@@ -108,7 +108,7 @@ fn predict(arguments: &RunArguments, folder: &Path) -> Result<()> {
             trainer.trained_model(&run)?
         }
     };
-    for path in trainer.write_predictions(&run, &model, folder).context("the test predictions")? {
+    for path in trainer.write_predictions_of(&model, &run, folder).context("the test predictions")? {
         println!("{}", path.display());
     }
     Ok(())

@@ -202,11 +202,20 @@ impl Trainer {
         predict(&model, task, &tokenizer.encode(&self.glue.load(task, split)?.examples()?)?)
     }
 
-    /// Writes a model's predictions for each test split of a run's task as GLUE's submission files; returns their paths.
+    /// Writes the predictions of a run's best model for each test split of its task as GLUE's submission files; returns their paths.
+    ///
+    /// # Errors
+    /// When no weights were kept, a split is missing or a file cannot be written.
+    pub fn write_predictions(&mut self, run: &Run, folder: &Path) -> Result<Vec<PathBuf>> {
+        let model = self.trained_model(run)?;
+        self.write_predictions_of(&model, run, folder)
+    }
+
+    /// The same of a model that came to be in another way, such as [`Trainer::adapter_model`].
     ///
     /// # Errors
     /// When a split is missing or a file cannot be written.
-    pub fn write_predictions(&mut self, run: &Run, model: &Model, folder: &Path) -> Result<Vec<PathBuf>> {
+    pub fn write_predictions_of(&mut self, model: &Model, run: &Run, folder: &Path) -> Result<Vec<PathBuf>> {
         let tokenizer = self.tokenizer(run)?;
         let mut paths = Vec::new();
         for &split in run.task.test_splits() {

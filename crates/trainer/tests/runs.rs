@@ -163,7 +163,7 @@ fn lora_learns_the_synthetic_task_and_writes_predictions_for_its_test_split() {
     assert!(record.data.synthetic && record.data.caveat().unwrap().contains("synthetic"));
 
     let model = trainer.trained_model(&run).unwrap();
-    let paths = trainer.write_predictions(&run, &model, folder.path()).unwrap();
+    let paths = trainer.write_predictions(&run, folder.path()).unwrap();
     let rows = trainer.glue().load(Task::Synthetic, Split::Test).unwrap().len();
     let text = std::fs::read_to_string(&paths[0]).unwrap();
     assert_eq!(text.lines().count(), rows + 1);
@@ -173,7 +173,7 @@ fn lora_learns_the_synthetic_task_and_writes_predictions_for_its_test_split() {
     model.save_adapter(&adapter).unwrap();
     let (again, warnings) = trainer.adapter_model(&run, &adapter).unwrap();
     assert_eq!(warnings, []);
-    let paths = trainer.write_predictions(&run, &again, &folder.path().join("again")).unwrap();
+    let paths = trainer.write_predictions_of(&again, &run, &folder.path().join("again")).unwrap();
     assert_eq!(std::fs::read_to_string(&paths[0]).unwrap(), text);
 }
 
