@@ -27,20 +27,34 @@ pub fn attention(
     heads: usize,
     dropout: Option<Dropout>,
 ) -> Result<Tensor> {
+    let queries = check([query, key, value], segments, heads, Attention::NAME)?;
+    apply(Attention { queries, segments: segments.clone(), heads, dropout }, &[query, key, value])
+}
+
+/// The segments of the query's rows: those of the key's, or one row for each sequence.
+///
+/// # Errors
+/// When query, key, value, segments and heads do not fit.
+pub(crate) fn check(
+    [query, key, value]: [&Tensor; 3],
+    segments: &Segments,
+    heads: usize,
+    operation: &str,
+) -> Result<Segments> {
     let (tokens, hidden) = key.dims2()?;
     let queries = match query.dims2()? {
         (rows, _) if rows == tokens => segments.clone(),
         (rows, _) if rows == segments.len() => Segments::from_lengths(&vec![1; rows]),
-        (rows, _) => bail!("attention: {rows} queries for {tokens} tokens of {} sequences", segments.len()),
+        (rows, _) => bail!("{operation}: {rows} queries for {tokens} tokens of {} sequences", segments.len()),
     };
     if query.dim(1)? != hidden || value.dims() != key.dims() {
-        bail!("attention: query {:?}, key {:?}, value {:?} differ", query.dims(), key.dims(), value.dims())
+        bail!("{operation}: query {:?}, key {:?}, value {:?} differ", query.dims(), key.dims(), value.dims())
     }
     if heads == 0 || hidden % heads != 0 {
-        bail!("attention: {heads} heads do not divide a hidden size of {hidden}")
+        bail!("{operation}: {heads} heads do not divide a hidden size of {hidden}")
     }
-    segments.check(tokens, Attention::NAME)?;
-    apply(Attention { queries, segments: segments.clone(), heads, dropout }, &[query, key, value])
+    segments.check(tokens, operation)?;
+    Ok(queries)
 }
 
 struct Attention {
@@ -133,6 +147,7 @@ struct Head {
     first_column: usize,
     width: usize,
     hidden: usize,
+    /// See [`Mask`].
     first_probability: u32,
 }
 

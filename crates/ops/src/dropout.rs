@@ -48,7 +48,7 @@ const PIECE: usize = 1 << 14;
 
 /// `mask * values`, in place, on the calling thread, for values that begin at position `first`.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
-fn mask_piece<T: Float>(values: &mut [T], dropout: Dropout, first: u32) {
+pub(crate) fn mask_piece<T: Float>(values: &mut [T], dropout: Dropout, first: u32) {
     for (i, value) in values.iter_mut().enumerate() {
         *value *= dropout.factor::<T>(first.wrapping_add(i as u32));
     }

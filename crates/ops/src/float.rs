@@ -32,9 +32,16 @@ pub(crate) fn sum<T: Float>(values: &[T], term: impl Fn(usize, T) -> T) -> T {
     sums.iter().copied().sum::<T>() + rest
 }
 
-/// The highest value; minus infinity of none.
+/// The highest value, as [`sum`] is taken; minus infinity of none.
+#[inline(always)]
 pub(crate) fn highest<T: Float>(values: &[T]) -> T {
-    values.iter().fold(T::neg_infinity(), |a, &b| if b > a { b } else { a })
+    let higher = |a: T, b: T| if b > a { b } else { a };
+    let mut lanes = [T::neg_infinity(); 16];
+    let (pieces, rest) = values.as_chunks::<16>();
+    for piece in pieces {
+        lanes.iter_mut().zip(piece).for_each(|(lane, &x)| *lane = higher(*lane, x));
+    }
+    lanes.iter().chain(rest).copied().fold(T::neg_infinity(), higher)
 }
 
 impl Float for f64 {

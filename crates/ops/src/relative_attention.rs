@@ -7,9 +7,10 @@ use candle_core::{Result, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use crate::attention::check;
 use crate::concatenation::concatenate_columns;
-use crate::dropout::Dropout;
-use crate::float::{Float, sum};
+use crate::dropout::{Dropout, mask_piece};
+use crate::float::{Float, highest, sum};
 use crate::matrix::{Cores, Into, Matrix, multiply};
 use crate::memory::zeros;
 use crate::operation::{Gradient, Operation, View, apply};
@@ -77,19 +78,8 @@ pub fn relative_attention(
     heads: usize,
     dropout: Option<Dropout>,
 ) -> Result<Tensor> {
-    let (tokens, hidden) = key.dims2()?;
-    let queries = match query.dims2()? {
-        (rows, _) if rows == tokens => segments.clone(),
-        (rows, _) if rows == segments.len() => Segments::from_lengths(&vec![1; rows]),
-        (rows, _) => bail!("relative_attention: {rows} queries for {tokens} tokens of {} sequences", segments.len()),
-    };
-    if query.dim(1)? != hidden || value.dims() != key.dims() {
-        bail!("relative_attention: query {:?}, key {:?}, value {:?} differ", query.dims(), key.dims(), value.dims())
-    }
-    if heads == 0 || hidden % heads != 0 {
-        bail!("relative_attention: {heads} heads do not divide a hidden size of {hidden}")
-    }
-    segments.check(tokens, RelativeAttention::NAME)?;
+    let queries = check([query, key, value], segments, heads, RelativeAttention::NAME)?;
+    let hidden = key.dim(1)?;
     let (terms, table) = match relative {
         Relative::Window(width) => (Terms::Window(width), None),
         Relative::Bias { table, rows } => {
@@ -267,26 +257,6 @@ fn split<'a, T>(segments: &Segments, mut data: &'a mut [T], columns: usize) -> V
     segments.ranges().map(cut).collect()
 }
 
-/// `mask * values`, in place, for values that begin at position `first`.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
-fn drop_out<T: Float>(values: &mut [T], dropout: Dropout, first: u32) {
-    for (i, value) in values.iter_mut().enumerate() {
-        *value *= dropout.factor::<T>(first.wrapping_add(i as u32));
-    }
-}
-
-/// The highest value, in sixteen lanes; minus infinity of none.
-#[inline(always)]
-fn highest<T: Float>(values: &[T]) -> T {
-    let higher = |a: T, b: T| if b > a { b } else { a };
-    let mut lanes = [T::neg_infinity(); 16];
-    let (pieces, rest) = values.as_chunks::<16>();
-    for piece in pieces {
-        lanes.iter_mut().zip(piece).for_each(|(lane, &x)| *lane = higher(*lane, x));
-    }
-    lanes.iter().chain(rest).copied().fold(T::neg_infinity(), higher)
-}
-
 /// `scores[i][j] += by_distance[j - i + keys - 1]`.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
 fn add_by_distance<T: Float>(scores: &mut [T], by_distance: &[T], keys: usize) {
@@ -415,8 +385,8 @@ impl RelativeAttention {
             let mut ds = product(1.0, g, head.value.t()); // first of the probabilities, then of the scores
             let mut masked = probabilities.clone();
             if let Some(dropout) = self.dropout {
-                drop_out(&mut ds, dropout, head.first_probability);
-                drop_out(&mut masked, dropout, head.first_probability);
+                mask_piece(&mut ds, dropout, head.first_probability);
+                mask_piece(&mut masked, dropout, head.first_probability);
             }
             softmax_backward(&mut ds, &probabilities, keys);
             let scores = Matrix::new(&ds, queries, keys);
@@ -493,7 +463,7 @@ impl Operation for RelativeAttention {
                 let head = self.head(index, sequence, inputs);
                 let mut probabilities = head.probabilities();
                 if let Some(dropout) = self.dropout {
-                    drop_out(&mut probabilities, dropout, head.first_probability);
+                    mask_piece(&mut probabilities, dropout, head.first_probability);
                 }
                 let probabilities = Matrix::new(&probabilities, head.query.rows, head.key.rows);
                 write(&mut output[index * head.value.columns..], hidden, 1.0, probabilities, head.value);
