@@ -11,8 +11,6 @@ Run it by `make interop`, or in the repository's root: python interop/interop.py
 """
 
 import argparse
-import contextlib
-import io
 import json
 import subprocess
 import sys
@@ -31,6 +29,7 @@ ORACLE = ROOT / "crates/peft/tests/oracle"
 ENCODERS = ORACLE / "encoders"
 sys.path.insert(0, str(ORACLE))
 from make_adapters import CASES, peft_config  # noqa: E402
+from peft_side import line  # noqa: E402
 
 STEPS, SEQUENCES, LABELS = 4, 6, 3
 # To make an adapter that differs from its start, and to go on from it.
@@ -77,13 +76,6 @@ def lora_on(model):
     targets = json.loads((model / "oracle.json").read_text())["lora"]["targets"]
     head = [name for name in ("pre_classifier", "pooler", "head") if hasattr(base_model(model), name)]
     return {"target_modules": targets, **({"modules_to_save": head} if head else {})}
-
-
-def line(model):
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        model.print_trainable_parameters()
-    return out.getvalue().strip()
 
 
 def logits(model, batches):

@@ -11,8 +11,6 @@ Logits and gradients are computed in f64 from the f32 weights, without dropout. 
   pip install torch transformers peft safetensors numpy && python make_adapters.py
 """
 
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -25,6 +23,8 @@ import transformers
 from peft import IA3Config, LNTuningConfig, LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import BertForSequenceClassification
+
+from peft_side import gradients, line, our_name, padded
 
 HERE = Path(__file__).parent
 DENSE = ["query", "value", "dense"]
@@ -80,31 +80,6 @@ def peft_config(options):
     return LoraConfig(task_type="SEQ_CLS", r=3, lora_alpha=12, lora_dropout=0.0, **options)
 
 
-def our_name(name):
-    """PEFT's name of a parameter as this crate says it."""
-    name = name.removeprefix("base_model.model.").replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector")
-    return name.replace(".default", "").replace(".base_layer", "").replace(".modules_to_save", "").replace(".ln_tuning_layers", "")
-
-
-def padded(sequences):
-    """Padded with token 0, type 0, to the longest, and masked."""
-    lengths = [len(sequence["input_ids"]) for sequence in sequences]
-    batch = {
-        key: torch.tensor([s[key] + [0] * (max(lengths) - len(s[key])) for s in sequences])
-        for key in ("input_ids", "token_type_ids")
-    }
-    batch["attention_mask"] = torch.tensor([[int(p < length) for p in range(max(lengths))] for length in lengths])
-    return batch
-
-
-def line(model):
-    """What print_trainable_parameters prints."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        model.print_trainable_parameters()
-    return out.getvalue().strip()
-
-
 def make(case, options, batch, labels, tensors):
     base = BertForSequenceClassification.from_pretrained("tiny-bert", attn_implementation="eager")
     config = peft_config(options)
@@ -131,10 +106,7 @@ def make(case, options, batch, labels, tensors):
 
     model.double()
     logits = model(**batch).logits
-    torch.nn.functional.cross_entropy(logits, labels).backward()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            tensors[f"{case}.gradient.{our_name(name)}"] = parameter.grad.float().clone()
+    gradients(model, logits, labels, f"{case}.gradient", tensors)
     return result | {"logits": logits.tolist()}
 
 

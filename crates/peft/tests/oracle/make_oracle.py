@@ -9,8 +9,6 @@ Everything is computed in f64 from the f32 weights, without dropout. Run it in t
   pip install torch transformers peft safetensors numpy && python make_oracle.py
 """
 
-import contextlib
-import io
 import json
 from pathlib import Path
 
@@ -22,6 +20,8 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import BertConfig, BertForSequenceClassification
+
+from peft_side import gradients, line, our_name, padded
 
 HERE = Path(__file__).parent
 LABELS = 3
@@ -69,44 +69,11 @@ def sequences():
     return result
 
 
-def padded(sequences):
-    """Padded with token 0, type 0, to the longest, and masked."""
-    longest = max(LENGTHS)
-    batch = {
-        key: torch.tensor([sequence[key] + [0] * (longest - len(sequence[key])) for sequence in sequences])
-        for key in ("input_ids", "token_type_ids")
-    }
-    batch["attention_mask"] = torch.tensor([[int(p < length) for p in range(longest)] for length in LENGTHS])
-    return batch
-
-
 def mean_logits(model, batch):
     """The mean over tokens and the classifier, without the pooler."""
     hidden = model.bert(**batch).last_hidden_state
     mask = batch["attention_mask"].unsqueeze(-1)
     return model.classifier((hidden * mask).sum(1) / mask.sum(1))
-
-
-def our_name(name):
-    """PEFT's name of a parameter as this crate says it."""
-    name = name.removeprefix("base_model.model.")
-    return name.replace(".default", "").replace(".base_layer", "").replace(".modules_to_save", "")
-
-
-def gradients(model, logits, labels, prefix, tensors):
-    model.zero_grad()
-    torch.nn.functional.cross_entropy(logits, labels).backward()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.grad is not None:
-            tensors[f"{prefix}.{our_name(name)}"] = parameter.grad.float().clone()
-
-
-def line(model):
-    """What print_trainable_parameters prints."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        model.print_trainable_parameters()
-    return out.getvalue().strip()
 
 
 def lora(model, r, alpha, targets):

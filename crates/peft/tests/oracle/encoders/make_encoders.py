@@ -12,10 +12,9 @@ f64, where a comment says so. Run it in this folder:
   pip install torch transformers peft safetensors numpy && python make_encoders.py
 """
 
-import contextlib
-import io
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy
@@ -31,7 +30,10 @@ from transformers.models.deberta_v2 import modeling_deberta_v2 as deberta
 from transformers.models.modernbert import modeling_modernbert as modernbert
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from peft_side import gradients, line, our_name  # noqa: E402
+
 LABELS = 3
 PADDING = 1
 SIZES = dict(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
@@ -196,28 +198,6 @@ def mean_logits(model, batch):
     if hasattr(model, "head"):
         return model.classifier(model.head(mean))
     return model.classifier(mean.unsqueeze(1))
-
-
-def our_name(name):
-    """PEFT's name of a parameter as this crate says it."""
-    name = name.removeprefix("base_model.model.")
-    return name.replace(".default", "").replace(".base_layer", "").replace(".modules_to_save", "")
-
-
-def gradients(model, logits, labels, prefix, tensors):
-    model.zero_grad()
-    nn.functional.cross_entropy(logits, labels).backward()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.grad is not None:
-            tensors[f"{prefix}.{our_name(name)}"] = parameter.grad.float().clone()
-
-
-def line(model):
-    """What print_trainable_parameters prints."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        model.print_trainable_parameters()
-    return out.getvalue().strip()
 
 
 def make_case(name, case, seed):
