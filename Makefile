@@ -12,18 +12,20 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 WITH_KERNEL := scripts/with_kernel.sh
 
-# A smoke run leaves the committed notebook and report alone.
+# A smoke run leaves the committed notebooks and report alone.
 ifeq ($(PROFILE),smoke)
 EXECUTED := target/report/main.ipynb
+METHODS := target/report/methods.ipynb
 PDF := target/report/report.pdf
 FIGURE := target/report/comparison.svg
 else
 EXECUTED := notebooks/main.ipynb
+METHODS := notebooks/methods.ipynb
 PDF := report/report.pdf
 FIGURE := report/comparison.svg
 endif
 
-.PHONY: help setup report export test test-rust test-scripts test-kernel test-report notebook bench interop model-mpnet clean
+.PHONY: help setup report export methods test test-rust test-scripts test-kernel test-report notebook bench interop model-mpnet clean
 # One step after the other: they share two cores and one kernel.
 .NOTPARALLEL:
 
@@ -43,6 +45,10 @@ export:  ## only write the executed notebook's HTML and PDF again
 	@echo "[report] exporting $(EXECUTED)"
 	@$(PYTHON) scripts/export_report.py $(EXECUTED) --html target/report/main.html --pdf $(PDF) --figure "charts::comparison(" $(FIGURE) --browser "$$(scripts/find_browser.sh)"
 
+methods: setup  ## run notebooks/methods.ipynb: every method on one task (PROFILE=quick: 35 minutes)
+	@echo "[methods] running notebooks/methods.ipynb, profile $(PROFILE)"
+	@$(WITH_KERNEL) $(PYTHON) scripts/execute_notebook.py notebooks/methods.ipynb --output $(METHODS) --profile $(PROFILE)
+
 test: setup test-rust test-scripts test-kernel test-report  ## everything that tests the project (40 minutes the first time)
 	@echo "[test] every part passed: Rust, scripts, kernel, and the report from end to end"
 
@@ -59,8 +65,9 @@ test-kernel: setup  ## a real Rust kernel: what it shares between cells, and how
 	cargo build --locked --bin peft-glue
 	$(WITH_KERNEL) $(PYTHON) scripts/kernel_test.py
 
-test-report: setup  ## the notebook with the smallest budget, to the PDF
+test-report: setup  ## the notebooks with the smallest budget, the report to the PDF
 	@$(MAKE) --no-print-directory report PROFILE=smoke
+	@$(MAKE) --no-print-directory methods PROFILE=smoke
 
 notebook: setup  ## JupyterLab on the notebooks, with the kernel ready
 	@cd notebooks && ../$(WITH_KERNEL) ../.venv/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)

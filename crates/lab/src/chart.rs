@@ -90,6 +90,8 @@ pub struct Point {
     pub y: f64,
     /// A standard deviation, drawn as a bar of this length up and down; 0: none.
     pub deviation: f64,
+    /// The area of its marker, as a multiple of the usual.
+    pub size: f64,
     /// Stands above it.
     pub label: String,
 }
@@ -337,9 +339,15 @@ impl Series {
 }
 
 impl Point {
-    /// Without deviation or label.
+    /// Of the usual size, without deviation or label.
     pub fn new(x: f64, y: f64) -> Self {
-        Self { x, y, deviation: 0.0, label: String::new() }
+        Self { x, y, deviation: 0.0, size: 1.0, label: String::new() }
+    }
+
+    /// With a marker of another size; one that is not a number counts as the usual.
+    pub fn size(mut self, size: f64) -> Self {
+        self.size = if size.is_finite() { size.max(0.0) } else { 1.0 };
+        self
     }
 
     /// With a deviation; one that is not a number counts as none.

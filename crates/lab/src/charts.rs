@@ -69,7 +69,7 @@ pub fn loss_curves(records: &[Record]) -> Figure {
     per_task("Loss", records, |task, records| {
         let mut chart = Chart::new(task.name(), Axis::new("epoch"), Axis::new("loss"));
         for record in records {
-            let (name, style) = (record.run.method.to_string(), Style::of(&record.run.method));
+            let (name, style) = (record.run.method_name(), Style::of(&record.run.method));
             let validation = record.evaluations.iter().map(|evaluation| Point::new(evaluation.epoch, evaluation.loss));
             chart = chart
                 .series(Series::new(format!("{name}, training"), Mark::Line, style, smoothed(record)))
@@ -102,7 +102,7 @@ pub fn metric_curves(records: &[Record], metric: Metric) -> Figure {
         for record in records {
             let value = |evaluation: &trainer::Evaluation| evaluation.scores.get(metric).unwrap_or(f64::NAN);
             let points = record.evaluations.iter().map(|evaluation| Point::new(evaluation.epoch, value(evaluation)));
-            let (name, style) = (record.run.method.to_string(), Style::of(&record.run.method));
+            let (name, style) = (record.run.method_name(), Style::of(&record.run.method));
             chart = chart.series(Series::new(name, Mark::LineAndMarkers, style, points.collect()));
         }
         with_baseline(chart, task, metric)
@@ -129,7 +129,7 @@ pub fn learning_rate_response(records: &[Record]) -> Figure {
                 .map(|record| Point::new(record.run.settings.learning_rate, record.best_metric(metric)))
                 .collect();
             points.sort_by(|a, b| a.x.total_cmp(&b.x));
-            let (name, style) = (group.method.to_string(), Style::of(group.method));
+            let (name, style) = (group.name(), Style::of(group.method));
             chart = chart.series(Series::new(name, Mark::LineAndMarkers, style, points));
         }
         chart
@@ -143,7 +143,7 @@ pub fn comparison(records: &[Record]) -> Figure {
     for task in tasks(records) {
         let metric = main_metric(task);
         let groups: Vec<&Group> = groups.iter().filter(|group| group.task == task).collect();
-        let names: Vec<String> = groups.iter().map(|group| group.method.to_string()).collect();
+        let names: Vec<String> = groups.iter().map(|group| group.name()).collect();
         let lowest = groups.iter().flat_map(|group| group.values(metric)).fold(f64::INFINITY, f64::min);
         let floor = if lowest.is_finite() { ((lowest - 0.05) * 20.0).floor() / 20.0 } else { 0.0 };
         let mut chart = Chart::new(task.name(), Axis::categories("", names), Axis::new(format!("validation {metric}")));
@@ -173,13 +173,41 @@ pub fn score_against_parameters(records: &[Record]) -> Figure {
         for group in groups.iter().filter(|group| group.task == task) {
             let (mean, deviation) = group.mean_and_deviation(metric);
             let point = Point::new(group.parameters() as f64, mean).deviation(deviation);
-            let (name, style) = (group.method.to_string(), Style::of(group.method));
+            let (name, style) = (group.name(), Style::of(group.method));
             chart = chart.series(Series::new(name, Mark::Markers, style, vec![point]));
         }
         figure = figure.panel(with_baseline(chart, task, metric));
     }
     with_caveats(with_mixtures(figure, &groups), records)
 }
+
+/// The mean score of each method against the numbers it trains, the classifier's among them, and the time it takes: the area of a mark
+/// is the training time, of which the legend gives the share of the slowest method's.
+pub fn methods(records: &[Record]) -> Figure {
+    let mut figure = Figure::new(title("Every method", records))
+        .note("number: place in the legend; area of a mark, and number in parentheses: training time, as a share of the longest");
+    let groups = by_method(records);
+    for task in tasks(records) {
+        let metric = main_metric(task);
+        let parameters = Axis::new("trained parameters, with the classifier").scale(Scale::Log10);
+        let mut chart = Chart::new(task.name(), parameters, Axis::new(format!("validation {metric}")));
+        let groups: Vec<&Group> = groups.iter().filter(|group| group.task == task).collect();
+        let longest = groups.iter().map(|group| group.seconds()).fold(0.0, f64::max);
+        for (index, group) in groups.iter().enumerate() {
+            let (mean, deviation) = group.mean_and_deviation(metric);
+            let (number, share) = (index + 1, group.seconds() / longest);
+            let point = Point::new(group.records[0].parameters.trainable as f64, mean);
+            let point = point.deviation(deviation).size(LARGEST * share).label(number.to_string());
+            let (name, style) = (format!("{number} {} ({share:.2})", group.name()), Style::of(group.method));
+            chart = chart.series(Series::new(name, Mark::Markers, style, vec![point]));
+        }
+        figure = figure.panel(with_baseline(chart, task, metric));
+    }
+    with_caveats(with_mixtures(figure, &groups), records)
+}
+
+/// The area of the mark of the method that takes longest, as a multiple of the usual.
+const LARGEST: f64 = 5.0;
 
 /// The mean score over seeds at each rank of LoRA, one panel per task, and how many numbers each rank trains. Runs of other
 /// methods are no part of it.
@@ -270,8 +298,14 @@ mod tests {
             comparison(&records),
             score_against_parameters(&records),
             rank_response(&records),
+            methods(&records),
         ] {
-            assert_eq!(figure.notes, ["Synthetic: synthetic data"], "{}", figure.title);
+            assert_eq!(
+                figure.notes.last().into_iter().collect::<Vec<_>>(),
+                ["Synthetic: synthetic data"],
+                "{}",
+                figure.title
+            );
             assert!(figure.svg().unwrap().contains("Synthetic: synthetic data"));
             let title = figure.plotly_json().unwrap()["layout"]["title"]["text"].to_string();
             assert!(title.contains("Synthetic: synthetic data"), "{title}");
@@ -289,6 +323,24 @@ mod tests {
         let runs: Vec<f64> = chart.series[1].points.iter().map(|point| point.y).collect();
         assert_eq!(runs, [0.89, 0.90, 0.91]);
         assert_eq!(chart.references[0].y, 0.88);
+    }
+
+    #[test]
+    fn a_methods_mark_has_the_area_of_its_training_time() {
+        let mut records = [Method::lora(8), Method::bitfit()].map(|method| record(Task::Sst2, method, 1, 0.9));
+        records[0].train_seconds = 3.0 * records[1].train_seconds;
+        let series = &methods(&records).panels[0].series;
+        assert_eq!(series[0].points[0].size, 3.0 * series[1].points[0].size);
+        assert_eq!((series[0].name.as_str(), series[1].name.as_str()), ("1 LoRA r=8 (1.00)", "2 BitFit (0.33)"));
+    }
+
+    #[test]
+    fn lora_plus_is_a_method_of_its_own() {
+        let plain = record(Task::Sst2, Method::lora(8), 1, 0.9);
+        let mut plus = plain.clone();
+        plus.run.settings.loraplus_lr_ratio = Some(16.0);
+        let names: Vec<String> = methods(&[plain, plus]).panels[0].series.iter().map(|s| s.name.clone()).collect();
+        assert_eq!(names, ["1 LoRA r=8 (1.00)", "2 LoRA r=8, LoRA+ 16 (1.00)"]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use peft::Method;
 use trainer::Record;
 use trainer::statistics::mean_and_deviation;
 
-/// The runs of one method on one task.
+/// The runs of one method on one task; see [`trainer::Run::has_method_of`].
 pub(crate) struct Group<'a> {
     pub task: Task,
     pub method: &'a Method,
@@ -13,6 +13,11 @@ pub(crate) struct Group<'a> {
 }
 
 impl Group<'_> {
+    /// The method's name.
+    pub fn name(&self) -> String {
+        self.records[0].run.method_name()
+    }
+
     /// The best value of each run.
     pub fn values(&self, metric: Metric) -> Vec<f64> {
         self.records.iter().map(|record| record.best_metric(metric)).collect()
@@ -40,7 +45,13 @@ impl Group<'_> {
     pub fn mixture(&self) -> Option<String> {
         let first = &self.records[0].run;
         let mixed = self.records.iter().any(|record| record.run.clone().seed(first.seed) != *first);
-        mixed.then(|| format!("{}, {}: the mean is over runs with different settings", self.task, self.method))
+        mixed.then(|| format!("{}, {}: the mean is over runs with different settings", self.task, self.name()))
+    }
+
+    /// The mean training time of a run.
+    pub fn seconds(&self) -> f64 {
+        let seconds: Vec<f64> = self.records.iter().map(|record| record.train_seconds).collect();
+        mean_and_deviation(&seconds).0
     }
 
     /// Numbers trained besides the classifier's.
@@ -54,7 +65,7 @@ pub(crate) fn by_method(records: &[Record]) -> Vec<Group<'_>> {
     let mut groups: Vec<Group> = Vec::new();
     for record in records {
         let (task, method) = (record.run.task, &record.run.method);
-        match groups.iter_mut().find(|group| group.task == task && group.method == method) {
+        match groups.iter_mut().find(|group| group.task == task && group.records[0].run.has_method_of(&record.run)) {
             Some(group) => group.records.push(record),
             None => groups.push(Group { task, method, records: vec![record] }),
         }

@@ -210,14 +210,13 @@ fn trace(chart: &Chart, series: &Series, number: &str, in_legend: bool) -> Box<d
         Marker::Diamond => MarkerSymbol::Diamond,
         Marker::Ring => MarkerSymbol::CircleOpen,
     };
-    let size = if series.style.marker == Marker::Ring { 6 } else { 8 };
     let dash = if series.dashed { DashType::Dash } else { DashType::Solid };
     let mut line = Scatter::new(xs, ys)
         .name(&name)
         .legend_group(&name)
         .show_legend(in_legend)
         .mode(mode)
-        .marker(PlotlyMarker::new().color(colour.clone()).symbol(symbol).size(size))
+        .marker(PlotlyMarker::new().color(colour.clone()).symbol(symbol).size_array(sizes(series, &points)))
         .line(Line::new().color(colour).width(1.8).dash(dash).shape(LineShape::Linear))
         .x_axis(x_axis)
         .y_axis(y_axis);
@@ -225,6 +224,12 @@ fn trace(chart: &Chart, series: &Series, number: &str, in_legend: bool) -> Box<d
         line = line.error_y(deviations);
     }
     line
+}
+
+/// The diameters of the points' markers, whose areas go with the points' sizes.
+fn sizes(series: &Series, points: &[&Point]) -> Vec<usize> {
+    let usual = if series.style.marker == Marker::Ring { 6.0 } else { 8.0 };
+    points.iter().map(|point| (usual * point.size.sqrt()).round() as usize).collect()
 }
 
 /// The texts above a series' points, clear of their whiskers.
@@ -235,7 +240,9 @@ fn labels(chart: &Chart, series: &Series, number: &str) -> Box<dyn Trace> {
     Scatter::new(xs, ys)
         .legend_group(escape(&series.name))
         .show_legend(false)
-        .mode(Mode::Text)
+        .mode(Mode::MarkersText)
+        // Not to be seen: they keep the texts clear of those that are.
+        .marker(PlotlyMarker::new().size_array(sizes(series, &points)).opacity(0.0))
         .text_array(points.iter().map(|point| escape(&point.label)).collect())
         .text_position(Position::TopCenter)
         .hover_info(HoverInfo::Skip)

@@ -1,7 +1,7 @@
 //! A figure as SVG: sharp on paper, and on a page without scripts.
 
 use crate::canvas::{Align, Canvas, Drawn, Font, Place};
-use crate::chart::{Chart, Figure, LegendEntry, Mark, Series};
+use crate::chart::{Chart, Figure, LegendEntry, Mark, Point, Series};
 use crate::error::{Error, Result};
 use crate::palette::{Colour, GREY, GRID, INK, Marker};
 use crate::text::{width, wrap};
@@ -130,6 +130,11 @@ fn series_line(canvas: &mut Canvas, series: &Series, places: &[Place]) -> Drawn 
 
 fn marker_radius(series: &Series) -> f64 {
     if series.style.marker == Marker::Ring { 2.6 } else { 3.6 }
+}
+
+/// Of a point's marker: its area goes with the point's size.
+fn radius(series: &Series, point: &Point) -> f64 {
+    marker_radius(series) * point.size.sqrt()
 }
 
 fn font(size: f64, colour: Colour, align: Align) -> Font {
@@ -272,7 +277,7 @@ impl<'a> Panel<'a> {
                 }
             }
             if matches!(series.mark, Mark::LineAndMarkers | Mark::Markers) {
-                canvas.marker((x, y), series.style.marker, series.style.colour, marker_radius(series))?;
+                canvas.marker((x, y), series.style.marker, series.style.colour, radius(series, point))?;
             }
         }
         self.draw_labels(canvas, series)
@@ -290,8 +295,12 @@ impl<'a> Panel<'a> {
             return Ok(());
         }
         for point in series.points.iter().filter(|point| self.chart.shows(point) && !point.label.is_empty()) {
-            let gap = if matches!(series.mark, Mark::Bars(_)) { 3.0 } else { 7.0 };
-            let y = self.y(point.y + point.deviation) - gap - size / 2.0;
+            let whisker = self.y(point.y + point.deviation);
+            let top = match series.mark {
+                Mark::Bars(_) => whisker,
+                _ => whisker.min(self.y(point.y) - radius(series, point)),
+            };
+            let y = top - 3.4 - size / 2.0;
             canvas.text(&point.label, (self.x(point.x), y), font(size, INK, Align::Middle))?;
         }
         Ok(())
@@ -302,8 +311,8 @@ impl<'a> Panel<'a> {
 mod tests {
     use super::*;
     use crate::canvas::cell;
+    use crate::chart::Axis;
     use crate::chart::tests::example;
-    use crate::chart::{Axis, Point};
     use crate::palette::Style;
 
     fn texts(svg: &str) -> Vec<String> {

@@ -4,11 +4,10 @@ use std::path::Path;
 
 use glue::{Example, Glue, Task};
 use peft::{Method, Precision, TrainableReport, thousands};
-use trainer::statistics::mean_and_deviation;
 use trainer::study::Search;
 use trainer::{Profile, Record, Tokenizer, Trainer};
 
-use crate::groups::{by_method, caveats, main_metric};
+use crate::groups::{by_method, caveats, main_metric, tasks};
 use crate::table::Table;
 use crate::text;
 
@@ -108,7 +107,7 @@ pub fn runs(records: &[Record]) -> Table {
         let epoch = record.best.as_ref().map_or("–".into(), |best| format!("{:.2}", best.epoch));
         table.push([
             run.task.to_string(),
-            run.method.to_string(),
+            run.method_name(),
             text::small(run.settings.learning_rate),
             run.settings.batch_size.to_string(),
             text::small(run.settings.warmup_ratio),
@@ -120,7 +119,7 @@ pub fn runs(records: &[Record]) -> Table {
             format!("{:.0}", record.tokens_per_second()),
         ]);
         if record.stop != trainer::Stop::Finished {
-            table.note(format!("{} seed {}: {}", run.method, run.seed, record.stop));
+            table.note(format!("{} seed {}: {}", run.method_name(), run.seed, record.stop));
         }
     }
     noted(table, records)
@@ -130,7 +129,7 @@ pub fn runs(records: &[Record]) -> Table {
 pub fn search(records: &[Record]) -> Table {
     let mut sorted: Vec<Record> = records.to_vec();
     let groups = by_method(records);
-    let place = |record: &Record| groups.iter().position(|group| *group.method == record.run.method);
+    let place = |record: &Record| groups.iter().position(|group| group.records[0].run.has_method_of(&record.run));
     // A score that is not a number is the lowest of all.
     let score =
         |record: &Record| Some(record.best_score()).filter(|score| score.is_finite()).unwrap_or(f64::NEG_INFINITY);
@@ -145,7 +144,7 @@ pub fn best_settings(searches: &[Search]) -> Table {
         let Some(record) = search.records.iter().find(|record| record.run == search.best) else { continue };
         let (run, metric) = (&record.run, main_metric(record.run.task));
         table.push([
-            run.method.to_string(),
+            run.method_name(),
             text::small(run.settings.learning_rate),
             run.settings.batch_size.to_string(),
             text::small(run.settings.warmup_ratio),
@@ -171,7 +170,6 @@ pub fn comparison(records: &[Record]) -> Table {
         "training per run",
     ]);
     for group in by_method(records) {
-        let seconds: Vec<f64> = group.records.iter().map(|record| record.train_seconds).collect();
         for &split in group.task.validation_splits() {
             for &metric in group.task.metrics() {
                 let (mean, deviation) = group.mean_and_deviation_on(split, metric);
@@ -179,18 +177,55 @@ pub fn comparison(records: &[Record]) -> Table {
                 let other = group.task.validation_splits().first() != Some(&split);
                 table.push([
                     group.task.to_string(),
-                    group.method.to_string(),
+                    group.name(),
                     thousands(group.parameters()),
                     group.records.len().to_string(),
                     if other { format!("{metric}, {split}") } else { metric.to_string() },
                     text::mean_and_deviation(mean, deviation, group.records.len()),
                     baseline.map_or("–".into(), |baseline| baseline.value.to_string()),
                     baseline.map_or("–", |baseline| if mean > baseline.value { "yes" } else { "no" }).to_string(),
-                    text::duration(mean_and_deviation(&seconds).0),
+                    text::duration(group.seconds()),
                 ]);
             }
         }
         group.mixture().into_iter().for_each(|mixture| table.note(mixture));
+    }
+    noted(table, records)
+}
+
+/// One row per task and method: what it trains, at which learning rate, how well and how long.
+pub fn methods(records: &[Record]) -> Table {
+    let mut table = Table::new([
+        "task",
+        "number",
+        "method",
+        "trained parameters",
+        "share of the model",
+        "learning rate",
+        "seeds",
+        "metric",
+        "mean ± deviation",
+        "training per run",
+    ]);
+    for task in tasks(records) {
+        let metric = main_metric(task);
+        for (index, group) in by_method(records).into_iter().filter(|group| group.task == task).enumerate() {
+            let (record, (mean, deviation)) = (group.records[0], group.mean_and_deviation(metric));
+            let (trained, total) = (record.parameters.trainable, record.parameters.total);
+            table.push([
+                task.to_string(),
+                (index + 1).to_string(),
+                group.name(),
+                thousands(trained),
+                format!("{:.2} %", 100.0 * trained as f64 / total as f64),
+                text::small(record.run.settings.learning_rate),
+                group.records.len().to_string(),
+                metric.to_string(),
+                text::mean_and_deviation(mean, deviation, group.records.len()),
+                text::duration(group.seconds()),
+            ]);
+            group.mixture().into_iter().for_each(|mixture| table.note(mixture));
+        }
     }
     noted(table, records)
 }
@@ -203,7 +238,7 @@ pub fn ranks(records: &[Record]) -> Table {
         let (mean, deviation) = group.mean_and_deviation(metric);
         let total = group.records[0].parameters.total;
         table.push([
-            group.method.to_string(),
+            group.name(),
             thousands(group.parameters()),
             format!("{:.2} %", 100.0 * group.parameters() as f64 / total as f64),
             group.records.len().to_string(),
@@ -251,12 +286,12 @@ pub fn findings(searches: &[Search], compared: &[Record], ranked: &[Record]) -> 
             let (mean, _) = group.mean_and_deviation(metric);
             let share = 100.0 * group.parameters() as f64 / full.parameters() as f64;
             let answer = format!("{:+.3} {metric} with {share:.2} % of the parameters", mean - reference);
-            table.push([format!("{}: {} against full fine-tuning", full.task, group.method), answer]);
+            table.push([format!("{}: {} against full fine-tuning", full.task, group.name()), answer]);
         }
     }
     let means: Vec<(String, f64)> = by_method(ranked)
         .iter()
-        .map(|group| (group.method.to_string(), group.mean_and_deviation(main_metric(group.task)).0))
+        .map(|group| (group.name(), group.mean_and_deviation(main_metric(group.task)).0))
         .filter(|(_, mean)| mean.is_finite())
         .collect();
     let by_mean = |a: &&(String, f64), b: &&(String, f64)| a.1.total_cmp(&b.1);
@@ -348,8 +383,15 @@ mod tests {
         partial.data.train = Completeness { found: 2500, official: Some(3668) };
         let records = [partial, record(Task::Synthetic, Method::Full, 1, 0.8)];
         let found = Search { records: records.to_vec(), best: records[0].run.clone() };
-        for table in [runs(&records), search(&records), comparison(&records), ranks(&records), best_settings(&[found])]
-        {
+        let tables = [
+            runs(&records),
+            search(&records),
+            comparison(&records),
+            ranks(&records),
+            methods(&records),
+            best_settings(&[found]),
+        ];
+        for table in tables {
             let text = table.to_text();
             assert!(text.contains("MRPC: train 2500 of 3668 (partial)"), "{text}");
             assert!(text.contains("Synthetic: synthetic data"), "{text}");

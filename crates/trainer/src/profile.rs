@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use glue::{Glue, Split, Task};
-use peft::{Lora, Method, Pooling, Precision, Targets};
+use peft::{Ia3, InitLoraWeights, LnTuning, Lora, Method, Pooling, Precision, Targets};
 
 use crate::error::{Error, Result};
 use crate::run::{Evaluate, Run, Settings};
@@ -135,6 +135,52 @@ impl Profile {
         SearchSpace { learning_rates: rates, batch_sizes: vec![16, 32], warmup_ratios: vec![0.06, 0.2] }
     }
 
+    /// A run of every method, on a part of the examples of the comparison, since there are many. Each adapts what its paper or PEFT
+    /// would; LoRA and its kin have the layers and the rank of [`Profile::methods`].
+    pub fn every_method(self, task: Task) -> Vec<Run> {
+        let with = |change: fn(&mut Lora)| {
+            let mut lora = lora();
+            change(&mut lora);
+            Method::Lora(lora)
+        };
+        let start = |start| Method::Lora(Lora { init_lora_weights: start, ..lora() });
+        let methods = [
+            Method::Full,
+            Method::Head,
+            Method::bitfit(),
+            Method::LnTuning(LnTuning::default()),
+            Method::Ia3(Ia3::default()),
+            Method::Lora(lora()),
+            with(|lora| lora.use_rslora = true),
+            with(|lora| lora.use_dora = true),
+            start(InitLoraWeights::Gaussian),
+            start(InitLoraWeights::Pissa),
+            start(InitLoraWeights::Olora),
+        ];
+        let (train_limit, epochs) = match self {
+            Self::Smoke => (Some(64), 1),
+            Self::Quick => (Some(4000), 1),
+            Self::Standard => (Some(8000), 2),
+            Self::Full => (None, 3),
+        };
+        let budget = Budget { train_limit, epochs, evaluations: 1 };
+        let lora_plus =
+            budget.run(task, &Method::Lora(lora())).with(|settings| settings.loraplus_lr_ratio = Some(16.0));
+        methods.iter().map(|method| budget.run(task, method)).chain([lora_plus]).collect()
+    }
+
+    /// What is tried for one of them: three learning rates, about the threefold apart, around its own.
+    pub fn rates(self, run: &Run) -> SearchSpace {
+        let rate = run.settings.learning_rate;
+        let learning_rates = match self {
+            Self::Smoke => vec![rate],
+            // In decimals, so that a rate is the same number wherever it is written down.
+            _ => vec![decimal(0.3 * rate), rate, decimal(3.0 * rate)],
+        };
+        let Settings { batch_size, warmup_ratio, .. } = run.settings;
+        SearchSpace { learning_rates, batch_sizes: vec![batch_size], warmup_ratios: vec![warmup_ratio] }
+    }
+
     /// A run of the rank study: as in the comparison, but for the standard profile on half the examples, since there are seven
     /// ranks.
     pub fn rank_run(self, task: Task) -> Run {
@@ -153,6 +199,11 @@ impl Profile {
             Self::Full => self.seeds(),
         }
     }
+}
+
+/// The nearest number of one decimal digit.
+fn decimal(value: f64) -> f64 {
+    format!("{value:.0e}").parse().unwrap_or(value)
 }
 
 /// LoRA as the study uses it: rank 8 on every linear layer of the encoder.
@@ -206,6 +257,16 @@ mod tests {
     fn an_unknown_profile_is_an_error_that_lists_the_known_ones() {
         let error = "fast".parse::<Profile>().unwrap_err().to_string();
         assert!(error.contains("fast") && error.contains("smoke, quick, standard, full"), "{error}");
+    }
+
+    #[test]
+    fn every_method_is_there_once_and_tries_three_rates() {
+        let runs = Profile::Quick.every_method(Task::Sst2);
+        for (index, run) in runs.iter().enumerate() {
+            assert!(runs[..index].iter().all(|other| !other.has_method_of(run)), "{} twice", run.method_name());
+        }
+        let lora = runs.iter().find(|run| run.method == Method::Lora(lora())).unwrap();
+        assert_eq!(Profile::Quick.rates(lora).learning_rates, [3e-4, 1e-3, 3e-3]);
     }
 
     #[test]

@@ -38,6 +38,19 @@ impl Run {
         self
     }
 
+    /// The method's name. LoRA+ is a setting, since it changes how LoRA is trained and not what it is.
+    pub fn method_name(&self) -> String {
+        match self.settings.loraplus_lr_ratio {
+            Some(ratio) => format!("{}, LoRA+ {ratio}", self.method),
+            None => self.method.to_string(),
+        }
+    }
+
+    /// Whether the methods have one name and one configuration.
+    pub fn has_method_of(&self, other: &Self) -> bool {
+        self.method == other.method && self.settings.loraplus_lr_ratio == other.settings.loraplus_lr_ratio
+    }
+
     /// A name for the run's folder: task, method, and a hash of everything else.
     pub fn key(&self) -> String {
         // Serialising a plain value of numbers and strings does not fail; if it did, the debug form is as unique.
