@@ -55,7 +55,7 @@ pub enum Command {
         /// Only the forward passes, without dropout; nothing is trained. Prints the logits too.
         #[arg(long)]
         forward_only: bool,
-        /// LoRA: merge the branches into the weights first.
+        /// Merge the adapter into the weights first, which a bottleneck adapter cannot be.
         #[arg(long, requires = "forward_only")]
         merge: bool,
     },

@@ -43,13 +43,10 @@ for module in (deberta, adapted_deberta):
 
 def rotary_angles(self, x, position_ids):
     """Cosine and sine of position * theta ** (-2 i / head_dim), which transformers takes in f32."""
-    angles = position_ids[..., None].double() * exact_frequencies(self)
+    theta, width = self.config.rope_theta, self.config.hidden_size // self.config.num_attention_heads
+    frequencies = 1.0 / theta ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angles = position_ids[..., None].double() * frequencies
     return torch.cat((angles, angles), dim=-1).cos(), torch.cat((angles, angles), dim=-1).sin()
-
-
-def exact_frequencies(rotary):
-    theta, width = rotary.config.rope_theta, rotary.config.hidden_size // rotary.config.num_attention_heads
-    return 1.0 / theta ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
 
 
 def rotate(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
@@ -75,36 +72,35 @@ class Adapter(nn.Module):
         return self.scaling * self.adapter_up(self.activation(self.adapter_down(x)))
 
 
+def parts(model):
+    """For each layer: attention; the feed-forward network's first module and the one that gives its output; what its adapter is a
+    part of; what is given the residual, as its last input; what norms the sum."""
+    if model.config.model_type == "mpnet":
+        for layer in model.base_model.encoder.layer:
+            output = layer.output
+            yield layer.attention.attn, layer.intermediate, output.dense, output, output, output.LayerNorm
+    else:
+        for layer in model.base_model.layers:
+            yield layer.attn, layer.mlp, layer.mlp, layer.mlp, layer.mlp_norm, nn.Identity()
+
+
 def hook_in(model, style, config):
     """Adapters by hooks, as Houlsby et al. 2019, Pfeiffer et al. 2021 and He et al. 2021 draw them."""
-    model.requires_grad_(False)
-    layers = model.base_model.encoder.layer if model.config.model_type == "mpnet" else model.base_model.layers
-    for layer in layers:
-        if model.config.model_type == "mpnet":
-            attention, parent, output = layer.attention.attn, layer.output, layer.output.dense
-            begin, norm = layer.output, layer.output.LayerNorm
-        else:
-            attention, parent, output = layer.attn, layer.mlp, layer.mlp
-            begin, norm = layer.mlp_norm, nn.Identity()
+    model.base_model.requires_grad_(False)
+    for attention, first, output, parent, summing, norm in parts(model):
         if style == "houlsby":
             attention.adapter = Adapter(config, model.config.hidden_size)
             attention.register_forward_hook(lambda module, _, out: (out[0] + module.adapter(out[0]), *out[1:]))
         parent.adapter = Adapter(config, model.config.hidden_size)
-        # The residual: what goes into MPNet's output besides, or into ModernBERT's norm.
         seen = {}
-        begin.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.update(residual=inputs[-1]))
-        # The network's own input.
-        entry = layer.intermediate if model.config.model_type == "mpnet" else layer.mlp
-        entry.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.update(input=inputs[0]))
+        summing.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.update(residual=inputs[-1]))
+        first.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.update(input=inputs[0]))
 
-        def behind(_, __, out, adapter=parent.adapter, seen=seen, norm=norm):
+        def add(_, __, out, adapter=parent.adapter, seen=seen, norm=norm):
             x = {"houlsby": out, "pfeiffer": norm(seen["residual"] + out), "parallel": seen["input"]}
             return out + adapter(x[style])
 
-        output.register_forward_hook(behind)
-    for name, parameter in model.named_parameters():
-        if not name.startswith(f"{model.base_model_prefix}."):
-            parameter.requires_grad_(True)
+        output.register_forward_hook(add)
 
 
 def our_name(name):
