@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::de::DeserializeOwned;
 use trainer::glue::Task;
 use trainer::peft::{
-    AdapterConfig, Architecture, Bias, BitFit, Ia3, InitLoraWeights, LnTuning, Lora, Method, Pooling, Precision,
-    Targets,
+    Activation, AdapterConfig, AdapterStyle, Architecture, Bias, BitFit, Bottleneck, Ia3, InitLoraWeights, InitWeights,
+    LnTuning, Lora, Method, Pooling, Precision, Targets,
 };
 use trainer::{Evaluate, Run, Settings};
 
@@ -54,7 +55,7 @@ pub enum Command {
         /// Only the forward passes, without dropout; nothing is trained. Prints the logits too.
         #[arg(long)]
         forward_only: bool,
-        /// LoRA: merge the branches into the weights first.
+        /// Merge the adapter into the weights first, which a bottleneck adapter cannot be.
         #[arg(long, requires = "forward_only")]
         merge: bool,
     },
@@ -73,6 +74,7 @@ enum MethodName {
     Ia3,
     #[value(name = "ln_tuning")]
     LnTuning,
+    Bottleneck,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -175,6 +177,31 @@ pub struct RunArguments {
     /// LoRA: B's learning rate as a multiple of A's (LoRA+).
     #[arg(long)]
     loraplus_lr_ratio: Option<f64>,
+    /// Bottleneck: houlsby (after attention and after the feed-forward network), pfeiffer (after the feed-forward network) or parallel
+    /// (beside it).
+    #[arg(long, value_parser = named::<AdapterStyle>, default_value = "pfeiffer")]
+    adapter_style: AdapterStyle,
+    /// Bottleneck: the hidden size over the bottleneck's [default: 16; parallel: 2].
+    #[arg(long, conflicts_with = "bottleneck_size")]
+    reduction_factor: Option<usize>,
+    /// Bottleneck: its size, instead of a reduction factor.
+    #[arg(long)]
+    bottleneck_size: Option<usize>,
+    /// Bottleneck: relu, gelu, gelu_new, swish or tanh [default: relu; houlsby: swish].
+    #[arg(long, value_parser = named::<Activation>)]
+    non_linearity: Option<Activation>,
+    /// Bottleneck: what the adapter's output is multiplied by [default: 1; parallel: 4].
+    #[arg(long)]
+    adapter_scaling: Option<f64>,
+    /// Bottleneck: dropout on the adapter's output.
+    #[arg(long, default_value_t = 0.0)]
+    adapter_dropout: f64,
+    /// Bottleneck: how the adapter starts, bert or mam_adapter [default: bert; parallel: mam_adapter].
+    #[arg(long, value_parser = named::<InitWeights>)]
+    init_weights: Option<InitWeights>,
+    /// Bottleneck: train the encoder's layer norms besides.
+    #[arg(long)]
+    train_layer_norms: bool,
     /// The highest learning rate.
     #[arg(long, alias = "learning-rate", default_value_t = Settings::default().learning_rate)]
     lr: f64,
@@ -239,6 +266,11 @@ pub struct RunArguments {
 fn pair<T: std::str::FromStr>(text: &str) -> std::result::Result<(String, T), String> {
     let (name, value) = text.rsplit_once('=').ok_or("expected NAME=VALUE")?;
     Ok((name.into(), value.parse().map_err(|_| format!("{value:?} is no number that {name} can have"))?))
+}
+
+/// A value by its name in the files.
+fn named<T: DeserializeOwned>(name: &str) -> std::result::Result<T, String> {
+    serde_json::from_value(name.into()).map_err(|error| error.to_string())
 }
 
 impl RunArguments {
@@ -307,6 +339,20 @@ impl RunArguments {
         })
     }
 
+    fn bottleneck(&self) -> Bottleneck {
+        let bottleneck = Bottleneck::new(self.adapter_style);
+        Bottleneck {
+            reduction_factor: self.reduction_factor.unwrap_or(bottleneck.reduction_factor),
+            bottleneck_size: self.bottleneck_size,
+            non_linearity: self.non_linearity.unwrap_or(bottleneck.non_linearity),
+            scaling: self.adapter_scaling.unwrap_or(bottleneck.scaling),
+            dropout: self.adapter_dropout,
+            init_weights: self.init_weights.unwrap_or(bottleneck.init_weights),
+            train_layer_norms: self.train_layer_norms,
+            ..bottleneck
+        }
+    }
+
     fn method(&self, name: MethodName) -> Result<Method> {
         Ok(match name {
             MethodName::Full => Method::Full,
@@ -322,6 +368,7 @@ impl RunArguments {
                 exclude_modules: self.excluded(),
                 modules_to_save: self.modules_to_save.clone(),
             }),
+            MethodName::Bottleneck => Method::Bottleneck(self.bottleneck()),
         })
     }
 

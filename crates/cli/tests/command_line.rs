@@ -128,6 +128,44 @@ fn options_of_lora_reach_the_model() {
 }
 
 #[test]
+fn options_of_bottleneck_adapters_reach_the_model() {
+    let parameters = ["parameters", "--task", "mnli", "--model", TINY, "--method", "bottleneck"];
+    let printed = |options: &[&str]| {
+        let output = peft_glue(&[&parameters[..], options].concat(), &[("GLUE_OFFLINE", "1")]);
+        assert!(output.status.success(), "{options:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    // Width 32 over 16.
+    let pfeiffer = printed(&[]);
+    assert!(pfeiffer.contains("[2, 32]  bert.encoder.layer.0.output.adapter_down.weight"), "{pfeiffer}");
+    assert!(!pfeiffer.contains("attention.output.adapter") && !pfeiffer.contains("LayerNorm"), "{pfeiffer}");
+    let houlsby = printed(&["--adapter-style", "houlsby", "--bottleneck-size", "5", "--train-layer-norms"]);
+    for line in [
+        "[5, 32]  bert.encoder.layer.1.attention.output.adapter_down.weight",
+        "[32, 5]  bert.encoder.layer.1.output.adapter_up.weight",
+        "[32]  bert.embeddings.LayerNorm.weight",
+    ] {
+        assert!(houlsby.contains(line), "{line} is not in {houlsby}");
+    }
+    let parallel = printed(&["--adapter-style", "parallel"]);
+    assert!(parallel.contains("[16, 32]  bert.encoder.layer.0.output.adapter_down.weight"), "{parallel}");
+
+    for (options, part) in [
+        (["--adapter-style", "pfeifer"], "expected one of `houlsby`, `pfeiffer`, `parallel`"),
+        (["--non-linearity", "mish"], "unknown variant `mish`"),
+        (["--reduction-factor", "0"], "reduction_factor is 0, expected at least 1"),
+        (["--adapter-scaling", "0"], "scaling is 0"),
+        (["--adapter-dropout", "1"], "dropout is 1"),
+    ] {
+        let error = complaint(&[&parameters[..], &options].concat(), &[("GLUE_OFFLINE", "1")]);
+        assert!(error.contains(part), "{error}");
+    }
+    let both = ["--reduction-factor", "4", "--bottleneck-size", "8"];
+    let error = complaint(&[&parameters[..], &both].concat(), &[]);
+    assert!(error.contains("cannot be used with"), "{error}");
+}
+
+#[test]
 fn lora_without_targets_adapts_the_layers_that_the_models_architecture_calls_for() {
     for (case, targets) in [
         ("roberta", ["query", "value"].as_slice()),

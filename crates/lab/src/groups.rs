@@ -117,6 +117,7 @@ pub(crate) mod tests {
             Method::Lora(lora) => 9216 * lora.r,
             Method::Ia3(_) => 16_000,
             Method::LnTuning(_) => 10_000,
+            Method::Bottleneck(_) => 113_000,
             Method::BitFit(_) => 42_000,
             Method::Head => 0,
         };

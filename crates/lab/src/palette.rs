@@ -70,6 +70,7 @@ impl Style {
             Method::Lora(_) => Self { colour: VERMILLION, marker: Marker::Circle },
             Method::Ia3(_) => Self { colour: SKY_BLUE, marker: Marker::Triangle },
             Method::LnTuning(_) => Self { colour: ORANGE, marker: Marker::Diamond },
+            Method::Bottleneck(_) => Self { colour: SKY_BLUE, marker: Marker::Square },
             Method::BitFit(_) => Self { colour: BLUISH_GREEN, marker: Marker::Triangle },
             Method::Head => Self { colour: REDDISH_PURPLE, marker: Marker::Diamond },
         }

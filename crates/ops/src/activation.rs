@@ -2,22 +2,28 @@
 
 use candle_core::{Result, Tensor};
 use multiversion::multiversion;
+use serde::{Deserialize, Serialize};
 
 use crate::float::Float;
 use crate::memory::in_pieces;
 use crate::operation::{Gradient, Operation, View, apply};
 
-/// A function of one number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A function of one number. In JSON it is called as transformers calls it (`activations.py`, `ACT2FN`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// `x Φ(x)` with the exact normal distribution function (Hendrycks and Gimpel 2016; BERT's "gelu").
     Gelu,
     /// `x (1 + tanh(sqrt(2/π) (x + 0.044715 x³))) / 2`, their approximation of it ("gelu_new").
+    #[serde(rename = "gelu_new", alias = "gelu_pytorch_tanh")]
     GeluApproximate,
     /// `max(x, 0)`.
     Relu,
     /// The hyperbolic tangent.
     Tanh,
+    /// `x / (1 + e^-x)` (Ramachandran et al. 2017; "silu" too).
+    #[serde(alias = "silu")]
+    Swish,
 }
 
 /// `activation(x)`.
@@ -40,6 +46,12 @@ fn normal_pdf<T: Float>(x: T) -> T {
     T::of(0.398_942_280_401_432_7) * (T::of(-0.5) * x * x).exponential()
 }
 
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+fn logistic<T: Float>(x: T) -> T {
+    T::one() / (T::one() + (-x).exponential())
+}
+
 /// `sqrt(2/π)`.
 const SLOPE: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
 const CUBIC: f64 = 0.044715;
@@ -59,6 +71,7 @@ fn forward<T: Float>(activation: Activation, y: &mut [T], x: &[T]) {
         Activation::GeluApproximate => values.for_each(|(y, &x)| *y = x * approximate_cdf(x).0),
         Activation::Relu => values.for_each(|(y, &x)| *y = if x > T::zero() { x } else { T::zero() }),
         Activation::Tanh => values.for_each(|(y, &x)| *y = x.tanh()),
+        Activation::Swish => values.for_each(|(y, &x)| *y = x * logistic(x)),
     }
 }
 
@@ -78,6 +91,9 @@ fn backward<T: Float>(activation: Activation, values: &mut [T], x: &[T], y: &[T]
             *value = if x > T::zero() { gradient } else { T::zero() };
         }),
         Activation::Tanh => values.for_each(|(((value, _), &y), &gradient)| *value = gradient * (T::one() - y * y)),
+        Activation::Swish => values.for_each(|(((value, &x), &y), &gradient)| {
+            *value = gradient * (y + logistic(x) * (T::one() - y));
+        }),
     }
 }
 

@@ -180,6 +180,7 @@ fn activations_are_candles_and_their_gradients_are_exact() -> Result<()> {
         (Activation::GeluApproximate, x.gelu()?),
         (Activation::Relu, x.relu()?),
         (Activation::Tanh, x.tanh()?),
+        (Activation::Swish, x.silu()?),
     ];
     for (activation, expected) in expected {
         close(&ops::activation(x, activation)?, &expected, 1e-14);

@@ -12,7 +12,7 @@ use std::fmt;
 
 use ops::Activation;
 use serde::de::Error;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::layout::Layout;
@@ -156,7 +156,6 @@ pub struct Config {
     /// Columns within a feed-forward network.
     pub intermediate_size: usize,
     /// The activation within it.
-    #[serde(deserialize_with = "activation")]
     pub hidden_act: Activation,
     /// Rows of the table of positions, or the longest sequence of a model without one.
     pub max_position_embeddings: usize,
@@ -182,25 +181,6 @@ impl Config {
     fn head_dropout(&self) -> f64 {
         self.classifier_dropout.unwrap_or(self.hidden_dropout_prob)
     }
-}
-
-/// An activation by transformers' name for it (`activations.py`, `ACT2FN`).
-fn activation<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Activation, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "snake_case")]
-    enum Name {
-        Gelu,
-        #[serde(alias = "gelu_pytorch_tanh")]
-        GeluNew,
-        Relu,
-        Tanh,
-    }
-    Ok(match Name::deserialize(deserializer)? {
-        Name::Gelu => Activation::Gelu,
-        Name::GeluNew => Activation::GeluApproximate,
-        Name::Relu => Activation::Relu,
-        Name::Tanh => Activation::Tanh,
-    })
 }
 
 fn unsupported(field: &str, what: &str) -> serde_json::Error {

@@ -10,6 +10,7 @@ use crate::batch::Batch;
 use crate::error::Result;
 use crate::layers::{LayerNorm, Linear, Pass};
 use crate::layout::{Dropouts, EmbeddingsLayout, Layout, NormOrder, Numbering};
+use crate::method::{BottleneckAdapter, Flow, Sublayer};
 use crate::parameters::{Builder, Start};
 
 /// Embeddings, then a stack of transformer layers.
@@ -120,9 +121,11 @@ impl Embeddings {
 struct Layer {
     attention: SelfAttention,
     attention_output: Linear,
+    attention_adapter: Option<BottleneckAdapter>,
     /// None where norms come first and the layer is the first: the embeddings are normed.
     attention_norm: Option<LayerNorm>,
     feed_forward: FeedForward,
+    output_adapter: Option<BottleneckAdapter>,
     output_norm: LayerNorm,
     order: NormOrder,
     dropout: Dropouts,
@@ -133,21 +136,24 @@ impl Layer {
         let (names, hidden) = (&layout.layers, config.hidden_size);
         let path = |name: &str| layout.layer_path(index, name);
         let norms_first = matches!(layout.order, NormOrder::First { .. });
+        let (attention_output, output) = (path(names.attention_output), path(names.output));
         Ok(Self {
             attention: SelfAttention::new(builder, config, layout, shared, index)?,
             attention_output: Linear::new(
                 builder,
-                &path(names.attention_output),
+                &attention_output,
                 hidden,
                 hidden,
                 names.attention_bias,
                 Start::Pretrained,
             )?,
+            attention_adapter: BottleneckAdapter::new(builder, Sublayer::Attention, &attention_output, hidden)?,
             attention_norm: match norms_first && index == 0 {
                 true => None,
                 false => Some(norm(builder, config, layout, &path(names.attention_norm), hidden)?),
             },
             feed_forward: FeedForward::new(builder, config, layout, index)?,
+            output_adapter: BottleneckAdapter::new(builder, Sublayer::FeedForward, &output, hidden)?,
             output_norm: norm(builder, config, layout, &path(names.output_norm), hidden)?,
             order: layout.order,
             dropout: layout.dropout,
@@ -180,21 +186,30 @@ impl Layer {
         self.attention_norm.as_ref().map_or_else(|| Ok(hidden.clone()), |norm| norm.forward(hidden))
     }
 
-    /// `residual + dropout(attention(input))`, of whom is wanted. The input is the residual where it is not normed.
+    /// `residual + dropout(attention(input))` and an adapter, of whom is wanted. The input is the residual where it is not normed.
     fn attend(&self, residual: &Tensor, normed: Option<&Tensor>, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
         let keys = self.attention.keys(normed.unwrap_or(residual), pass)?;
         let rows = wanted.of(residual, pass)?; // (tokens or sequences, hidden), as all that follow
         let queries = normed.map_or_else(|| Ok(rows.clone()), |normed| wanted.of(normed, pass))?;
         let context = self.attention.attend(keys, &queries, pass, wanted)?;
         let context = self.attention_output.forward(&context, pass)?;
-        Ok(ops::add_dropout(&context, &rows, pass.dropout(self.dropout.attention_output))?)
+        let dropout = pass.dropout(self.dropout.attention_output);
+        let norm = self.behind(self.attention_norm.as_ref());
+        let flow = Flow { input: &queries, output: &context, dropout, residual: &rows, norm };
+        flow.sum(self.attention_adapter.as_ref(), pass)
     }
 
-    /// `residual + dropout(feed_forward(input))`.
+    /// `residual + dropout(feed_forward(input))` and an adapter.
     fn feed(&self, residual: &Tensor, input: &Tensor, pass: &Pass) -> Result<Tensor> {
         let output = self.feed_forward.forward(input, pass)?;
         let dropout = self.dropout.output.and_then(|probability| pass.dropout(probability));
-        Ok(ops::add_dropout(&output, residual, dropout)?)
+        let flow = Flow { input, output: &output, dropout, residual, norm: self.behind(Some(&self.output_norm)) };
+        flow.sum(self.output_adapter.as_ref(), pass)
+    }
+
+    /// What norms a sum with a residual: nothing where norms come first.
+    fn behind<'a>(&self, norm: Option<&'a LayerNorm>) -> Option<&'a LayerNorm> {
+        norm.filter(|_| matches!(self.order, NormOrder::Last))
     }
 }
 

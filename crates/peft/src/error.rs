@@ -223,6 +223,14 @@ pub enum Error {
         /// Where it was to be saved.
         path: PathBuf,
     },
+    /// An adapter that no weight can take in.
+    #[error(
+        "{method}: cannot be merged, since a non-linearity stands between its matrices; use the model as it is, with its adapter"
+    )]
+    NotMergeable {
+        /// The method.
+        method: String,
+    },
     /// A sequence that the model cannot take.
     #[error("a sequence of {found} tokens: the model has {limit} positions; truncate to at most that")]
     TooLong {

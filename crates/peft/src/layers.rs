@@ -131,6 +131,7 @@ impl LayerNorm {
         has_bias: bool,
         weight: Start,
     ) -> Result<Self> {
+        builder.modules.layer_norms.insert(path.into());
         let bias = match bias(builder, path, hidden, has_bias, weight)? {
             Some(bias) => bias,
             None => Tensor::zeros(hidden, builder.dtype, builder.device)?,

@@ -64,7 +64,9 @@ pub use architectures::{Architecture, Config};
 pub use batch::{Batch, Sequence};
 pub use error::{Error, Result};
 pub use layers::Pass;
-pub use method::{Bias, BitFit, Ia3, InitLoraWeights, LnTuning, Lora, Method, Targets};
+pub use method::{
+    AdapterStyle, Bias, BitFit, Bottleneck, Ia3, InitLoraWeights, InitWeights, LnTuning, Lora, Method, Targets,
+};
 pub use model::{Model, ModelOptions, Pooling};
 pub use ops::{Activation, Precision};
 pub use parameters::{Parameters, is_head};

@@ -8,7 +8,7 @@ use crate::architectures::Config;
 use crate::attention::Wanted;
 use crate::batch::Batch;
 use crate::encoder::Encoder;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::head::Head;
 use crate::layers::Pass;
 use crate::method::{Method, Modules, POOLER, Tuner};
@@ -132,8 +132,11 @@ impl Model {
     /// merging. A model without adapters stays as it is.
     ///
     /// # Errors
-    /// When the tensor library fails.
+    /// When the method is a bottleneck adapter, whose non-linearity no weight can take in, or the tensor library fails.
     pub fn merge(self) -> Result<Self> {
+        if let Method::Bottleneck(_) = self.method {
+            return Err(Error::NotMergeable { method: self.method.to_string() });
+        }
         if !self.parameters.has_adapters() {
             return Ok(self);
         }

@@ -128,7 +128,8 @@ impl Builder<'_> {
             self.modules.biased.insert(module.into());
         }
         let trains = self.tuner.trains(module, name)
-            || (self.parameters.has_adapter(module) && self.tuner.trains_beside_adapter(name));
+            || (self.parameters.has_adapter(module) && self.tuner.trains_beside_adapter(name))
+            || (self.modules.layer_norms.contains(module) && self.tuner.trains_layer_norms());
         let path = format!("{module}.{name}");
         let value = match (self.pretrained.tensor(&path, shape), start) {
             (Some(value), _) => value.clone(),

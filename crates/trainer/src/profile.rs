@@ -130,6 +130,7 @@ impl Profile {
             (Self::Smoke, _) => vec![3e-3],
             (_, Method::Full) => vec![3e-5, 1e-4, 3e-4, 1e-3],
             (_, Method::Lora(_)) => vec![3e-4, 1e-3, 3e-3, 1e-2],
+            (_, Method::Bottleneck(_)) => vec![1e-4, 3e-4, 1e-3, 3e-3],
             (_, _) => vec![1e-3, 3e-3, 1e-2, 3e-2],
         };
         SearchSpace { learning_rates: rates, batch_sizes: vec![16, 32], warmup_ratios: vec![0.06, 0.2] }
@@ -217,7 +218,7 @@ impl Budget {
     fn run(self, task: Task, method: &Method) -> Run {
         let learning_rate = match method {
             Method::Full => 1e-4,
-            Method::Lora(_) => 1e-3,
+            Method::Lora(_) | Method::Bottleneck(_) => 1e-3,
             Method::BitFit(_) | Method::Ia3(_) | Method::LnTuning(_) | Method::Head => 3e-3,
         };
         let batch_size = 16;

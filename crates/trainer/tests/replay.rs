@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use glue::{Glue, Task};
-use peft::{Lora, Method};
+use peft::{AdapterStyle, Bottleneck, Lora, Method};
 use serde::Deserialize;
 use trainer::{Passes, Replayed, Result, Run, Start, Trainer, Verbosity, replay};
 
@@ -23,6 +23,10 @@ fn oracle(name: &str) -> PathBuf {
 /// As in `make_oracle.py`, which gives B other values than zero.
 fn lora() -> Method {
     Method::Lora(Lora { lora_alpha: 8.0, ..Lora::rank(4) })
+}
+
+fn bottleneck(style: AdapterStyle) -> Method {
+    Method::Bottleneck(Bottleneck::new(style))
 }
 
 fn run(method: Method) -> Run {
@@ -79,19 +83,30 @@ fn lora_plus_has_the_losses_of_pefts_groups_at_every_step() {
 
 #[test]
 fn what_a_replay_trained_goes_on_from_the_adapter_that_it_saved() {
+    for method in [lora(), bottleneck(AdapterStyle::Houlsby), bottleneck(AdapterStyle::Parallel)] {
+        let folder = tempfile::tempdir().unwrap();
+        let adapter = folder.path().join("adapter");
+        let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path()).verbosity(Verbosity::Silent);
+        let mut replay = |start, passes, save: Option<&std::path::Path>| {
+            replay(&mut trainer, &run(method.clone()), &oracle("batches.npz"), start, passes, save).unwrap()
+        };
+        let first = replay(Start::New, Passes::Training, Some(&adapter));
+        let after = replay(Start::Adapter(&adapter), Passes::Forward { merged: false }, None);
+        let again = replay(Start::Adapter(&adapter), Passes::Training, None);
+        assert_ne!(after.losses[0], first.losses[0], "{method}");
+        // No dropout: the same sums in the same order.
+        assert_eq!(again.losses[0], after.losses[0], "{method}");
+        assert_eq!((after.logits.len(), after.logits[0].len(), again.logits.len()), (20, 6, 0));
+    }
+}
+
+#[test]
+fn an_adapter_that_cannot_be_merged_is_an_error_before_the_first_batch() {
     let folder = tempfile::tempdir().unwrap();
-    let adapter = folder.path().join("adapter");
     let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path()).verbosity(Verbosity::Silent);
-    let mut replay = |start, passes, save: Option<&std::path::Path>| {
-        replay(&mut trainer, &run(lora()), &oracle("batches.npz"), start, passes, save).unwrap()
-    };
-    let first = replay(Start::New, Passes::Training, Some(&adapter));
-    let after = replay(Start::Adapter(&adapter), Passes::Forward { merged: false }, None);
-    let again = replay(Start::Adapter(&adapter), Passes::Training, None);
-    assert_ne!(after.losses[0], first.losses[0]);
-    // No dropout: the same sums in the same order.
-    assert_eq!(again.losses[0], after.losses[0]);
-    assert_eq!((after.logits.len(), after.logits[0].len(), again.logits.len()), (20, 6, 0));
+    let (run, merged) = (run(bottleneck(AdapterStyle::Pfeiffer)), Passes::Forward { merged: true });
+    let error = replay(&mut trainer, &run, &oracle("batches.npz"), Start::New, merged, None).unwrap_err().to_string();
+    assert!(error.contains("Pfeiffer adapter /16: cannot be merged"), "{error}");
 }
 
 #[test]

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::nearest::nearest;
 use super::warning::Warning;
 use crate::error::{Error, Result};
-use crate::method::{BitFit, HEADS, Ia3, LnTuning, Lora, Method, Targets};
+use crate::method::{BitFit, Bottleneck, HEADS, Ia3, LnTuning, Lora, Method, Targets};
 use crate::model::{Model, Pooling};
 use crate::parameters::is_head;
 
@@ -97,6 +98,18 @@ const NOT_SUPPORTED: [&str; 12] = [
 const IA3: [&str; 5] =
     ["target_modules", "feedforward_modules", "exclude_modules", "fan_in_fan_out", "init_ia3_weights"];
 
+/// Fields of bottleneck adapters: those of [`Bottleneck`].
+const BOTTLENECK: [&str; 8] = [
+    "adapter_style",
+    "reduction_factor",
+    "bottleneck_size",
+    "non_linearity",
+    "scaling",
+    "dropout",
+    "init_weights",
+    "train_layer_norms",
+];
+
 /// The `peft_type` of a method: PEFT's, or one of this crate's.
 pub(super) fn peft_type(method: &Method) -> &'static str {
     match method {
@@ -106,10 +119,11 @@ pub(super) fn peft_type(method: &Method) -> &'static str {
         Method::Lora(_) => "LORA",
         Method::Ia3(_) => "IA3",
         Method::LnTuning(_) => "LN_TUNING",
+        Method::Bottleneck(_) => "BOTTLENECK",
     }
 }
 
-const PEFT_TYPES: [&str; 6] = ["LORA", "IA3", "LN_TUNING", "BITFIT", "HEAD", "FULL"];
+const PEFT_TYPES: [&str; 7] = ["LORA", "IA3", "LN_TUNING", "BOTTLENECK", "BITFIT", "HEAD", "FULL"];
 
 impl AdapterConfig {
     /// Reads `adapter_config.json` in `folder`, and what in it was passed over. Fields that are not there have PEFT's defaults.
@@ -148,6 +162,7 @@ impl AdapterConfig {
             "LORA" => [&COMMON[..], &LORA, &WITHOUT_EFFECT, &NOT_SUPPORTED].concat(),
             "IA3" => [&COMMON[..], &IA3].concat(),
             "LN_TUNING" => [&COMMON[..], &["target_modules", "exclude_modules"]].concat(),
+            "BOTTLENECK" => [&COMMON[..], &BOTTLENECK].concat(),
             "BITFIT" => [&COMMON[..], &["target_modules"]].concat(),
             _ => COMMON.to_vec(),
         };
@@ -177,6 +192,7 @@ impl AdapterConfig {
                 exclude_modules: targets(&fields, "exclude_modules")?,
                 modules_to_save: saved,
             }),
+            "BOTTLENECK" => Method::Bottleneck(bottleneck(&fields)?),
             "BITFIT" => Method::BitFit(BitFit { target_modules: targets(&fields, "target_modules")? }),
             "HEAD" => Method::Head,
             "FULL" => Method::Full,
@@ -186,7 +202,7 @@ impl AdapterConfig {
             }
         };
         // The others hold it among their own modules to save.
-        let train_pooler = train_pooler && matches!(method, Method::BitFit(_) | Method::Head);
+        let train_pooler = train_pooler && matches!(method, Method::Bottleneck(_) | Method::BitFit(_) | Method::Head);
         Ok((Self { method, base_model_name_or_path, pooling, train_pooler, head: Vec::new() }, warnings))
     }
 
@@ -249,6 +265,12 @@ impl AdapterConfig {
                 saved.clone_from(&ln_tuning.modules_to_save);
                 fields["target_modules"] = json!(ln_tuning.target_modules);
                 fields["exclude_modules"] = json!(ln_tuning.exclude_modules);
+            }
+            Method::Bottleneck(bottleneck) => {
+                let written = json!(bottleneck);
+                for field in BOTTLENECK {
+                    fields[field] = written[field].clone();
+                }
             }
             Method::BitFit(BitFit { target_modules }) => fields["target_modules"] = json!(target_modules),
             Method::Full | Method::Head => {}
@@ -326,12 +348,25 @@ fn lora(fields: &mut Map<String, Value>, saved: &[String]) -> std::result::Resul
     for (field, default) in [("r", 8), ("lora_alpha", 8)] {
         given.entry(field).or_insert(json!(default));
     }
+    let lora: Lora = options(given)?;
+    lora.check().map_err(|error| error.to_string())?;
+    Ok(lora)
+}
+
+/// The fields of a bottleneck adapter with its style's defaults in the places of those that are not there.
+fn bottleneck(fields: &Map<String, Value>) -> std::result::Result<Bottleneck, String> {
+    let given = BOTTLENECK.iter().filter_map(|field| Some((field.to_string(), fields.get(*field)?.clone())));
+    let bottleneck: Bottleneck = options(given.filter(|(_, value)| !value.is_null()).collect())?;
+    bottleneck.check().map_err(|error| error.to_string())?;
+    Ok(bottleneck)
+}
+
+/// A method's options of these fields.
+fn options<T: DeserializeOwned>(given: Map<String, Value>) -> std::result::Result<T, String> {
     // Serde names a field that is not known, but not the one whose value does not fit.
     for (field, value) in &given {
         let one = Value::Object(Map::from_iter([(field.clone(), value.clone())]));
-        serde_json::from_value::<Lora>(one).map_err(|error| format!("{field} {value}: {error}"))?;
+        serde_json::from_value::<T>(one).map_err(|error| format!("{field} {value}: {error}"))?;
     }
-    let lora: Lora = serde_json::from_value(Value::Object(given)).map_err(|error| error.to_string())?;
-    lora.check().map_err(|error| error.to_string())?;
-    Ok(lora)
+    serde_json::from_value(Value::Object(given)).map_err(|error| error.to_string())
 }

@@ -5,8 +5,10 @@
 //! `base_model.model.` and this crate's names, which are Hugging Face's, with two exceptions: the bias of a layer that an adapter
 //! stands beside is `….base_layer.bias`, and a layer norm that is tuned is `….ln_tuning_layers.weight` and `.bias`.
 //!
-//! PEFT has no BitFit, and nothing for a whole model or a head alone. Their files have the same shape, with a `peft_type` of
-//! their own: `BITFIT` (with `target_modules`, which may be null), `FULL` and `HEAD`. `pooling` is a field of this crate's too,
+//! PEFT has no bottleneck adapters, no BitFit, and nothing for a whole model or a head alone. Their files have the same shape, with a
+//! `peft_type` of their own: `BOTTLENECK` (with the fields of [`Bottleneck`](crate::Bottleneck); a tensor is called
+//! `….output.adapter_down.weight`, `adapter_down` and `adapter_up` lying where AdapterHub puts them), `BITFIT` (with
+//! `target_modules`, which may be null), `FULL` and `HEAD`. `pooling` is a field of this crate's too,
 //! and written only for `"mean"`, which PEFT's classifiers do not have.
 //!
 //! A file is checked as a whole before anything is changed, so that no model is ever half loaded.
@@ -26,7 +28,7 @@ pub use warning::Warning;
 
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
-use crate::method::{Lora, Method};
+use crate::method::Method;
 use crate::model::{Model, ModelOptions};
 use crate::pretrained::Pretrained;
 use weights::Weights;
@@ -147,12 +149,8 @@ fn base_warning(config: &AdapterConfig, ours: &str) -> Option<Warning> {
 
 /// The first field by which two methods compute differently from the same trained values, with both values.
 fn difference(ours: &Method, theirs: &Method) -> Option<(&'static str, String, String)> {
-    let (Method::Lora(ours), Method::Lora(theirs)) = (ours, theirs) else {
-        let differs = ours.id() != theirs.id();
-        return differs.then(|| ("peft_type", config::peft_type(ours).into(), config::peft_type(theirs).into()));
-    };
-    let fields = |lora: &Lora| {
-        [
+    let fields = |method: &Method| match method {
+        Method::Lora(lora) => vec![
             ("lora_alpha", lora.lora_alpha.to_string()),
             ("alpha_pattern", format!("{:?}", lora.alpha_pattern)),
             ("rank_pattern", format!("{:?}", lora.rank_pattern)),
@@ -160,9 +158,18 @@ fn difference(ours: &Method, theirs: &Method) -> Option<(&'static str, String, S
             ("use_dora", lora.use_dora.to_string()),
             // Other starts than these leave the base weight as it is.
             ("init_lora_weights", lora.init_lora_weights.base_weight().to_string()),
-        ]
+        ],
+        Method::Bottleneck(bottleneck) => vec![
+            ("adapter_style", bottleneck.adapter_style.to_string()),
+            ("non_linearity", format!("{:?}", bottleneck.non_linearity)),
+            ("scaling", bottleneck.scaling.to_string()),
+            ("train_layer_norms", bottleneck.train_layer_norms.to_string()),
+        ],
+        _ => Vec::new(),
     };
-    let pairs = fields(ours).into_iter().zip(fields(theirs));
+    let kind = |method: &Method| ("peft_type", config::peft_type(method).to_string());
+    let all = |method: &Method| std::iter::once(kind(method)).chain(fields(method));
+    let pairs = all(ours).zip(all(theirs));
     pairs.map(|((field, ours), (_, theirs))| (field, ours, theirs)).find(|(_, ours, theirs)| ours != theirs)
 }
 

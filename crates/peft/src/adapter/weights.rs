@@ -82,9 +82,10 @@ impl Weights {
         let mut warnings = Vec::new();
         for key in self.tensors.keys().filter(|key| !known.contains(key.as_str()) && !is_copy(key)) {
             let name = key.strip_prefix(PREFIX).unwrap_or(key);
-            let adapted = [".lora_", ".ia3_", ".ln_tuning_"].into_iter().find_map(|part| name.split_once(part));
+            let adapted =
+                [".lora_", ".ia3_", ".ln_tuning_", ".adapter_"].into_iter().find_map(|part| name.split_once(part));
             let adapted = adapted.map(|(module, _)| module);
-            if let Some(module) = adapted.filter(|module| !modules.contains(*module)) {
+            if let Some(module) = adapted.filter(|module| !holds(modules, module)) {
                 let nearest = nearest(module, modules.iter().map(String::as_str));
                 return Err(Error::NoSuchModule { path: self.path.clone(), key: key.clone(), nearest });
             }
@@ -104,6 +105,12 @@ impl Weights {
         let nearest = nearest(key, self.tensors.keys().filter(is_free).map(String::as_str));
         Error::MissingAdapterTensor { path, key: key.into(), nearest }
     }
+}
+
+/// Whether a module is one of `modules`, or one of them lies in it.
+fn holds(modules: &BTreeSet<String>, module: &str) -> bool {
+    let within = format!("{module}.");
+    modules.contains(module) || modules.range(within.clone()..).next().is_some_and(|name| name.starts_with(&within))
 }
 
 /// Whether a key is of the head.

@@ -5,7 +5,7 @@ use ops::{Activation, RelativeRows};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Config, activation, at_most, part, unsupported};
+use super::{Config, at_most, part, unsupported};
 use crate::layout::{
     DisentangledLayout, Dropouts, EmbeddingsLayout, HeadLayout, LayersLayout, Layout, NormOrder, Numbering,
     PositionsLayout, ProjectionNames,
@@ -39,7 +39,7 @@ struct Options {
     cls_dropout: Option<f64>,
     #[serde(default)]
     pooler_dropout: f64,
-    #[serde(default = "gelu", deserialize_with = "activation")]
+    #[serde(default = "gelu")]
     pooler_hidden_act: Activation,
 }
 

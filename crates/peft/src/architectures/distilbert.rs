@@ -5,7 +5,7 @@ use ops::Activation;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Architecture, Config, activation, part};
+use super::{Architecture, Config, part};
 use crate::layout::{
     Dropouts, EmbeddingsLayout, HeadLayout, LayersLayout, Layout, NormOrder, Numbering, PositionsLayout,
     ProjectionNames,
@@ -18,7 +18,6 @@ struct Sizes {
     n_layers: usize,
     n_heads: usize,
     hidden_dim: usize,
-    #[serde(deserialize_with = "activation")]
     activation: Activation,
     max_position_embeddings: usize,
     dropout: f64,

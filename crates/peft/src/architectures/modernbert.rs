@@ -5,7 +5,7 @@ use ops::Activation;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Architecture, Config, activation, at_least, part, unsupported};
+use super::{Architecture, Config, at_least, part, unsupported};
 use crate::layout::{
     Dropouts, EmbeddingsLayout, HeadLayout, LayersLayout, Layout, NormOrder, PositionsLayout, ProjectionNames,
     RotaryLayout,
@@ -18,7 +18,6 @@ struct Sizes {
     num_hidden_layers: usize,
     num_attention_heads: usize,
     intermediate_size: usize,
-    #[serde(deserialize_with = "activation")]
     hidden_activation: Activation,
     max_position_embeddings: usize,
     norm_eps: f64,
@@ -36,7 +35,6 @@ struct Options {
     attention_dropout: f64,
     mlp_dropout: f64,
     classifier_dropout: f64,
-    #[serde(deserialize_with = "activation")]
     classifier_activation: Activation,
     local_attention: usize,
     layer_types: Option<Vec<LayerType>>,

@@ -1,6 +1,7 @@
 //! Which parameters a method trains: the choice that a [`crate::Model`] asks for, module by module, as it is built.
 
 mod bitfit;
+mod bottleneck;
 mod ia3;
 mod ln_tuning;
 mod lora;
@@ -16,6 +17,8 @@ use crate::error::{Error, Result};
 use crate::parameters::is_head;
 
 pub use bitfit::BitFit;
+pub use bottleneck::{AdapterStyle, Bottleneck, InitWeights};
+pub(crate) use bottleneck::{BottleneckAdapter, Flow, Sublayer};
 pub use ia3::Ia3;
 pub(crate) use ia3::Vector;
 pub use ln_tuning::LnTuning;
@@ -45,10 +48,12 @@ pub enum Method {
     /// The layer norms.
     #[serde(rename = "ln_tuning")]
     LnTuning(LnTuning),
+    /// Small networks within the layers.
+    Bottleneck(Bottleneck),
 }
 
 impl Method {
-    /// `full`, `head`, `bitfit`, `lora`, `ia3` or `ln_tuning`.
+    /// `full`, `head`, `bitfit`, `lora`, `ia3`, `ln_tuning` or `bottleneck`.
     pub fn id(&self) -> &'static str {
         match self {
             Self::Full => "full",
@@ -57,6 +62,7 @@ impl Method {
             Self::Lora(_) => "lora",
             Self::Ia3(_) => "ia3",
             Self::LnTuning(_) => "ln_tuning",
+            Self::Bottleneck(_) => "bottleneck",
         }
     }
 
@@ -81,6 +87,7 @@ impl fmt::Display for Method {
             Self::Lora(lora) => write!(f, "{lora}"),
             Self::Ia3(_) => write!(f, "(IA)³"),
             Self::LnTuning(_) => write!(f, "LN tuning"),
+            Self::Bottleneck(bottleneck) => write!(f, "{bottleneck}"),
         }
     }
 }
@@ -99,6 +106,7 @@ enum Asked {
     Lora(Box<LoraTuner>),
     Ia3(Box<Ia3Tuner>),
     LnTuning(Box<LnTuner>),
+    Bottleneck(Bottleneck),
 }
 
 /// What a linear layer gets from the method.
@@ -125,6 +133,10 @@ impl Tuner {
             Method::Lora(lora) => Asked::Lora(Box::new(LoraTuner::new(lora)?)),
             Method::Ia3(ia3) => Asked::Ia3(Box::new(Ia3Tuner::new(ia3)?)),
             Method::LnTuning(ln_tuning) => Asked::LnTuning(Box::new(LnTuner::new(ln_tuning)?)),
+            Method::Bottleneck(bottleneck) => {
+                bottleneck.check()?;
+                Asked::Bottleneck(bottleneck.clone())
+            }
         };
         Ok(Self { asked, train_pooler })
     }
@@ -136,7 +148,7 @@ impl Tuner {
         }
         match &self.asked {
             Asked::Full => true,
-            Asked::Head | Asked::Ia3(_) => false,
+            Asked::Head | Asked::Ia3(_) | Asked::Bottleneck(_) => false,
             Asked::LnTuning(ln_tuning) => ln_tuning.tunes(module),
             Asked::BitFit { targets } => {
                 name == "bias"
@@ -151,6 +163,11 @@ impl Tuner {
         name == "bias" && matches!(&self.asked, Asked::Lora(lora) if lora.trains_biases_beside())
     }
 
+    /// Whether layer norms are trained, where [`Tuner::trains`] says no.
+    pub fn trains_layer_norms(&self) -> bool {
+        matches!(&self.asked, Asked::Bottleneck(bottleneck) if bottleneck.train_layer_norms)
+    }
+
     /// Whether a module is trained whole beside what the method adapts: the head always is.
     fn trains_whole(&self, module: &str) -> bool {
         is_head(module)
@@ -159,7 +176,7 @@ impl Tuner {
                 Asked::Lora(lora) => lora.saves(module),
                 Asked::Ia3(ia3) => ia3.saves(module),
                 Asked::LnTuning(ln_tuning) => ln_tuning.saves(module),
-                Asked::Full | Asked::Head | Asked::BitFit { .. } => false,
+                Asked::Full | Asked::Head | Asked::BitFit { .. } | Asked::Bottleneck(_) => false,
             }
     }
 
@@ -168,7 +185,7 @@ impl Tuner {
         match &self.asked {
             Asked::Lora(_) | Asked::Ia3(_) => self.trains_whole(module),
             Asked::LnTuning(ln_tuning) => self.trains_whole(module) || ln_tuning.tunes(module),
-            Asked::Full | Asked::Head | Asked::BitFit { .. } => false,
+            Asked::Full | Asked::Head | Asked::BitFit { .. } | Asked::Bottleneck(_) => false,
         }
     }
 
@@ -184,6 +201,14 @@ impl Tuner {
             _ if self.trains_whole(module) => None,
             Asked::Lora(lora) if lora.adapts(module) => Some(Adaptation::Lora(lora.branch(module))),
             Asked::Ia3(ia3) => ia3.vector(module).map(Adaptation::Ia3),
+            _ => None,
+        }
+    }
+
+    /// The adapter that stands in a layer's sublayer.
+    pub fn bottleneck(&self, sublayer: Sublayer) -> Option<&Bottleneck> {
+        match &self.asked {
+            Asked::Bottleneck(bottleneck) => Some(bottleneck).filter(|bottleneck| bottleneck.stands_in(sublayer)),
             _ => None,
         }
     }
@@ -220,6 +245,8 @@ pub(crate) struct Modules {
     pub linear_layers: BTreeSet<String>,
     /// Those that have a bias.
     pub biased: BTreeSet<String>,
+    /// The layer norms.
+    pub layer_norms: BTreeSet<String>,
 }
 
 #[cfg(test)]
@@ -248,6 +275,7 @@ mod tests {
             Method::lora(4),
             Method::Ia3(Ia3::default()),
             Method::LnTuning(LnTuning::default()),
+            Method::Bottleneck(Bottleneck::new(AdapterStyle::Parallel)),
         ] {
             let json = serde_json::to_string(&method).unwrap();
             assert_eq!(serde_json::from_str::<Method>(&json).unwrap(), method, "{json}");

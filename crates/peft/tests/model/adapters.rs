@@ -235,7 +235,10 @@ fn every_method_comes_back_from_its_files_with_the_same_logits() {
         Method::Lora(dora),
         Method::Ia3(Ia3::default()),
         Method::LnTuning(LnTuning::default()),
-    ] {
+    ]
+    .into_iter()
+    .chain(smooth_bottlenecks())
+    {
         for (pooling, train_pooler) in [(Pooling::Cls, false), (Pooling::Cls, true), (Pooling::Mean, false)] {
             // "dense" would name nothing but the pooler that is trained whole, if the encoder had no others: it has.
             let options = ModelOptions { pooling, train_pooler, ..ModelOptions::new(method.clone(), 2) };

@@ -60,7 +60,7 @@ pub fn base_without_layers(method: &Method) -> [TrainableReport; 2] {
 }
 
 /// Trained numbers without the head, and the total, of all twelve layers: each layer adds the same.
-fn at_twelve_layers(method: &Method) -> (usize, usize) {
+pub fn at_twelve_layers(method: &Method) -> (usize, usize) {
     let [one, two] = base_without_layers(method);
     let extend = |count: &dyn Fn(&TrainableReport) -> usize| count(&one) + (LAYERS - 1) * (count(&two) - count(&one));
     (extend(&|report| report.trainable_without_head()), extend(&|report| report.total))

@@ -192,11 +192,12 @@ fn an_adapter_of_every_architecture_saves_its_head_and_loads_again() {
     }
 }
 
-/// A model of the case with dropout, LoRA's B filled.
+/// A model of the case with dropout, LoRA's B and bottleneck adapters filled.
 fn with_dropout(case: &str, method: Method, pooling: Pooling) -> Model {
     let options = ModelOptions { pooling, dropout: Some(0.2), dtype: DType::F64, ..ModelOptions::new(method, 3) };
     let model = Model::new(&checkpoint(case), &options).unwrap();
     fill_lora_b(&model);
+    fill_bottleneck(&model);
     model
 }
 
@@ -223,7 +224,7 @@ fn with_dropout_lora_on_every_architecture_has_the_gradient_of_finite_difference
 #[test]
 fn what_training_records_of_every_architecture_gives_the_gradients_of_candles_graph() {
     for case in CASES {
-        for method in [Method::Full, Method::bitfit(), every_linear_layer()] {
+        for method in [Method::Full, Method::bitfit(), every_linear_layer()].into_iter().chain(smooth_bottlenecks()) {
             for pooling in [Pooling::Cls, Pooling::Mean] {
                 let model = with_dropout(case, method.clone(), pooling);
                 let (batch, labels) = (batch(&sequences(&[7, 1, 12, 2], 50)), [2, 0, 1, 1]);
@@ -248,7 +249,7 @@ fn what_training_records_of_every_architecture_gives_the_gradients_of_candles_gr
 #[test]
 fn no_frozen_parameter_of_any_architecture_has_a_gradient_tensor() {
     for case in CASES {
-        for method in [Method::Head, Method::bitfit(), every_linear_layer()] {
+        for method in [Method::Head, Method::bitfit(), every_linear_layer()].into_iter().chain(smooth_bottlenecks()) {
             let model = with_dropout(case, method.clone(), Pooling::Cls);
             let batch = batch(&sequences(&[7, 1, 12, 2], 50));
             let store = loss(&model, &batch, &[2, 0, 1, 1], Some(5)).backward().unwrap();
@@ -274,6 +275,35 @@ fn ia3_and_layer_norm_tuning_on_every_architectures_defaults_have_the_gradient_o
                 Method::Ia3(_) => assert!(trained("ia3_l") % layers == 0 && trained("ia3_l") >= 2 * layers, "{case}"),
                 _ => assert!(trained("weight") >= 2 * layers, "{case}"),
             }
+        }
+    }
+}
+
+#[test]
+fn bottleneck_adapters_on_every_architecture_have_the_gradient_of_finite_differences() {
+    for case in CASES {
+        for method in smooth_bottlenecks() {
+            for pooling in [Pooling::Cls, Pooling::Mean] {
+                let model = with_dropout(case, method.clone(), pooling);
+                agrees_with_finite_differences(&model, &batch(&sequences(&[7, 1, 12, 2], 50)), &[2, 0, 1, 1], Some(5));
+            }
+        }
+    }
+}
+
+#[test]
+fn bottleneck_adapters_of_every_architecture_come_back_from_their_files_with_the_same_logits() {
+    for case in CASES {
+        let batch = batch(&Oracle::read(case).sequences());
+        for method in smooth_bottlenecks() {
+            let model = Model::new(&checkpoint(case), &ModelOptions::new(method.clone(), 2)).unwrap();
+            fill_bottleneck(&model);
+            let folder = tempfile::tempdir().unwrap();
+            model.save_adapter(folder.path()).unwrap();
+            let (again, warnings) = Model::from_adapter(&checkpoint(case), folder.path()).unwrap();
+            assert_eq!(warnings, [], "{case}");
+            assert_eq!(again.trainable_report(), model.trainable_report(), "{case} {method}");
+            assert_eq!(flat(&again.predict(&batch).unwrap()), flat(&model.predict(&batch).unwrap()), "{case} {method}");
         }
     }
 }

@@ -27,7 +27,7 @@ fn methods() -> Vec<Method> {
     ]
 }
 
-/// LoRA with its further options, (IA)³ and LN tuning.
+/// LoRA with its further options, (IA)³, LN tuning and bottleneck adapters.
 fn variants() -> Vec<Method> {
     let lora = lora_everywhere();
     [
@@ -54,6 +54,7 @@ fn variants() -> Vec<Method> {
     .map(Method::Lora)
     .into_iter()
     .chain([Method::Ia3(Ia3::default()), Method::LnTuning(LnTuning::default())])
+    .chain(smooth_bottlenecks())
     .collect()
 }
 
@@ -68,10 +69,11 @@ fn takes_a_norm_for_a_constant(model: &Model, name: &str) -> bool {
         && (name.contains("lora_A") || name.contains("lora_B"))
 }
 
-/// With a LoRA branch that does something.
+/// With a LoRA branch or an adapter that does something.
 fn started(options: &ModelOptions) -> Model {
     let model = Model::new(&tiny(), options).unwrap();
     fill_lora_b(&model);
+    fill_bottleneck(&model);
     model
 }
 

@@ -6,6 +6,7 @@
 mod adapters;
 mod bad_adapters;
 mod behaviour;
+mod bottleneck;
 mod counts;
 mod encoders;
 mod files;

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor};
-use peft::{Batch, Lora, Method, Model, ModelOptions, Pass, Pretrained, Sequence, Targets};
+use peft::{
+    Activation, AdapterStyle, Batch, Bottleneck, Lora, Method, Model, ModelOptions, Pass, Pretrained, Sequence, Targets,
+};
 
 /// Where `make_oracle.py` and what it made are.
 pub fn oracle_folder() -> PathBuf {
@@ -63,6 +65,30 @@ pub fn fill_lora_b(model: &Model) {
             set(model, name, values);
         }
     }
+}
+
+/// Bottleneck adapters start at or near zero, where gradients are small: gives them other values.
+pub fn fill_bottleneck(model: &Model) {
+    for (index, (name, variable)) in model.parameters().trainable().enumerate() {
+        if name.contains(".adapter_") {
+            let values = numbers(variable.elem_count(), 200 + index as u64).iter().map(|x| 0.5 * x).collect();
+            set(model, name, values);
+        }
+    }
+}
+
+/// Bottleneck adapters of every style with dropout, and layer norms trained beside one. Without ReLU's kink, which finite
+/// differences may step over.
+pub fn smooth_bottlenecks() -> [Method; 4] {
+    let of = |style| Bottleneck { reduction_factor: 8, dropout: 0.3, ..Bottleneck::new(style) };
+    let pfeiffer = Bottleneck { non_linearity: Activation::Gelu, ..of(AdapterStyle::Pfeiffer) };
+    [
+        of(AdapterStyle::Houlsby),
+        pfeiffer.clone(),
+        Bottleneck { train_layer_norms: true, ..pfeiffer },
+        Bottleneck { non_linearity: Activation::Tanh, ..of(AdapterStyle::Parallel) },
+    ]
+    .map(Method::Bottleneck)
 }
 
 /// Sets a trained parameter.
