@@ -6,6 +6,11 @@ checkpoint of every other architecture in ../crates/peft/tests/oracle/encoders:
           the same line of parameters and gives the same logits
   back    peft trains an adapter and saves it; peft-glue loads it and gives the same logits
   on      training goes on from that adapter on both sides, with the same loss at every step
+  merged  peft-glue merges that adapter into a checkpoint; transformers loads it and gives the same logits
+  as LoRA peft-glue converts that adapter to LoRA, at the ranks that keep all of it; PeftModel.from_pretrained loads it and gives the
+          same logits (of LoRA and (IA)³)
+
+At the end two LoRAs of peft's are combined by peft-glue and by peft, and both give the same logits.
 
 Run it by `make interop`, or in the repository's root: python interop/interop.py [--model FOLDER ...] [--case NAME ...]
 """
@@ -20,7 +25,8 @@ from pathlib import Path
 
 import numpy
 import torch
-from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils import logging
 
@@ -147,6 +153,12 @@ class PeftGlue:
             raise RuntimeError("\n".join(found["warnings"]))
         return [numpy.array(step) for step in found["logits"]]
 
+    def adapter(self, *arguments):
+        call = [self.binary, "adapter", *map(str, arguments)]
+        done = subprocess.run(call, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(map(str, call))}: {done.stderr.strip()}")
+
     def line(self, adapter):
         return self.call("parameters", "--adapter", adapter).splitlines()[-1]
 
@@ -181,15 +193,44 @@ def check(peft_glue, model, options, batches, folder):
     trained_there.save_pretrained(back)
     from_peft = distance(peft_glue.logits(back), logits(trained_there, batches))
 
+    merged = folder / "merged"
+    peft_glue.adapter("merge", back, "--model", model, "--output", merged)
+    merged = AutoModelForSequenceClassification.from_pretrained(merged, attn_implementation="eager")
+    merged_logits = distance(logits(merged, batches), logits(trained_there, batches))
+    as_lora = 0.0
+    if options.get("peft_type", "LORA") in ("LORA", "IA3"):
+        peft_glue.adapter("convert", back, "--model", model, "--rank", "1.0", "--output", folder / "lora")
+        converted = PeftModel.from_pretrained(base_model(model), folder / "lora")
+        as_lora = distance(logits(converted, batches), logits(trained_there, batches))
+
     ours = peft_glue.replay("--adapter", back)["losses"]
     theirs = train(PeftModel.from_pretrained(base_model(model), back, is_trainable=True), batches, GOING_ON)
     first, *later = [abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)]
-    distances = (to_peft, from_peft, first, max(later))
-    names = ("logits to peft", "logits from peft", "the first loss", "later losses")
-    for what, value, limit in zip(names, distances, (LOGITS, LOGITS, LOGITS, LATER_LOSSES), strict=True):
+    distances = (to_peft, from_peft, merged_logits, as_lora, first, max(later))
+    names = ("logits to peft", "logits from peft", "merged logits", "logits as LoRA", "the first loss", "later losses")
+    limits = (LOGITS, LOGITS, LOGITS, LOGITS, LOGITS, LATER_LOSSES)
+    for what, value, limit in zip(names, distances, limits, strict=True):
         if not value <= limit:
             problems.append(f"{what}: {value:.1e} is more than {limit:.0e}")
     return problems, distances
+
+
+def check_combination(peft_glue, model, batches, folder):
+    """How far the logits of two adapters that peft-glue combined are from those of peft's combination. Their head is the base model's:
+    peft combines none that have one of their own."""
+    base = base_model(model)
+    head = {f"base_model.model.classifier.{name}": tensor.detach().clone() for name, tensor in base.classifier.named_parameters()}
+    there = get_peft_model(base, LoraConfig(r=3, target_modules=["query", "value"], init_lora_weights=False), adapter_name="first")
+    there.add_adapter("second", LoraConfig(r=2, lora_alpha=3, target_modules=["key", "value"], init_lora_weights=False))
+    there.save_pretrained(folder)
+    for name in ("first", "second"):
+        path = folder / name / "adapter_model.safetensors"
+        save_file(load_file(path) | head, path, metadata={"format": "pt"})
+    there.base_model.add_weighted_adapter(["first", "second"], [0.7, -0.4], "both", combination_type="ties_svd", density=0.5)
+    there.set_adapter("both")
+    names = [f"{folder / name}={weight}" for name, weight in (("first", 0.7), ("second", -0.4))]
+    peft_glue.adapter("combine", *names, "--combination-type", "ties_svd", "--density", 0.5, "--output", folder / "both")
+    return distance(peft_glue.logits(folder / "both"), logits(there, batches))
 
 
 def main():
@@ -210,8 +251,9 @@ def main():
     logging.disable_progress_bar()
 
     failed = 0
-    print(f"{'':37} {'logits':>19} {'losses':>19}")
-    print(f"{'base model':18} {'option':18} {'to peft':>9} {'from peft':>9} {'first':>9} {'later':>9}")
+    print(f"{'':37} {'logits':>39} {'losses':>19}")
+    columns = ("to peft", "from peft", "merged", "as LoRA", "first", "later")
+    print(f"{'base model':18} {'option':18} {' '.join(f'{column:>9}' for column in columns)}")
     for model in models:
         with tempfile.TemporaryDirectory() as folder:
             batches_path = Path(folder) / "batches.npz"
@@ -225,6 +267,10 @@ def main():
                 for problem in problems:
                     print(f"  {problem}")
                 failed += bool(problems)
+            if model.name == "tiny-bert" and not arguments.case:
+                apart = check_combination(peft_glue, model, batches, Path(folder) / "combined")
+                print(f"{model.name:18} {'combined':18} {apart:9.1e}  {'ok' if apart <= LOGITS else 'FAILED'}", flush=True)
+                failed += not apart <= LOGITS
     print(f"{failed} failed" if failed else "every adapter travels both ways")
     sys.exit(1 if failed else 0)
 

@@ -12,6 +12,8 @@ use trainer::peft::{
 };
 use trainer::{Evaluate, Run, Settings};
 
+use crate::adapter::AdapterCommand;
+
 /// Parameter-efficient fine-tuning on GLUE.
 #[derive(Parser)]
 #[command(name = "peft-glue", version)]
@@ -62,7 +64,16 @@ pub enum Command {
     /// Print which data was found and how complete it is.
     Data,
     /// Print every tensor that a method trains.
-    Parameters(RunArguments),
+    Parameters {
+        #[command(flatten)]
+        run: RunArguments,
+        /// The whole model as a tree, in which what is trained is marked.
+        #[arg(long)]
+        tree: bool,
+    },
+    /// Make new adapters of others, or a checkpoint that needs none.
+    #[command(subcommand)]
+    Adapter(AdapterCommand),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -263,7 +274,7 @@ pub struct RunArguments {
 }
 
 /// `NAME=VALUE`.
-fn pair<T: std::str::FromStr>(text: &str) -> std::result::Result<(String, T), String> {
+pub fn pair<T: std::str::FromStr>(text: &str) -> std::result::Result<(String, T), String> {
     let (name, value) = text.rsplit_once('=').ok_or("expected NAME=VALUE")?;
     Ok((name.into(), value.parse().map_err(|_| format!("{value:?} is no number that {name} can have"))?))
 }

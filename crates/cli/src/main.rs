@@ -1,5 +1,6 @@
 //! `peft-glue`: fine-tuning on GLUE without a notebook.
 
+mod adapter;
 mod arguments;
 
 use std::io::IsTerminal;
@@ -43,7 +44,8 @@ fn perform(arguments: Arguments) -> Result<()> {
             replay(&run, &batches, start, passes, save_adapter.as_deref())
         }
         Command::Data => data(),
-        Command::Parameters(arguments) => parameters(&arguments),
+        Command::Parameters { run, tree } => parameters(&run, tree),
+        Command::Adapter(command) => adapter::perform(&command),
     }
 }
 
@@ -138,8 +140,13 @@ fn data() -> Result<()> {
     Ok(())
 }
 
-fn parameters(arguments: &RunArguments) -> Result<()> {
-    let report = trainer(arguments)?.untrained_model(&arguments.run()?)?.trainable_report();
+fn parameters(arguments: &RunArguments, tree: bool) -> Result<()> {
+    let model = trainer(arguments)?.untrained_model(&arguments.run()?)?;
+    let report = model.trainable_report();
+    if tree {
+        println!("{}\n{report}", model.trainable_tree());
+        return Ok(());
+    }
     for tensor in &report.tensors {
         println!("{:>12}  {:?}  {}", trainer::peft::thousands(tensor.count()), tensor.shape, tensor.name);
     }

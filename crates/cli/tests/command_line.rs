@@ -182,3 +182,57 @@ fn lora_without_targets_adapts_the_layers_that_the_models_architecture_calls_for
         assert_eq!(adapted, targets.iter().copied().collect(), "{case}: {printed}");
     }
 }
+
+const SEVERAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../peft/tests/oracle/several");
+
+/// What a call that must succeed prints to the standard output.
+fn printed(arguments: &[&str]) -> String {
+    let output = peft_glue(arguments, &[("GLUE_OFFLINE", "1")]);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_parameters_are_drawn_as_a_tree() {
+    let text = printed(&["parameters", "--tree", "--task", "mnli", "--model", TINY, "--adapter", DORA]);
+    assert!(text.starts_with("*trained       all\n") && text.contains("├── encoder.layer.0-1\n"), "{text}");
+    assert!(text.contains("*lora_magnitude_vector [32]") && text.ends_with("trainable%: 13.1471\n"), "{text}");
+}
+
+#[test]
+fn adapters_are_combined_converted_and_merged_in_folders() {
+    let there = tempfile::tempdir().unwrap();
+    let folder = |name: &str| there.path().join(name).display().to_string();
+    let (first, second) = (format!("{SEVERAL}/query_value=0.7"), format!("{SEVERAL}/key_value=-1.5"));
+    let combined = folder("combined");
+    let text = printed(&["adapter", "combine", &first, &second, "--combination-type", "cat", "--output", &combined]);
+    assert_eq!(text, format!("LoRA r=5\nadapter: {combined}\n"));
+
+    let converted = folder("converted");
+    let text = printed(&["adapter", "convert", &combined, "--model", TINY, "--rank", "0.9", "--output", &converted]);
+    let layers: Vec<&str> = text.lines().filter(|line| line.contains("% ")).collect();
+    assert!(layers.len() == 6 && layers.iter().all(|line| line.contains("bert.encoder.layer.")), "{text}");
+    let text = printed(&["parameters", "--task", "mnli", "--model", TINY, "--adapter", &converted]);
+    assert!(text.contains("key.lora_A.weight") && text.contains("trainable params"), "{text}");
+
+    let merged = folder("merged");
+    let text = printed(&["adapter", "merge", &converted, "--model", TINY, "--output", &merged]);
+    assert_eq!(text, format!("model: {merged}\n"));
+    let text = printed(&["parameters", "--task", "mnli", "--model", &merged, "--method", "head"]);
+    assert!(text.contains("classifier.weight"), "{text}");
+}
+
+#[test]
+fn adapters_that_do_not_go_together_are_refused_and_nothing_is_written() {
+    let there = tempfile::tempdir().unwrap();
+    let output = there.path().join("combined").display().to_string();
+    let weighted = |name: &str| format!("{SEVERAL}/{name}=0.5");
+    let (lora, ia3) = (weighted("query_value"), weighted("outputs"));
+    let error = complaint(&["adapter", "combine", &lora, &ia3, "--output", &output], &[]);
+    assert!(error.contains("is (IA)³, the first LoRA"), "{error}");
+    let error = complaint(&["adapter", "combine", &lora, &lora, "--output", &output, "--head", "other"], &[]);
+    assert!(error.contains("--head other is none of the adapters"), "{error}");
+    let error = complaint(&["adapter", "combine", &lora, "--combination-type", "tie", "--output", &output], &[]);
+    assert!(error.contains("(nearest: ties)"), "{error}");
+    assert!(!there.path().join("combined").exists());
+}

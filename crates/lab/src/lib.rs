@@ -24,9 +24,11 @@ mod table;
 pub mod tables;
 mod text;
 mod ticks;
+mod tree;
 
 pub use chart::{Axis, Chart, Figure, Mark, Point, Reference, Scale, Series};
 pub use error::{Error, Result};
 pub use page::{PlotlyJs, plotly_js};
 pub use palette::{Colour, Marker, Style};
 pub use table::Table;
+pub use tree::Tree;

@@ -15,7 +15,7 @@ use crate::product::{Packing, Term, sum_of_products};
 use crate::tiles::Number;
 
 /// What the numbers of a linear layer's products are rounded to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Precision {
     /// Nothing: products in the tensors' own type, which is f32 for all training.
     #[default]
@@ -53,7 +53,7 @@ enum Products {
 }
 
 #[derive(Debug)]
-struct Frozen {
+pub(crate) struct Frozen {
     transposed: Arc<Panels>, // (in, out), for the forward pass
     straight: Arc<Panels>,   // (out, in), for the backward pass
 }
@@ -82,6 +82,24 @@ impl Weight {
             })?,
         };
         Ok(Self { tensor, precision, products })
+    }
+
+    /// A frozen weight whose panels another one has already.
+    pub(crate) fn with_panels(tensor: Tensor, precision: Precision, panels: Arc<Frozen>) -> Self {
+        Self { tensor, precision, products: Products::Frozen(panels) }
+    }
+
+    /// The panels of a frozen weight, if it is multiplied in panels.
+    pub(crate) fn panels(&self) -> Option<&Arc<Frozen>> {
+        match &self.products {
+            Products::Frozen(panels) => Some(panels),
+            _ => None,
+        }
+    }
+
+    /// Its numbers, `(out, in)`, as they were given: unrounded.
+    pub fn tensor(&self) -> &Tensor {
+        &self.tensor
     }
 
     /// `W + scaling * B A`, frozen and of the same precision: the weight of a layer that computes what layer and branch compute

@@ -76,6 +76,7 @@ impl RelativeEmbeddings {
 }
 
 /// The projections to queries, keys and values.
+#[derive(Clone)]
 enum Projections {
     Separate {
         query: Linear,
@@ -87,6 +88,7 @@ enum Projections {
 }
 
 /// What a layer's scores know of positions.
+#[derive(Clone)]
 enum Positions {
     Absolute,
     Bias { table: Tensor, rows: RelativeRows },
@@ -95,6 +97,7 @@ enum Positions {
 }
 
 /// Disentangled attention's positions (He et al. 2021, section 3.1).
+#[derive(Clone)]
 struct Disentangled {
     embeddings: Arc<RelativeEmbeddings>,
     rows: RelativeRows,
@@ -109,6 +112,7 @@ struct Disentangled {
     dropout: f64,
 }
 
+#[derive(Clone)]
 pub(crate) struct SelfAttention {
     projections: Projections,
     positions: Positions,

@@ -62,6 +62,21 @@ impl Batch {
         })
     }
 
+    /// Some of its sequences, by their places in it.
+    ///
+    /// # Errors
+    /// When there is no sequence in such a place.
+    pub fn select(&self, places: &[usize]) -> Result<Self> {
+        let (ids, types) = (self.input_ids.to_vec1::<u32>()?, self.token_type_ids.to_vec1::<u32>()?);
+        let ranges: Vec<_> = self.segments.ranges().collect();
+        let one = |&place: &usize| {
+            let range = ranges.get(place).ok_or(Error::NoSuchSequence { place, sequences: ranges.len() })?.clone();
+            Ok(Sequence { input_ids: ids[range.clone()].to_vec(), token_type_ids: types[range].to_vec() })
+        };
+        let sequences: Vec<Sequence> = places.iter().map(one).collect::<Result<_>>()?;
+        Self::new(&sequences, self.input_ids.device())
+    }
+
     /// Positions that begin behind the padding token's id; a padding token itself has that one, and is not counted.
     pub(crate) fn position_ids_after(&self, padding: u32) -> Result<Tensor> {
         let ids = self.input_ids.to_vec1::<u32>()?;

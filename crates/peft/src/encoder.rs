@@ -14,6 +14,7 @@ use crate::method::{BottleneckAdapter, Flow, Sublayer};
 use crate::parameters::{Builder, Start};
 
 /// Embeddings, then a stack of transformer layers.
+#[derive(Clone)]
 pub(crate) struct Encoder {
     embeddings: Embeddings,
     layers: Vec<Layer>,
@@ -56,6 +57,7 @@ fn norm(builder: &mut Builder, config: &Config, layout: &Layout, path: &str, wid
     LayerNorm::new(builder, path, width, config.layer_norm_eps, layout.norm_bias, Start::Pretrained)
 }
 
+#[derive(Clone)]
 struct Embeddings {
     words: Tensor,       // (vocabulary, width)
     positions: Tensor,   // (positions, width)
@@ -118,6 +120,7 @@ impl Embeddings {
 }
 
 /// Self-attention and a feed-forward network, each with dropout, its residual and a layer norm.
+#[derive(Clone)]
 struct Layer {
     attention: SelfAttention,
     attention_output: Linear,
@@ -214,6 +217,7 @@ impl Layer {
 }
 
 /// `output(activation(intermediate(x)))`, or with a gate `output(activation(a) * b)` for `[a, b] = intermediate(x)` (Shazeer 2020).
+#[derive(Clone)]
 struct FeedForward {
     intermediate: Linear,
     output: Linear,

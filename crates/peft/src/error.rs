@@ -218,18 +218,73 @@ pub enum Error {
         found: String,
     },
     /// A merged model has no adapter any more.
-    #[error("{path}: the model's adapter is merged into its weights; save it before merging")]
-    Merged {
-        /// Where it was to be saved.
-        path: PathBuf,
-    },
-    /// An adapter that no weight can take in.
     #[error(
-        "{method}: cannot be merged, since a non-linearity stands between its matrices; use the model as it is, with its adapter"
+        "the model's adapter is merged into its weights for good; save it before merging, or merge with merge_adapter"
+    )]
+    Merged,
+    /// An adapter that no weight can hold.
+    #[error(
+        "{method} cannot be merged: no linear layer's weight can hold {name}; predict with the adapter beside the model"
     )]
     NotMergeable {
         /// The method.
         method: String,
+        /// A trained parameter that stands beside no linear layer.
+        name: String,
+    },
+    /// A training pass through merged weights, which are frozen.
+    #[error("the model's adapter is merged, and training would not reach it; call unmerge_adapter first")]
+    TrainingMerged,
+    /// An adapter for a model whose adapter is merged.
+    #[error("{path}: the model's adapter is merged, and would stay so; call unmerge_adapter before another is loaded")]
+    LoadingMerged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Adapters that make no combination.
+    #[error("the adapters cannot be combined: {reason}")]
+    Combination {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A method that LoRA cannot stand for.
+    #[error(
+        "{method} cannot be converted to LoRA: it changes no weight of a linear layer by an adapter; convert LoRA with all its \
+         options, (IA)³ and others that are merged into such weights"
+    )]
+    NotConvertible {
+        /// The method.
+        method: String,
+    },
+    /// An adapter of a name that is not there.
+    #[error("no adapter is called {name:?}{nearest}; there are [{names}]")]
+    NoSuchAdapter {
+        /// As asked for.
+        name: String,
+        /// A hint, or nothing.
+        nearest: String,
+        /// Those that are there.
+        names: String,
+    },
+    /// A name that is taken.
+    #[error("there is an adapter called {name:?} already; delete it first, or choose another name")]
+    AdapterExists {
+        /// The name.
+        name: String,
+    },
+    /// The base model alone, whose checkpoint has no head.
+    #[error("{model}: the checkpoint has no classifier, so the base model has no logits of its own; name an adapter")]
+    NoBaseHead {
+        /// The checkpoint.
+        model: String,
+    },
+    /// One name for each sequence of a batch.
+    #[error("a batch of {sequences} sequences with {names} adapter names; give one name for each sequence")]
+    AdapterNames {
+        /// Sequences.
+        sequences: usize,
+        /// Names.
+        names: usize,
     },
     /// A sequence that the model cannot take.
     #[error("a sequence of {found} tokens: the model has {limit} positions; truncate to at most that")]
@@ -238,6 +293,14 @@ pub enum Error {
         found: usize,
         /// Positions.
         limit: usize,
+    },
+    /// A sequence that a batch has not.
+    #[error("sequence {place} of a batch of {sequences}; the first is 0")]
+    NoSuchSequence {
+        /// Its place.
+        place: usize,
+        /// How many there are.
+        sequences: usize,
     },
     /// A sequence whose two lists differ in length.
     #[error("a sequence has {tokens} token ids and {types} token types; give one type for each token")]

@@ -1,9 +1,31 @@
 //! Files that are whole or not there.
 
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::Path;
 
+use candle_core::{DType, Tensor};
+use safetensors::tensor::{Dtype, TensorView};
+
 use crate::error::{Error, Result};
+
+/// Writes tensors as a safetensors file, in f32, with the metadata that PEFT and transformers look for.
+pub(crate) fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    let mut bytes = Vec::new();
+    for (key, tensor) in tensors {
+        let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        bytes.push((key, tensor.dims().to_vec(), data));
+    }
+    let failed = |source| Error::Weights { path: path.into(), source };
+    let views = bytes
+        .iter()
+        .map(|(key, shape, data)| Ok((key, TensorView::new(Dtype::F32, shape.clone(), data)?)))
+        .collect::<std::result::Result<Vec<_>, _>>()
+        .map_err(failed)?;
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    write_atomically(path, &safetensors::serialize(views, Some(metadata)).map_err(failed)?)
+}
 
 /// Writes `bytes` to `path`, whose folder is made if it is missing; a reader sees the old file or the new one, whenever the
 /// process is killed.

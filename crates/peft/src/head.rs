@@ -11,6 +11,7 @@ use crate::model::ModelOptions;
 use crate::parameters::{Builder, Start};
 
 /// A dense layer with an activation, where the architecture has one, then dropout and the output layer.
+#[derive(Clone)]
 pub(crate) struct Head {
     first_dropout: Option<f64>,
     dense: Option<(Linear, Activation)>,

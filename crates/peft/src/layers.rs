@@ -1,5 +1,7 @@
 //! The layers encoders are made of. Each asks the builder for its parameters, and so, through it, the tuner.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 use ops::{Dropout, Segments, Weight};
 
@@ -26,6 +28,11 @@ impl<'a> Pass<'a> {
         Self { segments, step_seed: Some(step_seed), applications: 0.into() }
     }
 
+    /// Whether it is one of training.
+    pub(crate) fn is_training(&self) -> bool {
+        self.step_seed.is_some()
+    }
+
     /// The mask for the next application of dropout.
     pub(crate) fn dropout(&self, probability: f64) -> Option<Dropout> {
         let application = self.applications.get();
@@ -45,12 +52,14 @@ fn split_mix(x: u64) -> u64 {
 }
 
 /// `x Wᵀ + b`, and what the method makes of it.
+#[derive(Clone)]
 pub(crate) struct Linear {
     base: BaseLayer,
-    adapter: Option<Box<dyn Adapter>>,
+    adapter: Option<Arc<dyn Adapter>>,
 }
 
 /// The linear layer itself, in PEFT's word.
+#[derive(Clone)]
 pub(crate) struct BaseLayer {
     pub weight: Weight,       // (out, in)
     pub bias: Option<Tensor>, // (out)
@@ -89,7 +98,12 @@ impl Linear {
         };
         // After the adapter, which may have its bias trained.
         let bias = bias(builder, path, outputs, has_bias, start)?;
-        Ok(Self { base: BaseLayer { weight: Weight::new(weight, builder.precision)?, bias }, adapter })
+        let base = BaseLayer { weight: builder.weight(weight)?, bias };
+        let adapter: Option<Arc<dyn Adapter>> = adapter.map(Arc::from);
+        if let Some(adapter) = &adapter {
+            builder.adapted.push(AdaptedLayer { path: path.into(), base: base.clone(), adapter: adapter.clone() });
+        }
+        Ok(Self { base, adapter })
     }
 
     /// The layer with its adapter merged into its weight, if it has one.
@@ -108,6 +122,20 @@ impl Linear {
     }
 }
 
+/// A linear layer that has an adapter, by its path.
+pub(crate) struct AdaptedLayer {
+    pub path: String,
+    pub base: BaseLayer,
+    adapter: Arc<dyn Adapter>,
+}
+
+impl AdaptedLayer {
+    /// What layer and adapter compute together.
+    pub fn merged(&self) -> Result<BaseLayer> {
+        self.adapter.merge(self.base.clone())
+    }
+}
+
 /// A module's bias, if it has one. It is in the checkpoint if the weight must be, and begins at zero if not.
 fn bias(builder: &mut Builder, path: &str, count: usize, has_bias: bool, weight: Start) -> Result<Option<Tensor>> {
     let start = if matches!(weight, Start::Pretrained) { Start::Pretrained } else { Start::Zeros };
@@ -115,6 +143,7 @@ fn bias(builder: &mut Builder, path: &str, count: usize, has_bias: bool, weight:
 }
 
 /// Layer normalisation over the hidden dimension.
+#[derive(Clone)]
 pub(crate) struct LayerNorm {
     weight: Tensor, // (hidden)
     bias: Tensor,   // (hidden); zeros, and no parameter, where the norm has none
@@ -132,11 +161,13 @@ impl LayerNorm {
         weight: Start,
     ) -> Result<Self> {
         builder.modules.layer_norms.insert(path.into());
-        let bias = match bias(builder, path, hidden, has_bias, weight)? {
+        let start = weight;
+        let weight = builder.parameter(path, "weight", &[hidden], start)?;
+        let bias = match bias(builder, path, hidden, has_bias, start)? {
             Some(bias) => bias,
             None => Tensor::zeros(hidden, builder.dtype, builder.device)?,
         };
-        Ok(Self { weight: builder.parameter(path, "weight", &[hidden], weight)?, bias, epsilon })
+        Ok(Self { weight, bias, epsilon })
     }
 
     /// Whether training changes it.

@@ -43,6 +43,7 @@
 //! ```
 
 mod adapter;
+mod adapters;
 mod architectures;
 mod attention;
 mod batch;
@@ -53,13 +54,19 @@ mod files;
 mod head;
 mod layers;
 mod layout;
+mod merged_checkpoint;
 mod method;
 mod model;
 mod parameters;
 mod pretrained;
 mod report;
+mod tree;
 
-pub use adapter::{Adapter, AdapterConfig, Warning};
+pub use adapter::{
+    Adapter, AdapterConfig, Combination, CombinationType, Conversion, ConversionRank, ConvertedLayer,
+    MajoritySignMethod, Warning,
+};
+pub use adapters::Adapters;
 pub use architectures::{Architecture, Config};
 pub use batch::{Batch, Sequence};
 pub use error::{Error, Result};
@@ -72,3 +79,4 @@ pub use ops::{Activation, Precision};
 pub use parameters::{Parameters, is_head};
 pub use pretrained::Pretrained;
 pub use report::{TrainableReport, TrainableTensor, thousands};
+pub use tree::{TrainableTree, TreeParameter};

@@ -10,11 +10,12 @@ use crate::batch::Batch;
 use crate::encoder::Encoder;
 use crate::error::{Error, Result};
 use crate::head::Head;
-use crate::layers::Pass;
+use crate::layers::{AdaptedLayer, Pass};
 use crate::method::{Method, Modules, POOLER, Tuner};
 use crate::parameters::{Builder, Parameters};
 use crate::pretrained::Pretrained;
 use crate::report::TrainableReport;
+use crate::tree::TrainableTree;
 
 /// How a sequence's hidden states become one vector.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,18 +72,35 @@ impl ModelOptions {
 
 /// A sequence classifier, or a regressor when it has one label.
 pub struct Model {
-    encoder: Encoder,
-    head: Head,
+    network: Network,
+    /// The network whose adapters stand beside their layers, while the other one's are merged.
+    unmerged: Option<Network>,
     pooling: Pooling,
     max_length: usize,
     config: Config,
     method: Method,
     parameters: Parameters,
     pub(crate) modules: Modules,
+    /// The linear layers that have an adapter.
+    adapted: Vec<AdaptedLayer>,
     base_model: String,
-    /// Adapters were merged into the encoder's weights.
-    pub(crate) merged: bool,
+    /// Adapters were merged into the encoder's weights for good.
+    unloaded: bool,
     device: Device,
+}
+
+/// What a pass goes through. A clone shares its tensors.
+#[derive(Clone)]
+struct Network {
+    encoder: Encoder,
+    head: Head,
+}
+
+impl Network {
+    /// With each adapter merged into its layer's weight.
+    fn merge(self) -> Result<Self> {
+        Ok(Self { encoder: self.encoder.merge()?, head: self.head.merge()? })
+    }
 }
 
 impl Model {
@@ -103,64 +121,124 @@ impl Model {
             seed: options.seed,
             parameters: Parameters::default(),
             modules: Default::default(),
+            adapted: Vec::new(),
         };
         let encoder = Encoder::new(&mut builder, &config, &layout)?;
         builder.precision = Precision::Exact;
         let head = Head::new(&mut builder, &config, &layout.head, options)?;
-        let (parameters, modules) = (builder.parameters, builder.modules);
+        let Builder { parameters, modules, adapted, .. } = builder;
         Ok(Self {
-            encoder,
-            head,
+            network: Network { encoder, head },
+            unmerged: None,
             pooling: options.pooling,
             max_length: pretrained.max_length(),
             config,
             method: options.method.clone(),
             parameters,
             modules,
+            adapted,
             base_model: pretrained.name().into(),
-            merged: false,
+            unloaded: false,
             device: options.device.clone(),
         })
     }
 
-    /// For inference: each adapter merged into its layer's weight, LoRA's as `W + scaling * B A`, so that a pass costs what it
-    /// costs without (Hu et al. 2021, section 4.1; PEFT's `merge_and_unload`). The logits are the same but for rounding; in bf16
-    /// that is more, since merged weights are rounded and branches never are.
+    /// Merges each adapter into its layer's weight, LoRA's as `W + scaling * B A`, so that a pass costs what it costs without (Hu et
+    /// al. 2021, section 4.1; PEFT's `merge_adapter`). The logits are the same but for rounding; in bf16 that is more, since merged
+    /// weights are rounded and branches never are. A model without adapters stays as it is, and so does one that is merged.
     ///
-    /// What belonged to adapters, such as LoRA's A and B, are then no parameters any more, and the method is [`Method::Head`]; modules and biases that were trained
-    /// besides stay as they are. The merged weights are frozen: what was trained is loaded before merging, and saved before
-    /// merging. A model without adapters stays as it is.
+    /// It is for inference: until [`Model::unmerge_adapter`] the model cannot be trained, and values set in its parameters do not
+    /// reach what is merged.
     ///
     /// # Errors
-    /// When the method is a bottleneck adapter, whose non-linearity no weight can take in, or the tensor library fails.
-    pub fn merge(self) -> Result<Self> {
-        if let Method::Bottleneck(_) = self.method {
-            return Err(Error::NotMergeable { method: self.method.to_string() });
+    /// When an adapter is none that a weight could hold, such as a prompt. The model is then as it was.
+    pub fn merge_adapter(&mut self) -> Result<()> {
+        if !self.is_merged() && self.parameters.has_adapters() {
+            let merged = self.merged_network()?;
+            self.unmerged = Some(std::mem::replace(&mut self.network, merged));
         }
+        Ok(())
+    }
+
+    /// Takes the adapters out of the weights again (PEFT's `unmerge_adapter`). The weights are those from before, to the bit:
+    /// they were kept, where PEFT subtracts what it has added.
+    pub fn unmerge_adapter(&mut self) {
+        if let Some(network) = self.unmerged.take() {
+            self.network = network;
+        }
+    }
+
+    /// Whether its adapters are merged, and can be unmerged.
+    pub fn is_merged(&self) -> bool {
+        self.unmerged.is_some()
+    }
+
+    /// Merges as [`Model::merge_adapter`], for good: the adapters and the weights from before are given up (PEFT's
+    /// `merge_and_unload`).
+    ///
+    /// What belonged to adapters, such as LoRA's A and B, are then no parameters any more, and the method is [`Method::Head`];
+    /// modules and biases that were trained besides stay as they are. The merged weights are frozen: what was trained is loaded
+    /// before merging, and saved before merging. A model without adapters stays as it is.
+    ///
+    /// # Errors
+    /// As [`Model::merge_adapter`].
+    pub fn merge_and_unload(self) -> Result<Self> {
         if !self.parameters.has_adapters() {
             return Ok(self);
         }
+        let network = if self.is_merged() { self.network } else { self.merged_network()? };
         Ok(Self {
-            encoder: self.encoder.merge()?,
-            head: self.head.merge()?,
+            network,
+            unmerged: None,
             method: Method::Head,
             parameters: self.parameters.without_adapters(),
-            merged: true,
+            adapted: Vec::new(),
+            unloaded: true,
             ..self
         })
+    }
+
+    fn merged_network(&self) -> Result<Network> {
+        self.check_mergeable()?;
+        self.network.clone().merge()
+    }
+
+    /// Fails if a trained parameter of an adapter stands beside no linear layer: no weight could hold it.
+    pub(crate) fn check_mergeable(&self) -> Result<()> {
+        let is_beside = |name: &str| {
+            self.adapted.iter().any(|layer| name.strip_prefix(&layer.path).is_some_and(|rest| rest.starts_with('.')))
+        };
+        match self.parameters.of_adapters().find(|name| !is_beside(name)) {
+            Some(name) => Err(Error::NotMergeable { method: self.method.to_string(), name: name.into() }),
+            None => Ok(()),
+        }
+    }
+
+    /// The linear layers that have an adapter.
+    pub(crate) fn adapted(&self) -> &[AdaptedLayer] {
+        &self.adapted
+    }
+
+    /// Whether its adapters were merged for good.
+    pub(crate) fn is_unloaded(&self) -> bool {
+        self.unloaded
     }
 
     /// The logits, `(sequences, num_labels)`.
     ///
     /// # Errors
-    /// When a sequence is longer than the model has positions, or empty.
+    /// When a sequence is longer than the model has positions, or empty, or the pass is one of training and the model is merged.
     pub fn forward(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
         batch.check(self.max_length)?;
+        if self.is_merged() && pass.is_training() {
+            return Err(Error::TrainingMerged);
+        }
+        let Network { encoder, head } = &self.network;
         let pooled = match self.pooling {
-            Pooling::Cls => self.encoder.forward(batch, pass, Wanted::FirstTokens)?,
-            Pooling::Mean => ops::segment_mean(&self.encoder.forward(batch, pass, Wanted::AllTokens)?, pass.segments)?,
+            Pooling::Cls => encoder.forward(batch, pass, Wanted::FirstTokens)?,
+            Pooling::Mean => ops::segment_mean(&encoder.forward(batch, pass, Wanted::AllTokens)?, pass.segments)?,
         }; // (sequences, hidden)
-        self.head.forward(&pooled, pass)
+        head.forward(&pooled, pass)
     }
 
     /// The logits without dropout, `(sequences, num_labels)`.
@@ -179,6 +257,11 @@ impl Model {
     /// What is trained, by name.
     pub fn trainable_report(&self) -> TrainableReport {
         TrainableReport::new(&self.parameters)
+    }
+
+    /// Its modules, their parameters and which of them are trained.
+    pub fn trainable_tree(&self) -> TrainableTree {
+        TrainableTree::new(&self.parameters)
     }
 
     /// How it is fine-tuned.

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor, Var};
-use ops::Precision;
+use ops::{Precision, Weight};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal, Uniform};
 
 use crate::error::Result;
+use crate::layers::AdaptedLayer;
 use crate::method::{Modules, Tuner};
 use crate::pretrained::Pretrained;
 
@@ -22,6 +23,8 @@ pub struct Parameters {
     of_adapters: BTreeSet<String>,
     /// What PEFT's files have between a trained parameter's module and its name, by the parameter's path.
     parts: BTreeMap<String, &'static str>,
+    /// Every parameter's name and shape, in the order in which the model is built.
+    shapes: Vec<(String, Vec<usize>)>,
     /// Numbers in modules that PEFT trains a copy of.
     copied: usize,
     total: usize,
@@ -53,6 +56,16 @@ impl Parameters {
         self.copied
     }
 
+    /// Every parameter, frozen or trained: its name and shape, in the order in which a pass meets them.
+    pub(crate) fn shapes(&self) -> &[(String, Vec<usize>)] {
+        &self.shapes
+    }
+
+    /// The trained parameters that belong to adapters.
+    pub(crate) fn of_adapters(&self) -> impl Iterator<Item = &str> {
+        self.of_adapters.iter().map(String::as_str)
+    }
+
     /// What PEFT's files have between a trained parameter's module and its name.
     pub(crate) fn part(&self, name: &str) -> Option<&'static str> {
         self.parts.get(name).copied()
@@ -71,12 +84,13 @@ impl Parameters {
 
     /// What is left once adapters are merged. The merged weights are frozen, as those they replace were.
     pub(crate) fn without_adapters(self) -> Self {
-        let Self { trainable, mut new, of_adapters, total, .. } = self;
+        let Self { trainable, mut new, of_adapters, mut shapes, total, .. } = self;
         let (merged, trainable): (BTreeMap<_, _>, _) =
             trainable.into_iter().partition(|(name, _)| of_adapters.contains(name));
         new.retain(|name| !of_adapters.contains(name));
+        shapes.retain(|(name, _)| !of_adapters.contains(name));
         let total = total - merged.values().map(|variable| variable.elem_count()).sum::<usize>();
-        Self { trainable, new, total, ..Self::default() }
+        Self { trainable, new, shapes, total, ..Self::default() }
     }
 }
 
@@ -106,6 +120,14 @@ pub(crate) enum Start {
     },
 }
 
+/// A generator of a name's own.
+pub(crate) fn generator(name: &str, seed: u64) -> ChaCha8Rng {
+    let name_hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3) // FNV-1a
+    });
+    ChaCha8Rng::seed_from_u64(name_hash ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
 /// Hands out a model's parameters as the tuner decides.
 pub(crate) struct Builder<'a> {
     pub pretrained: &'a Pretrained,
@@ -118,6 +140,8 @@ pub(crate) struct Builder<'a> {
     pub parameters: Parameters,
     /// The modules so far.
     pub modules: Modules,
+    /// The linear layers so far that have an adapter.
+    pub adapted: Vec<AdaptedLayer>,
 }
 
 impl Builder<'_> {
@@ -158,6 +182,11 @@ impl Builder<'_> {
         self.register_adapter(path, value)
     }
 
+    /// A linear layer's weight; a frozen one of the checkpoint's is every model's on it.
+    pub fn weight(&self, weight: Tensor) -> Result<Weight> {
+        Ok(self.pretrained.shared.weight(weight, self.precision)?)
+    }
+
     fn register_adapter(&mut self, path: String, value: Tensor) -> Result<Tensor> {
         self.parameters.of_adapters.insert(path.clone());
         self.register(path, value, true)
@@ -171,6 +200,7 @@ impl Builder<'_> {
     fn register(&mut self, path: String, value: Tensor, trains: bool) -> Result<Tensor> {
         let value = value.to_dtype(self.dtype)?.to_device(self.device)?;
         self.parameters.total += value.elem_count();
+        self.parameters.shapes.push((path.clone(), value.dims().to_vec()));
         if !trains {
             return Ok(value);
         }
@@ -185,10 +215,7 @@ impl Builder<'_> {
     /// which a model is built.
     fn start(&mut self, path: &str, shape: &[usize], start: Start) -> Result<Tensor> {
         self.parameters.new.push(path.into());
-        let name_hash = path.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3) // FNV-1a
-        });
-        let mut generator = ChaCha8Rng::seed_from_u64(name_hash ^ self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut generator = generator(path, self.seed);
         let count = shape.iter().product();
         let invalid = |e: &dyn std::fmt::Display| candle_core::Error::Msg(format!("{path}: {e}"));
         let values: Vec<f64> = match start {

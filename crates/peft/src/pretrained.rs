@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
+use ops::SharedWeights;
 use serde_json::Value;
 
 use crate::architectures::{Architecture, Config};
@@ -24,6 +25,8 @@ pub struct Pretrained {
     pub config: Config,
     pub(crate) layout: Layout,
     tensors: BTreeMap<String, Tensor>,
+    /// The frozen weights of all models that are built on it: they share them.
+    pub(crate) shared: SharedWeights,
 }
 
 impl Pretrained {
@@ -52,7 +55,7 @@ impl Pretrained {
         }
         let tensors = read_tensors(&folder.join("model.safetensors"), &layout)?;
         let name = folder.display().to_string();
-        Ok(Self { name, folder: folder.into(), config, layout, tensors })
+        Ok(Self { name, folder: folder.into(), config, layout, tensors, shared: SharedWeights::default() })
     }
 
     /// The longest sequence that the encoder takes, in tokens.
@@ -74,6 +77,21 @@ impl Pretrained {
     /// `tokenizer.json` of the folder.
     pub fn tokenizer_path(&self) -> PathBuf {
         self.folder.join("tokenizer.json")
+    }
+
+    /// The labels of the checkpoint's own classifier, if it has one.
+    pub fn num_labels(&self) -> Option<usize> {
+        self.tensors.get(&self.output_weight())?.dims().first().copied()
+    }
+
+    /// The name of the weight that the logits come from.
+    pub(crate) fn output_weight(&self) -> String {
+        format!("{}.weight", self.layout.head.output)
+    }
+
+    /// Its tensors by name, in the order of their names.
+    pub(crate) fn tensors(&self) -> &BTreeMap<String, Tensor> {
+        &self.tensors
     }
 
     /// The tensor of that name, if the checkpoint has it in that shape.

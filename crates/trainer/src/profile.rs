@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use glue::{Glue, Split, Task};
-use peft::{Ia3, InitLoraWeights, LnTuning, Lora, Method, Pooling, Precision, Targets};
+use peft::{AdapterStyle, Bottleneck, Ia3, InitLoraWeights, LnTuning, Lora, Method, Pooling, Precision, Targets};
 
 use crate::error::{Error, Result};
 use crate::run::{Evaluate, Run, Settings};
@@ -157,6 +157,9 @@ impl Profile {
             start(InitLoraWeights::Gaussian),
             start(InitLoraWeights::Pissa),
             start(InitLoraWeights::Olora),
+            Method::Bottleneck(Bottleneck::new(AdapterStyle::Houlsby)),
+            Method::Bottleneck(Bottleneck::new(AdapterStyle::Pfeiffer)),
+            Method::Bottleneck(Bottleneck::new(AdapterStyle::Parallel)),
         ];
         let (train_limit, epochs) = match self {
             Self::Smoke => (Some(64), 1),

@@ -25,7 +25,7 @@ pub enum Passes {
     Training,
     /// Forward, without dropout and without an optimiser.
     Forward {
-        /// With LoRA's branches merged into the weights before the first batch ([`peft::Model::merge`]).
+        /// With LoRA's branches merged into the weights before the first batch ([`peft::Model::merge_and_unload`]).
         merged: bool,
     },
 }
@@ -87,7 +87,7 @@ pub fn replay(
         Start::Adapter(folder) => warnings = model.load_adapter(folder)?.iter().map(ToString::to_string).collect(),
     }
     let schedule = Schedule::new(batches.len(), run.settings.warmup_ratio);
-    let model = if passes == (Passes::Forward { merged: true }) { model.merge()? } else { model };
+    let model = if passes == (Passes::Forward { merged: true }) { model.merge_and_unload()? } else { model };
     let mut optimizer = (passes == Passes::Training).then(|| Optimizer::new(model.parameters(), &run.settings));
     let mut replayed = Replayed {
         losses: Vec::new(),

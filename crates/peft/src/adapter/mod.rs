@@ -13,17 +13,23 @@
 //!
 //! A file is checked as a whole before anything is changed, so that no model is ever half loaded.
 
+mod combination;
 mod config;
+mod conversion;
 mod nearest;
+mod task_tensors;
 mod warning;
 mod weights;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Tensor, Var};
 
+pub use combination::{Combination, CombinationType};
 pub use config::AdapterConfig;
+pub use conversion::{Conversion, ConversionRank, ConvertedLayer};
+pub(crate) use nearest::nearest;
+pub use task_tensors::MajoritySignMethod;
 pub use warning::Warning;
 
 use crate::error::{Error, Result};
@@ -33,7 +39,7 @@ use crate::model::{Model, ModelOptions};
 use crate::pretrained::Pretrained;
 use weights::Weights;
 
-/// An adapter as it was read from a folder.
+/// An adapter apart from a model: as it was read from a folder, taken from a model, or made from others.
 #[derive(Clone, Debug)]
 pub struct Adapter {
     /// What its configuration says.
@@ -52,6 +58,21 @@ impl Adapter {
     pub fn read(folder: &Path) -> Result<Self> {
         let (config, warnings) = AdapterConfig::read(folder)?;
         Ok(Self { config, warnings, weights: Weights::read(folder)? })
+    }
+
+    /// Writes it to `folder`, which is made if it is missing, so that this crate or Python's `peft` can load it.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        // The configuration last: a folder without one is no adapter.
+        self.weights.write(folder)?;
+        write_atomically(&folder.join(config::FILE), self.config.to_json()?.as_bytes())
+    }
+
+    /// The same, called so in messages.
+    pub(crate) fn named(self, name: &str) -> Self {
+        Self { weights: self.weights.named(name), ..self }
     }
 
     /// What a model for this adapter is built from. The number of labels is that of the head.
@@ -73,23 +94,38 @@ impl Model {
     /// # Errors
     /// When a file cannot be written, or the model was merged, and its encoder is no longer the checkpoint's.
     pub fn save_adapter(&self, folder: &Path) -> Result<()> {
-        if self.merged {
-            return Err(Error::Merged { path: folder.into() });
+        self.adapter_now()?.save(folder)
+    }
+
+    /// What is trained, as it is now: training that goes on does not change it.
+    ///
+    /// # Errors
+    /// When the model was merged for good.
+    pub fn adapter(&self) -> Result<Adapter> {
+        let mut adapter = self.adapter_now()?;
+        adapter.weights = adapter.weights.copy()?;
+        Ok(adapter)
+    }
+
+    /// The same, without copies: it changes with the model.
+    fn adapter_now(&self) -> Result<Adapter> {
+        if self.is_unloaded() {
+            return Err(Error::Merged);
         }
-        let mut tensors = BTreeMap::new();
-        for (name, variable) in self.parameters().trainable() {
-            tensors.insert(self.key(name), variable.as_detached_tensor());
-        }
-        // The configuration last: a folder without one is no adapter.
-        weights::write(folder, &tensors)?;
-        let config = AdapterConfig::of(self);
-        write_atomically(&folder.join(config::FILE), config.to_json()?.as_bytes())
+        let detach = |(name, variable): (&str, &Var)| (self.key(name), variable.as_detached_tensor());
+        let tensors = self.parameters().trainable().map(detach).collect();
+        Ok(Adapter {
+            config: AdapterConfig::of(self),
+            warnings: Vec::new(),
+            weights: Weights::new("an adapter in memory", tensors),
+        })
     }
 
     /// Sets what is trained to the values of the adapter in `folder`, which must be one for a model of this method.
     ///
     /// # Errors
-    /// As [`Adapter::read`], or when the adapter is for another method or another base model. The model is then as it was.
+    /// As [`Adapter::read`], or when the adapter is for another method or another base model, or the model is merged. It is then as
+    /// it was.
     pub fn load_adapter(&self, folder: &Path) -> Result<Vec<Warning>> {
         self.load(&Adapter::read(folder)?)
     }
@@ -111,6 +147,9 @@ impl Model {
     /// As [`Model::load_adapter`].
     pub fn load(&self, adapter: &Adapter) -> Result<Vec<Warning>> {
         let (config, weights) = (&adapter.config, &adapter.weights);
+        if self.is_merged() {
+            return Err(Error::LoadingMerged { path: weights.path().into() });
+        }
         if let Some((field, expected, found)) = difference(self.method(), &config.method) {
             return Err(Error::AnotherMethod { path: weights.path().into(), field, expected, found });
         }

@@ -15,7 +15,7 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 /// ` (nearest: NAME)`, or nothing where there is no name.
-pub(super) fn nearest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> String {
+pub(crate) fn nearest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> String {
     let nearest = names.into_iter().min_by_key(|other| distance(name, other));
     nearest.map(|nearest| format!(" (nearest: {nearest})")).unwrap_or_default()
 }

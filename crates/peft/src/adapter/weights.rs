@@ -1,18 +1,17 @@
 //! `adapter_model.safetensors`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::Load;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
 
 use super::is_finite;
 use super::nearest::nearest;
 use super::warning::Warning;
 use crate::error::{Error, Result};
-use crate::files::write_atomically;
+use crate::files::write_tensors;
 use crate::method::HEADS;
 
 const FILE: &str = "adapter_model.safetensors";
@@ -22,11 +21,16 @@ pub(super) const PREFIX: &str = "base_model.model.";
 /// The tensors of an adapter, all of them finite, by key.
 #[derive(Clone, Debug)]
 pub(super) struct Weights {
+    /// The file that they are from, or the name of the adapter: for messages.
     path: PathBuf,
     tensors: BTreeMap<String, Tensor>,
 }
 
 impl Weights {
+    pub fn new(path: impl Into<PathBuf>, tensors: BTreeMap<String, Tensor>) -> Self {
+        Self { path: path.into(), tensors }
+    }
+
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
         let bytes = std::fs::read(&path).map_err(|source| Error::AdapterFile { path: path.clone(), source })?;
@@ -42,8 +46,34 @@ impl Weights {
         Ok(Self { path, tensors })
     }
 
+    /// Writes them to `folder`.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        write_tensors(&folder.join(FILE), &self.tensors)
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The same of an adapter that goes by a name.
+    pub fn named(self, name: &str) -> Self {
+        Self { path: name.into(), ..self }
+    }
+
+    /// With storage of their own.
+    pub fn copy(self) -> Result<Self> {
+        let copy = |(key, tensor): (String, Tensor)| Ok((key, tensor.copy()?));
+        Ok(Self { path: self.path, tensors: self.tensors.into_iter().map(copy).collect::<Result<_>>()? })
+    }
+
+    /// Each by its key.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.tensors.iter().map(|(key, tensor)| (key.as_str(), tensor))
+    }
+
+    /// The tensor of that key.
+    pub fn get(&self, key: &str) -> Result<&Tensor> {
+        self.tensors.get(key).ok_or_else(|| self.missing(key, &[]))
     }
 
     /// The rows of the head's last matrix: of `classifier.weight`, or of `classifier.out_proj.weight` in RoBERTa's.
@@ -123,23 +153,4 @@ fn is_head(key: &str) -> bool {
 /// `_get_learnable_bias_state_dict`). On loading it reads the first.
 fn is_copy(key: &str) -> bool {
     key.contains(".original_module.") || key.contains(".modules_to_save.")
-}
-
-/// Writes tensors as `adapter_model.safetensors` in `folder`, in f32, with PEFT's metadata.
-pub(super) fn write(folder: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-    let path = folder.join(FILE);
-    let mut bytes = Vec::new();
-    for (key, tensor) in tensors {
-        let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-        let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        bytes.push((key, tensor.dims().to_vec(), data));
-    }
-    let failed = |source| Error::Weights { path: path.clone(), source };
-    let views = bytes
-        .iter()
-        .map(|(key, shape, data)| Ok((key, TensorView::new(Dtype::F32, shape.clone(), data)?)))
-        .collect::<std::result::Result<Vec<_>, _>>()
-        .map_err(failed)?;
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    write_atomically(&path, &safetensors::serialize(views, Some(metadata)).map_err(failed)?)
 }

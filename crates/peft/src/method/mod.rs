@@ -66,6 +66,16 @@ impl Method {
         }
     }
 
+    /// Modules that are trained whole besides the head, by the end of their path.
+    pub(crate) fn modules_to_save(&self) -> &[String] {
+        match self {
+            Self::Full | Self::Head | Self::BitFit(_) | Self::Bottleneck(_) => &[],
+            Self::Lora(lora) => &lora.modules_to_save,
+            Self::Ia3(ia3) => &ia3.modules_to_save,
+            Self::LnTuning(ln_tuning) => &ln_tuning.modules_to_save,
+        }
+    }
+
     /// BitFit on all biases.
     pub fn bitfit() -> Self {
         Self::BitFit(BitFit::default())

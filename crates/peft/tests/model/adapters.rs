@@ -20,12 +20,12 @@ struct Oracle {
 }
 
 #[derive(Deserialize)]
-struct Case {
+pub struct Case {
     trainable: usize,
     all: usize,
     line: String,
     names: BTreeSet<String>,
-    logits: Vec<Vec<f64>>,
+    pub logits: Vec<Vec<f64>>,
 }
 
 /// The sequences and labels of the other oracle.
@@ -41,20 +41,20 @@ struct Ids {
     token_type_ids: Vec<u32>,
 }
 
-fn cases() -> BTreeMap<String, Case> {
+pub fn cases() -> BTreeMap<String, Case> {
     let oracle: Oracle =
         serde_json::from_slice(&std::fs::read(oracle_folder().join("adapters.json")).unwrap()).unwrap();
     oracle.cases
 }
 
-fn examples() -> (Vec<Sequence>, Vec<u32>) {
+pub fn examples() -> (Vec<Sequence>, Vec<u32>) {
     let examples: Examples =
         serde_json::from_slice(&std::fs::read(oracle_folder().join("oracle.json")).unwrap()).unwrap();
     let sequence = |ids: Ids| Sequence { input_ids: ids.input_ids, token_type_ids: ids.token_type_ids };
     (examples.sequences.into_iter().map(sequence).collect(), examples.labels)
 }
 
-fn folder(case: &str) -> PathBuf {
+pub fn folder(case: &str) -> PathBuf {
     oracle_folder().join("adapters").join(case)
 }
 
@@ -63,7 +63,7 @@ fn load(path: &Path) -> HashMap<String, Tensor> {
 }
 
 /// The case's adapter on the tiny BERT, without dropout.
-fn model(case: &str, dtype: DType) -> Model {
+pub fn model(case: &str, dtype: DType) -> Model {
     let adapter = Adapter::read(&folder(case)).unwrap();
     let options = ModelOptions { dtype, dropout: Some(0.0), ..adapter.options().unwrap() };
     let model = Model::new(&tiny(), &options).unwrap();
@@ -73,7 +73,7 @@ fn model(case: &str, dtype: DType) -> Model {
 
 /// PEFT's own start of PiSSA and OLoRA is worked out in f32, so that its residual weights are off by f32's rounding, and the
 /// logits, which are around 1 to 10 here, with them. Otherwise the values in the files are exact in f64.
-fn starts_from_the_weight(case: &str) -> bool {
+pub fn starts_from_the_weight(case: &str) -> bool {
     case.contains("pissa") || case.contains("olora")
 }
 
@@ -86,7 +86,7 @@ fn every_adapter_of_pefts_loads_and_gives_pefts_logits() {
             let expected = case.logits.concat();
             let logits = flat(&model(&name, dtype).predict(&batch(&sequences)).unwrap());
             close(&name, &logits, &expected, tolerance * largest(&expected).max(1.0));
-            let merged = model(&name, dtype).merge().unwrap();
+            let merged = model(&name, dtype).merge_and_unload().unwrap();
             let logits = flat(&merged.predict(&batch(&sequences)).unwrap());
             close(&format!("{name}, merged"), &logits, &expected, tolerance * largest(&expected).max(1.0));
         }

@@ -221,7 +221,7 @@ fn an_adapter_of_another_method_is_an_error_that_names_the_field() {
 #[test]
 fn a_merged_model_is_not_saved_as_an_adapter() {
     let (model, folder) = saved();
-    let error = model.merge().unwrap().save_adapter(folder.path()).unwrap_err().to_string();
+    let error = model.merge_and_unload().unwrap().save_adapter(folder.path()).unwrap_err().to_string();
     assert!(error.contains("save it before merging"), "{error}");
 }
 

@@ -134,7 +134,7 @@ fn merging(options: &ModelOptions, batch: &Batch) -> [Vec<f64>; 3] {
     let start = flat(&model.predict(batch).unwrap());
     fill_lora_b(&model);
     let beside = flat(&model.predict(batch).unwrap());
-    [start, beside, flat(&model.merge().unwrap().predict(batch).unwrap())]
+    [start, beside, flat(&model.merge_and_unload().unwrap().predict(batch).unwrap())]
 }
 
 /// Merging changes what is rounded, not what is computed. A sum of 64 terms, each rounded by half an epsilon, errs by about
@@ -174,7 +174,7 @@ fn a_merged_model_in_bf16_stays_in_bf16() {
 #[test]
 fn a_merged_model_has_no_parameter_of_lora_and_trains_the_head_alone() {
     let head = build(Method::Head, 1);
-    let merged = build(Method::Lora(lora_everywhere()), 1).merge().unwrap();
+    let merged = build(Method::Lora(lora_everywhere()), 1).merge_and_unload().unwrap();
     assert_eq!(bits(&merged), bits(&head));
     assert_eq!(merged.parameters().new_names(), head.parameters().new_names());
     assert_eq!(merged.trainable_report(), head.trainable_report());
@@ -184,7 +184,7 @@ fn a_merged_model_has_no_parameter_of_lora_and_trains_the_head_alone() {
 fn merging_leaves_a_model_without_lora_as_it_is() {
     let batch = batch(&sequences(&[7, 12], 100));
     for method in [Method::Full, Method::Head, Method::bitfit()] {
-        let [model, merged] = [build(method.clone(), 1), build(method, 1).merge().unwrap()];
+        let [model, merged] = [build(method.clone(), 1), build(method, 1).merge_and_unload().unwrap()];
         assert_eq!(bits(&merged), bits(&model));
         assert_eq!(merged.trainable_report(), model.trainable_report());
         assert_eq!(flat(&merged.predict(&batch).unwrap()), flat(&model.predict(&batch).unwrap()));

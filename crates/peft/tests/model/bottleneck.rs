@@ -171,7 +171,7 @@ fn an_adapter_whose_up_projection_starts_at_zero_gives_the_logits_of_the_base_mo
 #[test]
 fn a_bottleneck_adapter_is_not_merged_and_the_error_says_why() {
     let model = Model::new(&tiny(), &ModelOptions::new(Method::Bottleneck(Bottleneck::default()), 3)).unwrap();
-    let error = model.merge().err().unwrap().to_string();
+    let error = model.merge_and_unload().err().unwrap().to_string();
     assert!(error.contains("Pfeiffer adapter") && error.contains("cannot be merged"), "{error}");
 }
 

@@ -146,7 +146,7 @@ fn logits_and_gradients_of_lora_on_every_architectures_default_targets_equal_tho
             gradients_are_close(case, &model, "lora.gradient.", gradient_tolerance);
             close(
                 &format!("{case} merged"),
-                &flat(&model.merge().unwrap().predict(&batch).unwrap()),
+                &flat(&model.merge_and_unload().unwrap().predict(&batch).unwrap()),
                 &expected,
                 tolerance,
             );

@@ -140,7 +140,7 @@ fn logits_of_merged_lora_equal_those_of_peft_for_the_same_matrices() {
     let oracle = Oracle::read();
     for (name, case) in &oracle.lora {
         for (dtype, tolerance) in LOGITS {
-            let model = lora_model(name, case, oracle.num_labels, dtype).merge().unwrap();
+            let model = lora_model(name, case, oracle.num_labels, dtype).merge_and_unload().unwrap();
             let logits = model.predict(&batch(&oracle.sequences())).unwrap();
             close(name, &flat(&logits), &case.logits.concat(), tolerance);
         }

@@ -37,6 +37,7 @@ impl Flow<'_> {
 }
 
 /// `A(x) = scaling * (f(x Dᵀ + d) Uᵀ + u)`.
+#[derive(Clone)]
 pub(crate) struct BottleneckAdapter {
     style: AdapterStyle,
     down: (Weight, Tensor), // D (bottleneck, hidden), d (bottleneck)

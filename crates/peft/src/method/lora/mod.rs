@@ -202,6 +202,12 @@ impl Lora {
         lora_alpha / if self.use_rslora { (r as f64).sqrt() } else { r as f64 }
     }
 
+    /// The scaling of each of these modules' branches, by the patterns that name them.
+    pub(crate) fn scalings<'a>(&self, modules: impl Iterator<Item = &'a str>) -> Result<Vec<(&'a str, f64)>> {
+        let tuner = LoraTuner::new(self)?;
+        Ok(modules.map(|module| (module, tuner.branch(module).scaling)).collect())
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         let wrong = |field, found: String, expected| Err(Error::Adapter { method: "LoRA", field, found, expected });
         let is_alpha = |alpha: f64| alpha.is_finite() && alpha != 0.0;
