@@ -1,6 +1,6 @@
 """Trades adapters with Python's peft in both directions, and fails on any difference.
 
-For each BERT and each option of LoRA, (IA)³ and LN tuning in ../crates/peft/tests/oracle/make_adapters.py, and for LoRA on the tiny
+For each BERT and each option of each method in ../crates/peft/tests/oracle/make_adapters.py, and for LoRA on the tiny
 checkpoint of every other architecture in ../crates/peft/tests/oracle/encoders:
   there   peft-glue trains an adapter and saves it; PeftModel.from_pretrained loads it, with no missing or unexpected key, prints
           the same line of parameters and gives the same logits
@@ -94,12 +94,18 @@ def train(model, batches, learning_rate):
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (STEPS - step) / STEPS)
+    # AdaLoRA's budget, unless it was spent before.
+    allocate = getattr(model.base_model, "update_and_allocate", None)
+    if allocate and model.peft_config["default"].rank_pattern:
+        allocate = None
     losses = []
-    for batch in batches:
+    for step, batch in enumerate(batches):
         loss = model.train()(**batch).loss
         loss.backward()
         optimizer.step()
         schedule.step()
+        if allocate:
+            allocate(step)
         optimizer.zero_grad()
         losses.append(loss.item())
     return losses
@@ -107,7 +113,8 @@ def train(model, batches, learning_rate):
 
 def flags(options):
     """peft-glue's arguments for a case."""
-    names = {"init_lora_weights": lambda value: str(value).lower()}
+    lower = lambda value: str(value).lower()
+    names = {"init_lora_weights": lower, "save_projection": lower}
     method = options.get("peft_type", "LORA").lower()
     result = ["--method", method] + (["--r", "3", "--lora-alpha", "12"] if method == "lora" else [])
     for option, value in options.items():
@@ -118,7 +125,7 @@ def flags(options):
             result += ["--target-pattern", value]
         elif option == "exclude_modules" and isinstance(value, str):
             result += ["--exclude-pattern", value]
-        elif value is True and option != "init_lora_weights":
+        elif value is True and option not in names:
             result.append(flag)
         elif isinstance(value, dict):
             result += [flag, ",".join(f"{name}={number}" for name, number in value.items())]
@@ -179,6 +186,9 @@ def check(peft_glue, model, options, batches, folder):
         warnings.simplefilter("always")
         loaded = PeftModel.from_pretrained(base_model(model), there, is_trainable=True)
     problems += [str(w.message) for w in caught if "Found missing" in str(w.message) or "Unexpected" in str(w.message)]
+    if options.get("peft_type") == "ADALORA":
+        # Its branches have the rank of what is left by now; PEFT would look for what is left in them once more.
+        loaded.peft_config["default"].rank_pattern = None
     result = set_peft_model_state_dict(loaded, load_peft_weights(there, device="cpu"))
     trained = {name for name, parameter in loaded.named_parameters() if parameter.requires_grad}
     problems += [f"missing {key}" for key in result.missing_keys if key in trained]

@@ -7,8 +7,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::de::DeserializeOwned;
 use trainer::glue::Task;
 use trainer::peft::{
-    Activation, AdapterConfig, AdapterStyle, Architecture, Bias, BitFit, Bottleneck, Ia3, InitLoraWeights, InitWeights,
-    LnTuning, Lora, Method, Pooling, Precision, Targets,
+    Activation, AdaLora, AdapterConfig, AdapterStyle, Architecture, Bias, BitFit, Bottleneck, Ia3, InitLoraWeights,
+    InitWeights, LnTuning, Lora, Method, Pooling, Precision, Targets, Vera,
 };
 use trainer::{Evaluate, Run, Settings};
 
@@ -86,13 +86,16 @@ enum MethodName {
     #[value(name = "ln_tuning")]
     LnTuning,
     Bottleneck,
+    Vera,
+    #[value(name = "adalora")]
+    AdaLora,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum BiasName {
     None,
     All,
-    #[value(name = "lora_only")]
+    #[value(name = "lora_only", alias = "vera_only")]
     LoraOnly,
 }
 
@@ -132,36 +135,75 @@ pub struct RunArguments {
     /// A folder, a folder below models/, or a Hugging Face hub id.
     #[arg(long, default_value = "all-MiniLM-L6-v2")]
     model: String,
-    /// LoRA: the rank.
-    #[arg(long, default_value_t = 8)]
-    r: usize,
-    /// LoRA: the branch is multiplied by lora_alpha / r [default: 2 r].
+    /// LoRA and VeRA: the rank [default: 8; VeRA: 256].
+    #[arg(long)]
+    r: Option<usize>,
+    /// LoRA: the branch is multiplied by lora_alpha / r; AdaLoRA: by lora_alpha / init_r [default: 2 r; AdaLoRA: 8].
     #[arg(long)]
     lora_alpha: Option<f64>,
-    /// LoRA: dropout on the branch's input.
+    /// LoRA and AdaLoRA: dropout on the branch's input.
     #[arg(long, default_value_t = 0.0)]
     lora_dropout: f64,
-    /// LoRA, (IA)³, LN tuning and BitFit: modules by the end of their path, such as query,value, or all-linear [default: PEFT's
+    /// VeRA: dropout on the branch's input.
+    #[arg(long, default_value_t = Vera::default().vera_dropout)]
+    vera_dropout: f64,
+    /// VeRA: what the vector between the two matrices starts as.
+    #[arg(long, default_value_t = Vera::default().d_initial)]
+    d_initial: f64,
+    /// VeRA: what the two matrices are drawn from, whatever the seed.
+    #[arg(long, default_value_t = Vera::default().projection_prng_key)]
+    projection_prng_key: u64,
+    /// VeRA: whether files hold the two matrices, or whoever reads one draws them anew from the key.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    save_projection: bool,
+    /// AdaLoRA: the rank of each branch at first.
+    #[arg(long, default_value_t = AdaLora::default().init_r)]
+    init_r: usize,
+    /// AdaLoRA: the mean rank of the branches at last.
+    #[arg(long, default_value_t = AdaLora::default().target_r)]
+    target_r: usize,
+    /// AdaLoRA: steps before the first singular value is masked.
+    #[arg(long, default_value_t = AdaLora::default().tinit)]
+    tinit: usize,
+    /// AdaLoRA: steps at the end, in which the same values stay masked.
+    #[arg(long, default_value_t = AdaLora::default().tfinal)]
+    tfinal: usize,
+    /// AdaLoRA: steps from one masking to the next.
+    #[arg(long, alias = "deltaT", default_value_t = AdaLora::default().delta_t)]
+    delta_t: usize,
+    /// AdaLoRA: how much of its mean an importance keeps with each step.
+    #[arg(long, default_value_t = AdaLora::default().beta1)]
+    beta1: f64,
+    /// AdaLoRA: the same for how uncertain an importance is.
+    #[arg(long, default_value_t = AdaLora::default().beta2)]
+    beta2: f64,
+    /// AdaLoRA: the weight of the term that keeps the branches' vectors near orthonormal.
+    #[arg(long, default_value_t = AdaLora::default().orth_reg_weight)]
+    orth_reg_weight: f64,
+    /// AdaLoRA: the steps over which the budget is spent [default: those of the run].
+    #[arg(long)]
+    total_step: Option<usize>,
+    /// LoRA, VeRA, AdaLoRA, (IA)³, LN tuning and BitFit: modules by the end of their path, such as query,value, or all-linear [default: PEFT's
     /// for the model's architecture, such as query,value;
     /// (IA)³: key,value,output.dense; LN tuning: LayerNorm; BitFit: all].
     #[arg(long, value_delimiter = ',', conflicts_with = "target_pattern")]
     target_modules: Option<Vec<String>>,
-    /// LoRA, (IA)³, LN tuning and BitFit: modules by a regular expression for the whole path.
+    /// LoRA, VeRA, AdaLoRA, (IA)³, LN tuning and BitFit: modules by a regular expression for the whole path.
     #[arg(long)]
     target_pattern: Option<String>,
     /// (IA)³: targets whose input is scaled instead of their output [default: output.dense].
     #[arg(long, value_delimiter = ',')]
     feedforward_modules: Option<Vec<String>>,
-    /// LoRA, (IA)³ and LN tuning: targets that are left as they are after all.
+    /// LoRA, AdaLoRA, (IA)³ and LN tuning: targets that are left as they are after all.
     #[arg(long, value_delimiter = ',', conflicts_with = "exclude_pattern")]
     exclude_modules: Option<Vec<String>>,
     /// LoRA: the same by a regular expression for the whole path.
     #[arg(long)]
     exclude_pattern: Option<String>,
-    /// LoRA: only layers of these numbers get a branch.
+    /// LoRA, VeRA and AdaLoRA: only layers of these numbers get a branch.
     #[arg(long, value_delimiter = ',')]
     layers_to_transform: Option<Vec<usize>>,
-    /// LoRA: names before a layer's number in a path.
+    /// LoRA, VeRA and AdaLoRA: names before a layer's number in a path.
     #[arg(long, value_delimiter = ',', requires = "layers_to_transform")]
     layers_pattern: Vec<String>,
     /// LoRA: ranks of their own, such as query=4,output.dense=16.
@@ -170,10 +212,10 @@ pub struct RunArguments {
     /// LoRA: lora_alpha of their own, such as query=8.
     #[arg(long, value_delimiter = ',', value_parser = pair::<f64>)]
     alpha_pattern: Vec<(String, f64)>,
-    /// LoRA, (IA)³ and LN tuning: modules that are trained whole, besides the classifier.
+    /// LoRA, VeRA, AdaLoRA, (IA)³ and LN tuning: modules that are trained whole, besides the classifier.
     #[arg(long, value_delimiter = ',')]
     modules_to_save: Vec<String>,
-    /// LoRA: biases that are trained besides.
+    /// LoRA, VeRA and AdaLoRA: biases that are trained besides.
     #[arg(long, value_enum, default_value = "none")]
     bias: BiasName,
     /// LoRA: multiply the branch by lora_alpha / sqrt(r).
@@ -182,7 +224,7 @@ pub struct RunArguments {
     /// LoRA: train the length of each row of the weight besides (DoRA).
     #[arg(long)]
     use_dora: bool,
-    /// LoRA: how A and B start.
+    /// LoRA: how A and B start; AdaLoRA: true or false.
     #[arg(long, value_enum, default_value = "true")]
     init_lora_weights: InitName,
     /// LoRA: B's learning rate as a multiple of A's (LoRA+).
@@ -299,26 +341,19 @@ impl RunArguments {
     }
 
     fn lora(&self) -> Result<Lora> {
-        let lora = Lora::rank(self.r);
+        let lora = Lora::rank(self.r.unwrap_or(8));
         Ok(Lora {
-            r: self.r,
+            r: lora.r,
             lora_alpha: self.lora_alpha.unwrap_or(lora.lora_alpha),
             lora_dropout: self.lora_dropout,
-            target_modules: match self.targets() {
-                Some(targets) => targets,
-                None => Architecture::of_model(&self.model)?.default_targets(),
-            },
+            target_modules: self.targets_or_defaults()?,
             exclude_modules: self.excluded(),
             layers_to_transform: self.layers_to_transform.clone(),
             layers_pattern: self.layers_pattern.clone(),
             rank_pattern: self.rank_pattern.iter().cloned().collect(),
             alpha_pattern: self.alpha_pattern.iter().cloned().collect(),
             modules_to_save: self.modules_to_save.clone(),
-            bias: match self.bias {
-                BiasName::None => Bias::None,
-                BiasName::All => Bias::All,
-                BiasName::LoraOnly => Bias::LoraOnly,
-            },
+            bias: self.bias(),
             use_rslora: self.use_rslora,
             use_dora: self.use_dora,
             init_lora_weights: match self.init_lora_weights {
@@ -328,6 +363,61 @@ impl RunArguments {
                 InitName::Pissa => InitLoraWeights::Pissa,
                 InitName::Olora => InitLoraWeights::Olora,
             },
+        })
+    }
+
+    fn targets_or_defaults(&self) -> Result<Targets> {
+        self.targets().map_or_else(|| Ok(Architecture::of_model(&self.model)?.default_targets()), Ok)
+    }
+
+    fn bias(&self) -> Bias {
+        match self.bias {
+            BiasName::None => Bias::None,
+            BiasName::All => Bias::All,
+            BiasName::LoraOnly => Bias::LoraOnly,
+        }
+    }
+
+    fn vera(&self) -> Result<Vera> {
+        Ok(Vera {
+            r: self.r.unwrap_or(Vera::default().r),
+            target_modules: self.targets_or_defaults()?,
+            layers_to_transform: self.layers_to_transform.clone(),
+            layers_pattern: self.layers_pattern.clone(),
+            projection_prng_key: self.projection_prng_key,
+            save_projection: self.save_projection,
+            vera_dropout: self.vera_dropout,
+            d_initial: self.d_initial,
+            modules_to_save: self.modules_to_save.clone(),
+            bias: self.bias(),
+        })
+    }
+
+    fn adalora(&self) -> Result<AdaLora> {
+        Ok(AdaLora {
+            init_r: self.init_r,
+            target_r: self.target_r,
+            tinit: self.tinit,
+            tfinal: self.tfinal,
+            delta_t: self.delta_t,
+            beta1: self.beta1,
+            beta2: self.beta2,
+            orth_reg_weight: self.orth_reg_weight,
+            total_step: self.total_step,
+            lora_alpha: self.lora_alpha.unwrap_or(AdaLora::default().lora_alpha),
+            lora_dropout: self.lora_dropout,
+            target_modules: self.targets_or_defaults()?,
+            exclude_modules: self.excluded(),
+            layers_to_transform: self.layers_to_transform.clone(),
+            layers_pattern: self.layers_pattern.clone(),
+            modules_to_save: self.modules_to_save.clone(),
+            bias: self.bias(),
+            init_lora_weights: match self.init_lora_weights {
+                InitName::True => true,
+                InitName::False => false,
+                _ => bail!("--init-lora-weights of AdaLoRA is true or false"),
+            },
+            ..AdaLora::default()
         })
     }
 
@@ -370,6 +460,8 @@ impl RunArguments {
             MethodName::Head => Method::Head,
             MethodName::Bitfit => Method::BitFit(BitFit { target_modules: self.targets() }),
             MethodName::Lora => Method::Lora(self.lora()?),
+            MethodName::Vera => Method::Vera(self.vera()?),
+            MethodName::AdaLora => Method::AdaLora(self.adalora()?),
             MethodName::Ia3 => Method::Ia3(self.ia3()?),
             MethodName::LnTuning => Method::LnTuning(LnTuning {
                 target_modules: match self.targets() {

@@ -115,6 +115,8 @@ pub(crate) mod tests {
         let trained = match &method {
             Method::Full => 22_714_000,
             Method::Lora(lora) => 9216 * lora.r,
+            Method::AdaLora(adalora) => 9216 * adalora.init_r,
+            Method::Vera(_) => 8000,
             Method::Ia3(_) => 16_000,
             Method::LnTuning(_) => 10_000,
             Method::Bottleneck(_) => 113_000,

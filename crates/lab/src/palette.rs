@@ -68,6 +68,8 @@ impl Style {
         match method {
             Method::Full => Self { colour: BLUE, marker: Marker::Square },
             Method::Lora(_) => Self { colour: VERMILLION, marker: Marker::Circle },
+            Method::AdaLora(_) => Self { colour: VERMILLION, marker: Marker::Diamond },
+            Method::Vera(_) => Self { colour: REDDISH_PURPLE, marker: Marker::Circle },
             Method::Ia3(_) => Self { colour: SKY_BLUE, marker: Marker::Triangle },
             Method::LnTuning(_) => Self { colour: ORANGE, marker: Marker::Diamond },
             Method::Bottleneck(_) => Self { colour: SKY_BLUE, marker: Marker::Square },

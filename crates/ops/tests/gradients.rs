@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // A test fails by panicking.
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
-use ops::{Activation, Dropout, Lora, Precision, Relative, RelativeRows, Segments, Weight};
+use ops::{Activation, Dropout, Lora, Orthonormal, Precision, Relative, RelativeRows, Segments, Weight};
 
 /// Reproducible numbers in (-1, 1), without candle's generator, which has no seed on the CPU.
 fn numbers(shape: &[usize], seed: u64) -> Tensor {
@@ -566,5 +566,24 @@ fn a_hundred_adamw_steps_are_candle_nns() -> Result<()> {
     // Each step rounds a parameter of the order of one in f32, by up to 6e-8 on either side: 1.2e-5 over the hundred.
     close(&ours, &theirs, 1.2e-5);
     assert!((ops::squared_norm(&ours)? - ours.sqr()?.sum_all()?.to_scalar::<f32>()? as f64).abs() < 1e-5);
+    Ok(())
+}
+
+#[test]
+fn orthogonality_is_the_norm_of_what_a_product_has_beyond_the_identity() -> Result<()> {
+    for shape in [[3, 7], [7, 3], [4, 4]] {
+        for of in [Orthonormal::Rows, Orthonormal::Columns] {
+            let matrix = variables(&[&shape]);
+            let (left, right) = match of {
+                Orthonormal::Rows => (matrix[0].as_tensor().clone(), matrix[0].t()?),
+                Orthonormal::Columns => (matrix[0].t()?, matrix[0].as_tensor().clone()),
+            };
+            let product = left.contiguous()?.matmul(&right.contiguous()?)?;
+            let beyond = (&product - Tensor::eye(product.dims()[0], DType::F64, &Device::Cpu)?)?;
+            let expected = (beyond.sqr()?.sum_all()?.sqrt()? * 1.5)?;
+            close(&ops::orthogonality(&matrix[0], of, 1.5)?, &expected, 1e-13);
+            agrees_with_finite_differences(&matrix, |v| ops::orthogonality(&v[0], of, 1.5));
+        }
+    }
     Ok(())
 }

@@ -94,6 +94,8 @@ impl Linear {
                 (Some(adapter), weight)
             }
             Some(Adaptation::Ia3(vector)) => (Some(vector.build(builder, path, &weight)?), weight),
+            Some(Adaptation::Vera(branch)) => (Some(branch.build(builder, path, &weight)?), weight),
+            Some(Adaptation::AdaLora(branch)) => (branch.build(builder, path, &weight)?, weight),
             None => (None, weight),
         };
         // After the adapter, which may have its bias trained.

@@ -72,7 +72,8 @@ pub use batch::{Batch, Sequence};
 pub use error::{Error, Result};
 pub use layers::Pass;
 pub use method::{
-    AdapterStyle, Bias, BitFit, Bottleneck, Ia3, InitLoraWeights, InitWeights, LnTuning, Lora, Method, Targets,
+    AdaLora, AdapterStyle, Bias, BitFit, Bottleneck, Ia3, InitLoraWeights, InitWeights, LnTuning, Lora, Method,
+    RankAllocator, Targets, Vera,
 };
 pub use model::{Model, ModelOptions, Pooling};
 pub use ops::{Activation, Precision};

@@ -1,5 +1,7 @@
 //! A pretrained encoder with a classifier on top, fine-tuned by one method.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor};
 use ops::Precision;
 use serde::{Deserialize, Serialize};
@@ -11,7 +13,7 @@ use crate::encoder::Encoder;
 use crate::error::{Error, Result};
 use crate::head::Head;
 use crate::layers::{AdaptedLayer, Pass};
-use crate::method::{Method, Modules, POOLER, Tuner};
+use crate::method::{Method, Modules, POOLER, Projections, Tuner};
 use crate::parameters::{Builder, Parameters};
 use crate::pretrained::Pretrained;
 use crate::report::TrainableReport;
@@ -83,9 +85,12 @@ pub struct Model {
     pub(crate) modules: Modules,
     /// The linear layers that have an adapter.
     adapted: Vec<AdaptedLayer>,
+    /// The matrices that VeRA's layers share.
+    pub(crate) projections: Option<Arc<Projections>>,
     base_model: String,
     /// Adapters were merged into the encoder's weights for good.
     unloaded: bool,
+    dtype: DType,
     device: Device,
 }
 
@@ -126,6 +131,13 @@ impl Model {
         let encoder = Encoder::new(&mut builder, &config, &layout)?;
         builder.precision = Precision::Exact;
         let head = Head::new(&mut builder, &config, &layout.head, options)?;
+        let projections = match builder.tuner.projections() {
+            Some((projections, key)) => {
+                projections.draw(key, options.dtype, &options.device)?;
+                Some(projections)
+            }
+            None => None,
+        };
         let Builder { parameters, modules, adapted, .. } = builder;
         Ok(Self {
             network: Network { encoder, head },
@@ -137,8 +149,10 @@ impl Model {
             parameters,
             modules,
             adapted,
+            projections,
             base_model: pretrained.name().into(),
             unloaded: false,
+            dtype: options.dtype,
             device: options.device.clone(),
         })
     }
@@ -193,6 +207,7 @@ impl Model {
             method: Method::Head,
             parameters: self.parameters.without_adapters(),
             adapted: Vec::new(),
+            projections: None,
             unloaded: true,
             ..self
         })
@@ -208,7 +223,8 @@ impl Model {
         let is_beside = |name: &str| {
             self.adapted.iter().any(|layer| name.strip_prefix(&layer.path).is_some_and(|rest| rest.starts_with('.')))
         };
-        match self.parameters.of_adapters().find(|name| !is_beside(name)) {
+        let mut trained = self.parameters.of_adapters().filter(|name| self.parameters.get(name).is_some());
+        match trained.find(|name| !is_beside(name)) {
             Some(name) => Err(Error::NotMergeable { method: self.method.to_string(), name: name.into() }),
             None => Ok(()),
         }
@@ -287,6 +303,11 @@ impl Model {
     /// The sizes of the encoder.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The type of its numbers.
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
     }
 
     /// Where it lives.

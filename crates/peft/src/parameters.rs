@@ -25,8 +25,10 @@ pub struct Parameters {
     parts: BTreeMap<String, &'static str>,
     /// Every parameter's name and shape, in the order in which the model is built.
     shapes: Vec<(String, Vec<usize>)>,
-    /// Numbers in modules that PEFT trains a copy of.
+    /// Numbers that PEFT counts besides: those of modules that it trains a copy of, and what it keeps beside AdaLoRA's branches.
     copied: usize,
+    /// The parameters of adapters that have nothing left, which hold no number, with their shapes.
+    empty: BTreeMap<String, Vec<usize>>,
     total: usize,
 }
 
@@ -51,7 +53,7 @@ impl Parameters {
         self.total
     }
 
-    /// How many numbers PEFT counts twice: those of the modules that it trains a copy of.
+    /// How many numbers PEFT counts that are no parameters here.
     pub(crate) fn copied_count(&self) -> usize {
         self.copied
     }
@@ -69,6 +71,11 @@ impl Parameters {
     /// What PEFT's files have between a trained parameter's module and its name.
     pub(crate) fn part(&self, name: &str) -> Option<&'static str> {
         self.parts.get(name).copied()
+    }
+
+    /// The parameters that hold no number, with their shapes: files name them all the same.
+    pub(crate) fn empty(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.empty.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()))
     }
 
     /// Whether there are adapters.
@@ -185,6 +192,17 @@ impl Builder<'_> {
     /// A linear layer's weight; a frozen one of the checkpoint's is every model's on it.
     pub fn weight(&self, weight: Tensor) -> Result<Weight> {
         Ok(self.pretrained.shared.weight(weight, self.precision)?)
+    }
+
+    /// A parameter of an adapter that holds no number: one of its dimensions is 0.
+    pub fn empty_adapter(&mut self, path: String, shape: &[usize]) {
+        self.parameters.of_adapters.insert(path.clone());
+        self.parameters.empty.insert(path, shape.to_vec());
+    }
+
+    /// Counts what PEFT keeps among its parameters, and this crate does not.
+    pub fn count_as_peft(&mut self, count: usize) {
+        self.parameters.copied += count;
     }
 
     fn register_adapter(&mut self, path: String, value: Tensor) -> Result<Tensor> {

@@ -30,7 +30,7 @@ pub struct TrainableReport {
     /// Numbers in the model, frozen and trained.
     pub total: usize,
     /// Numbers that PEFT counts besides: under LoRA it trains a copy of the head and of each module to save, and counts the
-    /// frozen originals too.
+    /// frozen originals too; and it keeps a number, `ranknum`, beside each of AdaLoRA's branches.
     pub copied: usize,
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
-use peft::Parameters;
+use peft::{Parameters, RankAllocator};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
@@ -58,7 +58,7 @@ fn content(path: &Path, expected: &'static str, found: impl ToString) -> Error {
 }
 
 /// Writes parameters, optimiser state and progress.
-pub(crate) fn save(path: &Path, optimizer: &Optimizer, progress: &Progress) -> Result<()> {
+pub(crate) fn save(path: &Path, optimizer: &mut Optimizer, progress: &Progress) -> Result<()> {
     let mut tensors = BTreeMap::new();
     for slot in &optimizer.slots {
         let shape = slot.variable.dims().to_vec();
@@ -66,6 +66,9 @@ pub(crate) fn save(path: &Path, optimizer: &Optimizer, progress: &Progress) -> R
         put("parameter", bytes(&values(&slot.variable)?));
         put("first_moment", bytes(&slot.moments.first));
         put("second_moment", bytes(&slot.moments.second));
+    }
+    for (name, values) in optimizer.rank_allocator.iter_mut().flat_map(RankAllocator::state) {
+        tensors.insert(name, (vec![values.len()], bytes(values)));
     }
     let progress =
         serde_json::to_string(progress).map_err(|error| content(path, "a progress that serialises", error))?;
@@ -89,6 +92,9 @@ pub(crate) fn load(path: &Path, optimizer: &mut Optimizer) -> Result<Option<Prog
         let (parameter, first, second) = (get("parameter")?, get("first_moment")?, get("second_moment")?);
         set(&slot.variable, parameter)?;
         (slot.moments.first, slot.moments.second) = (first, second);
+    }
+    for (name, values) in optimizer.rank_allocator.iter_mut().flat_map(RankAllocator::state) {
+        *values = tensor(&file, &name, &[values.len()]).map_err(|found| content(path, expected, found))?;
     }
     Ok(Some(progress))
 }

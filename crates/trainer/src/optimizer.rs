@@ -1,8 +1,8 @@
-//! AdamW over a model's trained parameters, in groups.
+//! AdamW over a model's trained parameters, in groups, and what a method does after each step.
 
 use candle_core::Var;
 use ops::{AdamWStep, Gradients, Moments};
-use peft::Parameters;
+use peft::{Model, RankAllocator};
 
 use crate::error::{Error, Result};
 use crate::run::Settings;
@@ -19,12 +19,17 @@ pub(crate) struct Slot {
 /// AdamW with weight decay on matrices only, and a learning rate of its own for the classifier, or by LoRA+ for B and vectors.
 pub(crate) struct Optimizer {
     pub slots: Vec<Slot>,
+    /// AdaLoRA's.
+    pub rank_allocator: Option<RankAllocator>,
     max_grad_norm: Option<f64>,
 }
 
 impl Optimizer {
-    pub fn new(parameters: &Parameters, settings: &Settings) -> Self {
-        let slots = parameters
+    /// # Errors
+    /// When AdaLoRA does not say over how many steps its schedule runs.
+    pub fn new(model: &Model, settings: &Settings) -> Result<Self> {
+        let slots = model
+            .parameters()
             .trainable()
             .map(|(name, variable)| Slot {
                 name: name.into(),
@@ -38,13 +43,13 @@ impl Optimizer {
                 weight_decay: if variable.rank() > 1 { settings.weight_decay } else { 0.0 },
             })
             .collect();
-        Self { slots, max_grad_norm: settings.max_grad_norm }
+        Ok(Self { slots, rank_allocator: RankAllocator::new(model)?, max_grad_norm: settings.max_grad_norm })
     }
 
     /// One step, counted from 0, at `factor` times the learning rates.
-    pub fn step(&mut self, gradients: &Gradients, factor: f64, step: usize) -> Result<()> {
+    pub fn step(&mut self, found: &Gradients, factor: f64, step: usize) -> Result<()> {
         let gradient =
-            |slot: &Slot| gradients.get(&slot.variable).ok_or_else(|| Error::CutGradient { name: slot.name.clone() });
+            |slot: &Slot| found.get(&slot.variable).ok_or_else(|| Error::CutGradient { name: slot.name.clone() });
         let gradients = self.slots.iter().map(gradient).collect::<Result<Vec<_>>>()?;
         let gradient_scale = match self.max_grad_norm {
             Some(limit) => {
@@ -67,6 +72,9 @@ impl Optimizer {
                 step: step + 1,
             };
             ops::adamw_step(&slot.variable, gradient, &mut slot.moments, settings)?;
+        }
+        if let Some(allocator) = &mut self.rank_allocator {
+            allocator.update_and_allocate(step, |variable| found.get(variable), gradient_scale)?;
         }
         Ok(())
     }

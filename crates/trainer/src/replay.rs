@@ -79,7 +79,7 @@ pub fn replay(
     save_adapter: Option<&Path>,
 ) -> Result<Replayed> {
     let batches = read_batches(run, batches)?;
-    let model = trainer.untrained_model(run)?;
+    let model = trainer.untrained_model(&Run { method: run.method.clone().over(batches.len()), ..run.clone() })?;
     let mut warnings = Vec::new();
     match start {
         Start::New => {}
@@ -88,7 +88,7 @@ pub fn replay(
     }
     let schedule = Schedule::new(batches.len(), run.settings.warmup_ratio);
     let model = if passes == (Passes::Forward { merged: true }) { model.merge_and_unload()? } else { model };
-    let mut optimizer = (passes == Passes::Training).then(|| Optimizer::new(model.parameters(), &run.settings));
+    let mut optimizer = (passes == Passes::Training).then(|| Optimizer::new(&model, &run.settings)).transpose()?;
     let mut replayed = Replayed {
         losses: Vec::new(),
         step_seconds: Vec::new(),

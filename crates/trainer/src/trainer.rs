@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use glue::{Glue, Split, Targets, Task};
-use peft::{Model, ModelOptions, Pretrained, Warning};
+use peft::{AdaLora, Method, Model, ModelOptions, Pretrained, Warning};
 
 use crate::checkpoint;
 use crate::data::TaskData;
@@ -17,7 +17,7 @@ use crate::progress::{Verbosity, clock};
 use crate::record::{Environment, ParameterCounts, Record};
 use crate::run::Run;
 use crate::tokenizer::Tokenizer;
-use crate::training::{Conditions, best, train};
+use crate::training::{Conditions, best, steps, train};
 
 /// Turns runs into records. A run that has a finished record is not run again; one that was interrupted goes on.
 ///
@@ -162,13 +162,19 @@ impl Trainer {
     /// # Errors
     /// When the model is missing or broken, or the method does not fit it.
     pub fn untrained_model(&mut self, run: &Run) -> Result<Model> {
+        let method = match &run.method {
+            Method::AdaLora(AdaLora { total_step: None, .. }) => {
+                run.method.clone().over(steps(&run.settings, self.data(run)?.train.len()))
+            }
+            method => method.clone(),
+        };
         let options = ModelOptions {
             pooling: run.settings.pooling,
             train_pooler: run.settings.train_pooler,
             dropout: run.settings.dropout,
             precision: run.settings.precision,
             seed: run.seed,
-            ..ModelOptions::new(run.method.clone(), run.task.num_labels())
+            ..ModelOptions::new(method, run.task.num_labels())
         };
         Ok(Model::new(&*self.pretrained(&run.model)?, &options)?)
     }

@@ -44,15 +44,20 @@ impl Conditions {
 /// Time between two checkpoints.
 const CHECKPOINT_PAUSE: Duration = Duration::from_secs(60);
 
+/// The steps of a run on so many examples.
+pub(crate) fn steps(settings: &Settings, examples: usize) -> usize {
+    settings.epochs * examples.div_ceil(settings.batch_size.max(1))
+}
+
 /// Trains `model` from its checkpoint, if it has one, to the end or until a condition stops it.
 pub(crate) fn train(run: &Run, data: &TaskData, model: &Model, conditions: &Conditions) -> Result<(Progress, Stop)> {
     check(&run.settings)?;
     let settings = &run.settings;
     let lengths = data.train.lengths();
     let steps_per_epoch = lengths.len().div_ceil(settings.batch_size);
-    let steps = settings.epochs * steps_per_epoch;
+    let steps = steps(settings, lengths.len());
     let schedule = Schedule::new(steps, settings.warmup_ratio);
-    let mut optimizer = Optimizer::new(model.parameters(), settings);
+    let mut optimizer = Optimizer::new(model, settings)?;
     let mut progress = checkpoint::load(&conditions.checkpoint(), &mut optimizer)?.unwrap_or_default();
     let mut lines = Lines::new(conditions.verbosity, steps, progress.step);
     if progress.step > 0 {
@@ -109,7 +114,7 @@ pub(crate) fn train(run: &Run, data: &TaskData, model: &Model, conditions: &Cond
             None
         };
         if stop.is_some() || saved.elapsed() >= CHECKPOINT_PAUSE {
-            checkpoint::save(&conditions.checkpoint(), &optimizer, &progress)?;
+            checkpoint::save(&conditions.checkpoint(), &mut optimizer, &progress)?;
             saved = Instant::now();
         }
         if let Some(stop) = stop {
@@ -142,7 +147,11 @@ pub(crate) fn take_step(
     ops::on_workers(|| {
         let recorded = ops::record(|| -> Result<Tensor> {
             let logits = model.forward(batch, &Pass::training(&batch.segments, step_seed))?; // (sequences, num_labels)
-            Ok(loss(&logits, targets)?)
+            let loss = loss(&logits, targets)?;
+            Ok(match model.regularization()? {
+                Some(term) => ops::add_dropout(&loss, &term, None)?,
+                None => loss,
+            })
         })?;
         let value = f64::from(recorded.value().to_scalar::<f32>()?);
         if value.is_finite() {

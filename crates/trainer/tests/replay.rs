@@ -3,17 +3,18 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // A test fails by panicking.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use glue::{Glue, Task};
-use peft::{AdapterStyle, Bottleneck, Lora, Method};
+use peft::{AdaLora, AdapterConfig, AdapterStyle, Bottleneck, Lora, Method};
 use serde::Deserialize;
 use trainer::{Passes, Replayed, Result, Run, Start, Trainer, Verbosity, replay};
 
 #[derive(Deserialize)]
 struct Oracle {
     losses: HashMap<String, Vec<f64>>,
+    rank_pattern: BTreeMap<String, Vec<bool>>,
 }
 
 fn oracle(name: &str) -> PathBuf {
@@ -79,6 +80,42 @@ fn lora_plus_has_the_losses_of_pefts_groups_at_every_step() {
         assert!((ours - theirs).abs() <= 1e-4 * theirs.abs(), "step {step}: {ours}, not {theirs}");
     }
     assert_ne!(expected.losses["loraplus"][2..], expected.losses["lora"][2..]);
+}
+
+/// The schedule of `make_oracle.py`, over the steps of the batches: its losses, the term that keeps vectors orthonormal among them,
+/// under clipping, and what is left of the branches at the end.
+#[test]
+fn adalora_has_pefts_losses_at_every_step_and_keeps_what_peft_keeps() {
+    let expected: Oracle = serde_json::from_slice(&std::fs::read(oracle("oracle.json")).unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let adapter = folder.path().join("adapter");
+    let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path()).verbosity(Verbosity::Silent);
+    let adalora = AdaLora {
+        init_r: 4,
+        target_r: 2,
+        tinit: 3,
+        tfinal: 5,
+        delta_t: 2,
+        lora_alpha: 8.0,
+        orth_reg_weight: 0.1,
+        ..AdaLora::default()
+    };
+    let (batches, start) = (oracle("batches.npz"), oracle("adalora.safetensors"));
+    let mut replay = |method, start, passes, save: Option<&std::path::Path>| {
+        replay(&mut trainer, &run(method), &batches, start, passes, save).unwrap()
+    };
+    let replayed = replay(Method::AdaLora(adalora), Start::Values(&start), Passes::Training, Some(&adapter));
+    assert_eq!(replayed.losses.len(), expected.losses["adalora"].len());
+    for (step, (ours, theirs)) in replayed.losses.iter().zip(&expected.losses["adalora"]).enumerate() {
+        // As above.
+        assert!((ours - theirs).abs() <= 1e-4 * theirs.abs(), "step {step}: {ours}, not {theirs}");
+    }
+    let (config, _) = AdapterConfig::read(&adapter).unwrap();
+    let Method::AdaLora(saved) = &config.method else { panic!("{:?}", config.method) };
+    assert_eq!((saved.total_step, &saved.rank_pattern), (Some(20), &expected.rank_pattern));
+    // What was masked is gone, and nothing more is masked where training goes on.
+    let again = replay(config.method.clone(), Start::Adapter(&adapter), Passes::Training, None);
+    assert_eq!(again.losses.len(), 20);
 }
 
 #[test]

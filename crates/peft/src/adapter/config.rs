@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::nearest::nearest;
 use super::warning::Warning;
 use crate::error::{Error, Result};
-use crate::method::{BitFit, Bottleneck, HEADS, Ia3, LnTuning, Lora, Method, Targets};
+use crate::method::{AdaLora, Bias, BitFit, Bottleneck, HEADS, Ia3, LnTuning, Lora, Method, Targets, Vera};
 use crate::model::{Model, Pooling};
 use crate::parameters::is_head;
 
@@ -110,6 +111,43 @@ const BOTTLENECK: [&str; 8] = [
     "train_layer_norms",
 ];
 
+/// Fields of VeRA. What its vectors start as is in the tensors, whatever `init_weights` says.
+const VERA: [&str; 11] = [
+    "r",
+    "target_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "projection_prng_key",
+    "save_projection",
+    "vera_dropout",
+    "d_initial",
+    "bias",
+    "fan_in_fan_out",
+    "init_weights",
+];
+
+/// Fields of AdaLoRA that [`AdaLora`] has. It takes LoRA's others, too, of which PEFT makes nothing.
+const ADALORA: [&str; 18] = [
+    "init_r",
+    "target_r",
+    "tinit",
+    "tfinal",
+    "deltaT",
+    "beta1",
+    "beta2",
+    "orth_reg_weight",
+    "total_step",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "modules_to_save",
+    "bias",
+    "rank_pattern",
+];
+
 /// The `peft_type` of a method: PEFT's, or one of this crate's.
 pub(super) fn peft_type(method: &Method) -> &'static str {
     match method {
@@ -119,11 +157,13 @@ pub(super) fn peft_type(method: &Method) -> &'static str {
         Method::Lora(_) => "LORA",
         Method::Ia3(_) => "IA3",
         Method::LnTuning(_) => "LN_TUNING",
+        Method::Vera(_) => "VERA",
+        Method::AdaLora(_) => "ADALORA",
         Method::Bottleneck(_) => "BOTTLENECK",
     }
 }
 
-const PEFT_TYPES: [&str; 7] = ["LORA", "IA3", "LN_TUNING", "BOTTLENECK", "BITFIT", "HEAD", "FULL"];
+const PEFT_TYPES: [&str; 9] = ["LORA", "ADALORA", "VERA", "IA3", "LN_TUNING", "BOTTLENECK", "BITFIT", "HEAD", "FULL"];
 
 impl AdapterConfig {
     /// Reads `adapter_config.json` in `folder`, and what in it was passed over. Fields that are not there have PEFT's defaults.
@@ -160,6 +200,8 @@ impl AdapterConfig {
 
         let known: Vec<&str> = match kind.as_str() {
             "LORA" => [&COMMON[..], &LORA, &WITHOUT_EFFECT, &NOT_SUPPORTED].concat(),
+            "ADALORA" => [&COMMON[..], &ADALORA, &LORA, &WITHOUT_EFFECT, &NOT_SUPPORTED].concat(),
+            "VERA" => [&COMMON[..], &VERA].concat(),
             "IA3" => [&COMMON[..], &IA3].concat(),
             "LN_TUNING" => [&COMMON[..], &["target_modules", "exclude_modules"]].concat(),
             "BOTTLENECK" => [&COMMON[..], &BOTTLENECK].concat(),
@@ -172,6 +214,8 @@ impl AdapterConfig {
             .collect();
         let method = match kind.as_str() {
             "LORA" => Method::Lora(lora(&mut fields, &saved)?),
+            "ADALORA" => Method::AdaLora(adalora(&mut fields, &saved)?),
+            "VERA" => Method::Vera(vera(&mut fields, &saved)?),
             "IA3" => {
                 let required = |field: &str| {
                     targets(&fields, field)?.ok_or(format!("no {field}; name the layers that have a vector"))
@@ -207,14 +251,21 @@ impl AdapterConfig {
     }
 
     /// That of a model.
-    pub(super) fn of(model: &Model) -> Self {
-        Self {
-            method: model.method().clone(),
+    pub(super) fn of(model: &Model) -> Result<Self> {
+        let mut method = model.method().clone();
+        if let Method::AdaLora(adalora) = &mut method {
+            adalora.rank_pattern = model.rank_pattern()?;
+        }
+        if let (Method::Vera(vera), Some(projections)) = (&mut method, &model.projections) {
+            vera.save_projection |= !projections.are_drawn_from(vera.projection_prng_key);
+        }
+        Ok(Self {
+            method,
             base_model_name_or_path: Some(model.base_model().into()),
             pooling: model.pooling(),
             train_pooler: model.trains_pooler() && *model.method() != Method::Full,
             head: head(model),
-        }
+        })
     }
 
     /// The text of the file: its fields in the order of the alphabet, as PEFT writes them.
@@ -252,6 +303,39 @@ impl AdapterConfig {
                 for field in ["fan_in_fan_out", "lora_bias", "use_qalora"] {
                     fields[field] = json!(false);
                 }
+            }
+            Method::AdaLora(adalora) => {
+                saved.clone_from(&adalora.modules_to_save);
+                for (field, value) in all_fields(adalora, &ADALORA)? {
+                    fields[field] = value;
+                }
+                fields["lora_alpha"] = number(adalora.lora_alpha);
+                fields["bias"] = json!(adalora.bias);
+                fields["init_lora_weights"] = json!(adalora.init_lora_weights);
+                fields["r"] = json!(8); // LoRA's default, of which AdaLoRA makes nothing
+                for field in ["fan_in_fan_out", "lora_bias", "use_qalora", "use_dora", "use_rslora"] {
+                    fields[field] = json!(false);
+                }
+            }
+            Method::Vera(vera) => {
+                saved.clone_from(&vera.modules_to_save);
+                fields["r"] = json!(vera.r);
+                fields["target_modules"] = json!(vera.target_modules);
+                fields["layers_to_transform"] = json!(vera.layers_to_transform);
+                fields["layers_pattern"] = match vera.layers_pattern.as_slice() {
+                    [] => Value::Null,
+                    names => json!(names),
+                };
+                fields["projection_prng_key"] = json!(vera.projection_prng_key);
+                fields["save_projection"] = json!(vera.save_projection);
+                fields["vera_dropout"] = json!(vera.vera_dropout);
+                fields["d_initial"] = json!(vera.d_initial);
+                fields["bias"] = match vera.bias {
+                    Bias::LoraOnly => json!("vera_only"),
+                    bias => json!(bias),
+                };
+                fields["fan_in_fan_out"] = json!(false);
+                fields["init_weights"] = json!(true);
             }
             Method::Ia3(ia3) => {
                 saved.clone_from(&ia3.modules_to_save);
@@ -300,6 +384,13 @@ fn head(model: &Model) -> Vec<String> {
     names.into_iter().filter(|name| !HEADS.contains(name)).map(String::from).collect()
 }
 
+/// A method's fields of these names; null where it says nothing of one.
+fn all_fields<'a>(method: &impl Serialize, names: &[&'a str]) -> Result<Vec<(&'a str, Value)>> {
+    let invalid = |error: serde_json::Error| Error::AdapterConfig { path: FILE.into(), found: error.to_string() };
+    let value = serde_json::to_value(method).map_err(invalid)?;
+    Ok(names.iter().map(|&name| (name, value.get(name).cloned().unwrap_or_default())).collect())
+}
+
 /// A whole number without a point: PEFT's alphas are.
 fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
@@ -322,35 +413,75 @@ fn targets(fields: &Map<String, Value>, field: &str) -> std::result::Result<Opti
     serde_json::from_value(value.clone()).map_err(|_| format!("{field} {value}; {expected}"))
 }
 
-/// LoRA's fields with PEFT's defaults in the places of those that are not there.
-fn lora(fields: &mut Map<String, Value>, saved: &[String]) -> std::result::Result<Lora, String> {
-    let is_empty = |value: &Value| match value {
+/// Whether a field says nothing.
+fn is_empty(value: &Value) -> bool {
+    match value {
         Value::Null | Value::Bool(false) => true,
         Value::Array(values) => values.is_empty(),
         Value::Object(values) => values.is_empty(),
         _ => false,
-    };
-    if let Some(field) = NOT_SUPPORTED.iter().find(|field| fields.get(**field).is_some_and(|value| !is_empty(value))) {
-        return Err(format!("{field} {}, which is not supported here", fields[*field]));
     }
+}
+
+/// LoRA's fields with PEFT's defaults in the places of those that are not there.
+fn lora(fields: &mut Map<String, Value>, saved: &[String]) -> std::result::Result<Lora, String> {
+    none_of(fields, &NOT_SUPPORTED)?;
+    for (field, default) in [("r", 8), ("lora_alpha", 8)] {
+        if fields.get(field).is_none_or(Value::is_null) {
+            fields.insert(field.into(), json!(default));
+        }
+    }
+    let lora: Lora = of_fields(fields, &LORA, saved)?;
+    lora.check().map_err(|error| error.to_string())?;
+    Ok(lora)
+}
+
+fn adalora(fields: &mut Map<String, Value>, saved: &[String]) -> std::result::Result<AdaLora, String> {
+    none_of(fields, &NOT_SUPPORTED)?;
+    none_of(fields, &["use_dora"])?;
+    let init_lora_weights = !matches!(fields.get("init_lora_weights"), Some(Value::Bool(false)));
+    let adalora = AdaLora { init_lora_weights, ..of_fields(fields, &ADALORA, saved)? };
+    adalora.check().map_err(|error| error.to_string())?;
+    Ok(adalora)
+}
+
+fn vera(fields: &mut Map<String, Value>, saved: &[String]) -> std::result::Result<Vera, String> {
+    if fields.get("bias").is_some_and(|bias| bias == "vera_only") {
+        fields.insert("bias".into(), json!("lora_only"));
+    }
+    let names: Vec<&str> = VERA.into_iter().filter(|name| !["fan_in_fan_out", "init_weights"].contains(name)).collect();
+    let vera: Vera = of_fields(fields, &names, saved)?;
+    vera.check().map_err(|error| error.to_string())?;
+    Ok(vera)
+}
+
+/// Fails where one of `names` means something.
+fn none_of(fields: &Map<String, Value>, names: &[&str]) -> std::result::Result<(), String> {
+    match names.iter().find(|field| fields.get(**field).is_some_and(|value| !is_empty(value))) {
+        Some(field) => Err(format!("{field} {}, which is not supported here", fields[*field])),
+        None => Ok(()),
+    }
+}
+
+/// A method of LoRA's kind from those of its fields that are there.
+fn of_fields<M: DeserializeOwned>(
+    fields: &mut Map<String, Value>,
+    known: &[&str],
+    saved: &[String],
+) -> std::result::Result<M, String> {
     if fields.get("target_modules").is_none_or(is_empty) {
         return Err("no target_modules; name the layers that have a branch".into());
     }
-    let (layers_pattern, saved) = (names(fields, "layers_pattern")?, json!(saved));
+    let layers_pattern = names(fields, "layers_pattern")?;
     let mut given: Map<String, Value> =
-        LORA.iter().filter_map(|field| Some((field.to_string(), fields.remove(*field)?))).collect();
+        known.iter().filter_map(|field| Some((field.to_string(), fields.remove(*field)?))).collect();
     given.retain(|_, value| !value.is_null());
     if let Some(layer @ Value::Number(_)) = given.get("layers_to_transform").cloned() {
         given.insert("layers_to_transform".into(), json!([layer]));
     }
     given.insert("layers_pattern".into(), json!(layers_pattern));
-    given.insert("modules_to_save".into(), saved);
-    for (field, default) in [("r", 8), ("lora_alpha", 8)] {
-        given.entry(field).or_insert(json!(default));
-    }
-    let lora: Lora = options(given)?;
-    lora.check().map_err(|error| error.to_string())?;
-    Ok(lora)
+    given.insert("modules_to_save".into(), json!(saved));
+    options(given)
 }
 
 /// The fields of a bottleneck adapter with its style's defaults in the places of those that are not there.

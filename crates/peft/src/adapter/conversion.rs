@@ -7,7 +7,7 @@ use candle_core::{DType, Tensor};
 
 use super::Adapter;
 use super::config::AdapterConfig;
-use super::weights::{PREFIX, Weights};
+use super::weights::{PREFIX, VERA_A, VERA_B, Weights};
 use crate::decomposition::svd;
 use crate::error::{Error, Result};
 use crate::layers::AdaptedLayer;
@@ -76,7 +76,9 @@ impl Model {
             return Err(Error::NotConvertible { method: self.method().to_string() });
         }
         let Adapter { config, weights, .. } = self.adapter()?;
-        let is_of_adapter = |key: &str| self.parameters().of_adapters().any(|name| self.key(name) == key);
+        let is_of_adapter = |key: &str| {
+            [VERA_A, VERA_B].contains(&key) || self.parameters().of_adapters().any(|name| self.key(name) == key)
+        };
         let kept = weights.iter().filter(|(key, _)| !is_of_adapter(key));
         let mut tensors: BTreeMap<String, Tensor> =
             kept.map(|(key, tensor)| (key.to_string(), tensor.clone())).collect();
@@ -103,6 +105,8 @@ impl Model {
         let bias = match self.method() {
             _ if changes_biases => Bias::LoraOnly,
             Method::Lora(lora) => lora.bias,
+            Method::Vera(vera) => vera.bias,
+            Method::AdaLora(adalora) => adalora.bias,
             _ => Bias::None,
         };
         let modules_to_save = self.method().modules_to_save().to_vec();

@@ -5,6 +5,10 @@
 //! `base_model.model.` and this crate's names, which are Hugging Face's, with two exceptions: the bias of a layer that an adapter
 //! stands beside is `….base_layer.bias`, and a layer norm that is tuned is `….ln_tuning_layers.weight` and `.bias`.
 //!
+//! VeRA's files hold the random matrices that its layers share besides, as `base_model.vera_A` and `base_model.vera_B`, if
+//! `save_projection` is true. AdaLoRA's hold of each branch only the singular values that are not zero, with their vectors, once
+//! some were masked; `rank_pattern` says which they were.
+//!
 //! PEFT has no bottleneck adapters, no BitFit, and nothing for a whole model or a head alone. Their files have the same shape, with a
 //! `peft_type` of their own: `BOTTLENECK` (with the fields of [`Bottleneck`](crate::Bottleneck); a tensor is called
 //! `….output.adapter_down.weight`, `adapter_down` and `adapter_up` lying where AdapterHub puts them), `BITFIT` (with
@@ -21,9 +25,10 @@ mod task_tensors;
 mod warning;
 mod weights;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 pub use combination::{Combination, CombinationType};
 pub use config::AdapterConfig;
@@ -34,7 +39,7 @@ pub use warning::Warning;
 
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
-use crate::method::Method;
+use crate::method::{Method, NAMES, Vera};
 use crate::model::{Model, ModelOptions};
 use crate::pretrained::Pretrained;
 use weights::Weights;
@@ -112,13 +117,22 @@ impl Model {
         if self.is_unloaded() {
             return Err(Error::Merged);
         }
+        let config = AdapterConfig::of(self)?;
         let detach = |(name, variable): (&str, &Var)| (self.key(name), variable.as_detached_tensor());
-        let tensors = self.parameters().trainable().map(detach).collect();
-        Ok(Adapter {
-            config: AdapterConfig::of(self),
-            warnings: Vec::new(),
-            weights: Weights::new("an adapter in memory", tensors),
-        })
+        let mut tensors: BTreeMap<String, Tensor> = self.parameters().trainable().map(detach).collect();
+        for (name, shape) in self.parameters().empty() {
+            tensors.insert(self.key(name), Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
+        }
+        if let Method::AdaLora(adalora) = &config.method {
+            self.leave_out(&adalora.rank_pattern, &mut tensors)?;
+        }
+        if let (Method::Vera(Vera { save_projection: true, .. }), Some(projections)) =
+            (&config.method, &self.projections)
+        {
+            let (a, b) = projections.whole()?;
+            tensors.extend([(weights::VERA_A.to_string(), a), (weights::VERA_B.to_string(), b)]);
+        }
+        Ok(Adapter { config, warnings: Vec::new(), weights: Weights::new("an adapter in memory", tensors) })
     }
 
     /// Sets what is trained to the values of the adapter in `folder`, which must be one for a model of this method.
@@ -159,13 +173,72 @@ impl Model {
             let value = weights.required(key, variable.dims(), &parameters)?;
             values.push(value.to_dtype(variable.dtype())?.to_device(variable.device())?);
         }
+        let mut known: BTreeSet<&str> = parameters.iter().map(|(key, _)| key.as_str()).collect();
+        let empty: Vec<String> = self.parameters().empty().map(|(name, _)| self.key(name)).collect();
+        known.extend(empty.iter().map(String::as_str));
+        let mut projections = None;
+        if let (Method::Vera(Vera { save_projection: true, .. }), Some(ours)) = (&config.method, &self.projections) {
+            let [a, b] = ours.shapes();
+            let (a, b) = (
+                weights.required(weights::VERA_A, &a, &parameters)?,
+                weights.required(weights::VERA_B, &b, &parameters)?,
+            );
+            projections = Some((a.clone(), b.clone()));
+            known.extend([weights::VERA_A, weights::VERA_B]);
+        }
         let mut warnings = adapter.warnings.clone();
-        warnings.extend(weights.extra(&parameters, &self.modules.all)?);
+        warnings.extend(weights.extra(&known, &self.modules.all)?);
         warnings.extend(base_warning(config, self.base_model()));
         for ((_, variable), value) in parameters.iter().zip(values) {
             variable.set(&value)?;
         }
+        if let (Method::Vera(vera), Some(ours)) = (&config.method, &self.projections) {
+            match projections {
+                Some((a, b)) => ours.set(a, b, self.dtype(), self.device())?,
+                None => ours.draw(vera.projection_prng_key, self.dtype(), self.device())?,
+            }
+        }
         Ok(warnings)
+    }
+
+    /// Of AdaLoRA's branches, which values are left, by the name of E: those that are not zero. Nothing where none has been masked,
+    /// or none has been trained.
+    pub(super) fn rank_pattern(&self) -> Result<BTreeMap<String, Vec<bool>>> {
+        let Method::AdaLora(adalora) = self.method() else { return Ok(BTreeMap::new()) };
+        if !adalora.rank_pattern.is_empty() {
+            return Ok(adalora.rank_pattern.clone());
+        }
+        let mut pattern = BTreeMap::new();
+        for (name, variable) in self.parameters().trainable().filter(|(name, _)| name.ends_with(NAMES.e)) {
+            let values: Vec<f64> = variable.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+            pattern.insert(name.to_string(), values.into_iter().map(|value| value != 0.0).collect::<Vec<_>>());
+        }
+        let (any, all) = (pattern.values().flatten().any(|left| *left), pattern.values().flatten().all(|left| *left));
+        Ok(if any && !all { pattern } else { BTreeMap::new() })
+    }
+
+    /// Takes from the tensors of AdaLoRA's branches the values that are not left, with their vectors (PEFT
+    /// `tuners/adalora/model.py`, `resize_state_dict_by_rank_pattern`).
+    fn leave_out(&self, pattern: &BTreeMap<String, Vec<bool>>, tensors: &mut BTreeMap<String, Tensor>) -> Result<()> {
+        for (name, left) in pattern {
+            let indices: Vec<u32> = (0..).zip(left).filter(|(_, left)| **left).map(|(index, _)| index).collect();
+            let count = indices.len();
+            let indices = Tensor::from_vec(indices, count, self.device())?;
+            for (part, dimension) in [(NAMES.a, 0), (NAMES.b, 1), (NAMES.e, 0)] {
+                let key = self.key(&name.replace(NAMES.e, part));
+                let Some(tensor) = tensors.get_mut(&key).filter(|tensor| tensor.dims()[dimension] != count) else {
+                    continue;
+                };
+                *tensor = if count == 0 {
+                    let mut shape = tensor.dims().to_vec();
+                    shape[dimension] = 0;
+                    Tensor::zeros(shape, tensor.dtype(), tensor.device())?
+                } else {
+                    tensor.index_select(&indices, dimension)?
+                };
+            }
+        }
+        Ok(())
     }
 
     /// The key of a trained parameter in a file.
@@ -197,6 +270,11 @@ fn difference(ours: &Method, theirs: &Method) -> Option<(&'static str, String, S
             ("use_dora", lora.use_dora.to_string()),
             // Other starts than these leave the base weight as it is.
             ("init_lora_weights", lora.init_lora_weights.base_weight().to_string()),
+        ],
+        Method::AdaLora(adalora) => vec![
+            ("lora_alpha", adalora.lora_alpha.to_string()),
+            ("init_r", adalora.init_r.to_string()),
+            ("rank_pattern", format!("{:?}", adalora.rank_pattern)),
         ],
         Method::Bottleneck(bottleneck) => vec![
             ("adapter_style", bottleneck.adapter_style.to_string()),

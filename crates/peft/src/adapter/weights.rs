@@ -18,6 +18,10 @@ const FILE: &str = "adapter_model.safetensors";
 /// Before every key: PEFT's model and its tuner, around Hugging Face's.
 pub(super) const PREFIX: &str = "base_model.model.";
 
+/// The random matrices that VeRA's layers share: parts of PEFT's model, not of Hugging Face's.
+pub(super) const VERA_A: &str = "base_model.vera_A";
+pub(super) const VERA_B: &str = "base_model.vera_B";
+
 /// The tensors of an adapter, all of them finite, by key.
 #[derive(Clone, Debug)]
 pub(super) struct Weights {
@@ -103,17 +107,17 @@ impl Weights {
         })
     }
 
-    /// A warning for each tensor that no parameter is set to.
+    /// A warning for each tensor whose key is not known: nothing is set to it.
     ///
     /// # Errors
     /// When one belongs to a layer that the model has not: it is then an adapter for another base model.
-    pub fn extra(&self, parameters: &[(String, &Var)], modules: &BTreeSet<String>) -> Result<Vec<Warning>> {
-        let known: BTreeSet<&str> = parameters.iter().map(|(key, _)| key.as_str()).collect();
+    pub fn extra(&self, known: &BTreeSet<&str>, modules: &BTreeSet<String>) -> Result<Vec<Warning>> {
         let mut warnings = Vec::new();
         for key in self.tensors.keys().filter(|key| !known.contains(key.as_str()) && !is_copy(key)) {
             let name = key.strip_prefix(PREFIX).unwrap_or(key);
-            let adapted =
-                [".lora_", ".ia3_", ".ln_tuning_", ".adapter_"].into_iter().find_map(|part| name.split_once(part));
+            let adapted = [".lora_", ".ia3_", ".ln_tuning_", ".adapter_", ".vera_lambda_"]
+                .into_iter()
+                .find_map(|part| name.split_once(part));
             let adapted = adapted.map(|(module, _)| module);
             if let Some(module) = adapted.filter(|module| !holds(modules, module)) {
                 let nearest = nearest(module, modules.iter().map(String::as_str));

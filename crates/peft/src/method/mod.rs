@@ -1,21 +1,27 @@
 //! Which parameters a method trains: the choice that a [`crate::Model`] asks for, module by module, as it is built.
 
+mod adalora;
 mod bitfit;
 mod bottleneck;
 mod ia3;
 mod ln_tuning;
 mod lora;
 mod saved;
+mod selection;
 mod targets;
+mod vera;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::parameters::is_head;
 
+pub use adalora::{AdaLora, RankAllocator};
+pub(crate) use adalora::{NAMES, SvdBranch};
 pub use bitfit::BitFit;
 pub use bottleneck::{AdapterStyle, Bottleneck, InitWeights};
 pub(crate) use bottleneck::{BottleneckAdapter, Flow, Sublayer};
@@ -25,11 +31,15 @@ pub use ln_tuning::LnTuning;
 pub(crate) use lora::Branch;
 pub use lora::{Bias, InitLoraWeights, Lora};
 pub use targets::Targets;
+pub use vera::Vera;
+pub(crate) use vera::{Projections, VeraBranch};
 
+use adalora::AdaLoraTuner;
 use ia3::Ia3Tuner;
 use ln_tuning::LnTuner;
 use lora::LoraTuner;
 use targets::Matcher;
+use vera::VeraTuner;
 
 /// How a pretrained encoder is fine-tuned. The classifier is always trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,10 +60,14 @@ pub enum Method {
     LnTuning(LnTuning),
     /// Small networks within the layers.
     Bottleneck(Bottleneck),
+    /// Two vectors beside chosen linear layers, around random matrices that all share.
+    Vera(Vera),
+    /// Branches beside chosen linear layers that share a budget of ranks.
+    AdaLora(AdaLora),
 }
 
 impl Method {
-    /// `full`, `head`, `bitfit`, `lora`, `ia3`, `ln_tuning` or `bottleneck`.
+    /// `full`, `head`, `bitfit`, `lora`, `ia3`, `ln_tuning`, `bottleneck`, `vera` or `adalora`.
     pub fn id(&self) -> &'static str {
         match self {
             Self::Full => "full",
@@ -62,6 +76,8 @@ impl Method {
             Self::Lora(_) => "lora",
             Self::Ia3(_) => "ia3",
             Self::LnTuning(_) => "ln_tuning",
+            Self::Vera(_) => "vera",
+            Self::AdaLora(_) => "adalora",
             Self::Bottleneck(_) => "bottleneck",
         }
     }
@@ -73,7 +89,17 @@ impl Method {
             Self::Lora(lora) => &lora.modules_to_save,
             Self::Ia3(ia3) => &ia3.modules_to_save,
             Self::LnTuning(ln_tuning) => &ln_tuning.modules_to_save,
+            Self::Vera(vera) => &vera.modules_to_save,
+            Self::AdaLora(adalora) => &adalora.modules_to_save,
         }
+    }
+
+    /// For a run of so many steps: AdaLoRA's schedule runs over them, if it does not say over how many.
+    pub fn over(mut self, steps: usize) -> Self {
+        if let Self::AdaLora(adalora) = &mut self {
+            adalora.total_step.get_or_insert(steps);
+        }
+        self
     }
 
     /// BitFit on all biases.
@@ -98,6 +124,8 @@ impl fmt::Display for Method {
             Self::Ia3(_) => write!(f, "(IA)³"),
             Self::LnTuning(_) => write!(f, "LN tuning"),
             Self::Bottleneck(bottleneck) => write!(f, "{bottleneck}"),
+            Self::Vera(vera) => write!(f, "VeRA r={}", vera.r),
+            Self::AdaLora(adalora) => write!(f, "AdaLoRA r={} to {}", adalora.init_r, adalora.target_r),
         }
     }
 }
@@ -117,12 +145,16 @@ enum Asked {
     Ia3(Box<Ia3Tuner>),
     LnTuning(Box<LnTuner>),
     Bottleneck(Bottleneck),
+    Vera(Box<VeraTuner>),
+    AdaLora(Box<AdaLoraTuner>),
 }
 
 /// What a linear layer gets from the method.
 pub(crate) enum Adaptation {
     Lora(Branch),
     Ia3(Vector),
+    Vera(VeraBranch),
+    AdaLora(SvdBranch),
 }
 
 pub(crate) const POOLER: &str = "bert.pooler.dense";
@@ -147,6 +179,8 @@ impl Tuner {
                 bottleneck.check()?;
                 Asked::Bottleneck(bottleneck.clone())
             }
+            Method::Vera(vera) => Asked::Vera(Box::new(VeraTuner::new(vera)?)),
+            Method::AdaLora(adalora) => Asked::AdaLora(Box::new(AdaLoraTuner::new(adalora)?)),
         };
         Ok(Self { asked, train_pooler })
     }
@@ -164,13 +198,23 @@ impl Tuner {
                 name == "bias"
                     && (module == POOLER || targets.as_ref().is_none_or(|(_, targets)| targets.matches(module)))
             }
-            Asked::Lora(lora) => name == "bias" && lora.trains_biases(),
+            Asked::Lora(_) | Asked::Vera(_) | Asked::AdaLora(_) => name == "bias" && self.bias() == Bias::All,
         }
     }
 
     /// Whether the parameter `name` of a layer that has an adapter is trained, where [`Tuner::trains`] says no.
     pub fn trains_beside_adapter(&self, name: &str) -> bool {
-        name == "bias" && matches!(&self.asked, Asked::Lora(lora) if lora.trains_biases_beside())
+        name == "bias" && self.bias() != Bias::None
+    }
+
+    /// The biases that are trained besides an adapter.
+    fn bias(&self) -> Bias {
+        match &self.asked {
+            Asked::Lora(lora) => lora.bias(),
+            Asked::Vera(vera) => vera.bias(),
+            Asked::AdaLora(adalora) => adalora.bias(),
+            _ => Bias::None,
+        }
     }
 
     /// Whether layer norms are trained, where [`Tuner::trains`] says no.
@@ -186,6 +230,8 @@ impl Tuner {
                 Asked::Lora(lora) => lora.saves(module),
                 Asked::Ia3(ia3) => ia3.saves(module),
                 Asked::LnTuning(ln_tuning) => ln_tuning.saves(module),
+                Asked::Vera(vera) => vera.saves(module),
+                Asked::AdaLora(adalora) => adalora.saves(module),
                 Asked::Full | Asked::Head | Asked::BitFit { .. } | Asked::Bottleneck(_) => false,
             }
     }
@@ -193,7 +239,7 @@ impl Tuner {
     /// Whether PEFT trains a copy of a module, and keeps the frozen original (`utils/other.py`, `ModulesToSaveWrapper`).
     pub fn copies(&self, module: &str) -> bool {
         match &self.asked {
-            Asked::Lora(_) | Asked::Ia3(_) => self.trains_whole(module),
+            Asked::Lora(_) | Asked::Ia3(_) | Asked::Vera(_) | Asked::AdaLora(_) => self.trains_whole(module),
             Asked::LnTuning(ln_tuning) => self.trains_whole(module) || ln_tuning.tunes(module),
             Asked::Full | Asked::Head | Asked::BitFit { .. } | Asked::Bottleneck(_) => false,
         }
@@ -211,6 +257,16 @@ impl Tuner {
             _ if self.trains_whole(module) => None,
             Asked::Lora(lora) if lora.adapts(module) => Some(Adaptation::Lora(lora.branch(module))),
             Asked::Ia3(ia3) => ia3.vector(module).map(Adaptation::Ia3),
+            Asked::Vera(vera) => vera.branch(module).map(Adaptation::Vera),
+            Asked::AdaLora(adalora) => adalora.branch(module).map(Adaptation::AdaLora),
+            _ => None,
+        }
+    }
+
+    /// The matrices that all layers' branches share, and the key that they are drawn from.
+    pub fn projections(&self) -> Option<(Arc<Projections>, u64)> {
+        match &self.asked {
+            Asked::Vera(vera) => Some(vera.projections()),
             _ => None,
         }
     }
@@ -230,6 +286,8 @@ impl Tuner {
             Asked::Lora(lora) => lora.check_targets(&modules.linear_layers, &modules.all),
             Asked::Ia3(ia3) => ia3.check_targets(&modules.linear_layers, &modules.all),
             Asked::LnTuning(ln_tuning) => ln_tuning.check_targets(modules),
+            Asked::Vera(vera) => vera.check_targets(&modules.linear_layers, &modules.all),
+            Asked::AdaLora(adalora) => adalora.check_targets(&modules.linear_layers, &modules.all),
             Asked::BitFit { targets: Some((targets, _)) } => {
                 let unmatched = targets.unmatched(modules.biased.iter())?;
                 if unmatched.is_empty() && *targets != Targets::Suffixes(Vec::new()) {
@@ -286,6 +344,8 @@ mod tests {
             Method::Ia3(Ia3::default()),
             Method::LnTuning(LnTuning::default()),
             Method::Bottleneck(Bottleneck::new(AdapterStyle::Parallel)),
+            Method::Vera(Vera::default()),
+            Method::AdaLora(AdaLora { total_step: Some(10), ..AdaLora::default() }),
         ] {
             let json = serde_json::to_string(&method).unwrap();
             assert_eq!(serde_json::from_str::<Method>(&json).unwrap(), method, "{json}");

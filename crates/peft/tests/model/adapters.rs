@@ -1,4 +1,4 @@
-//! Adapters in PEFT's files, one for each option of LoRA, (IA)³ and LN tuning, against what PEFT computes with them: by the values that
+//! Adapters in PEFT's files, one for each option of its methods, against what PEFT computes with them: by the values that
 //! `oracle/make_adapters.py` stored.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use peft::{
-    Adapter, AdapterConfig, BitFit, Ia3, LnTuning, Lora, Method, Model, ModelOptions, Pass, Pooling, Sequence, Targets,
-    Warning,
+    AdaLora, Adapter, AdapterConfig, BitFit, Ia3, LnTuning, Lora, Method, Model, ModelOptions, Pass, Pooling,
+    RankAllocator, Sequence, Targets, Vera, Warning,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -150,11 +150,11 @@ fn starts_from_the_weight_are_pefts() {
 }
 
 #[test]
-fn at_their_start_pissa_olora_dora_and_ia3_give_the_logits_of_the_base_model() {
+fn at_their_start_pissa_olora_dora_ia3_vera_and_adalora_give_the_logits_of_the_base_model() {
     let batch = batch(&sequences(&[7, 1, 40], 100));
     let logits = |method| flat(&Model::new(&tiny(), &exact(method)).unwrap().predict(&batch).unwrap());
     let base = logits(Method::Head);
-    for case in ["pissa", "olora", "dora", "dora_pissa_bias", "ia3"] {
+    for case in ["pissa", "olora", "dora", "dora_pissa_bias", "ia3", "vera", "vera_options", "adalora"] {
         let (config, _) = AdapterConfig::read(&folder(case)).unwrap();
         close(case, &logits(config.method), &base, 1e-11);
     }
@@ -235,6 +235,9 @@ fn every_method_comes_back_from_its_files_with_the_same_logits() {
         Method::Lora(dora),
         Method::Ia3(Ia3::default()),
         Method::LnTuning(LnTuning::default()),
+        Method::Vera(Vera { r: 7, projection_prng_key: 3, target_modules: all_linear(), ..Vera::default() }),
+        Method::Vera(Vera { r: 7, save_projection: false, ..Vera::default() }),
+        Method::AdaLora(AdaLora { total_step: Some(10), ..AdaLora::default() }),
     ]
     .into_iter()
     .chain(smooth_bottlenecks())
@@ -288,4 +291,83 @@ fn another_base_models_name_is_a_warning_and_another_folder_of_the_same_is_none(
             assert!(warnings[0].to_string().contains(name));
         }
     }
+}
+
+/// The file of the case holds PEFT's matrices; without them, those of the key are the same, to the bit.
+#[test]
+fn the_random_matrices_of_vera_are_those_that_peft_draws_from_the_key() {
+    let (config, _) = AdapterConfig::read(&folder("vera")).unwrap();
+    let Method::Vera(vera) = &config.method else { panic!("not VeRA") };
+    assert_ne!(vera.projection_prng_key, 0);
+    let there = tempfile::tempdir().unwrap();
+    Model::new(&tiny(), &ModelOptions::new(config.method, 3)).unwrap().save_adapter(there.path()).unwrap();
+    let file = "adapter_model.safetensors";
+    let (expected, found) = (load(&folder("vera").join(file)), load(&there.path().join(file)));
+    for key in ["base_model.vera_A", "base_model.vera_B"] {
+        assert_eq!(found[key].dims(), expected[key].dims());
+        assert_eq!(flat(&found[key]), flat(&expected[key]), "{key}");
+    }
+}
+
+/// Without the matrices in its file, and built from another key, a model has those of the file's key once it is loaded; and a file's
+/// own matrices, whatever its key says.
+#[test]
+fn a_loaded_adapter_of_vera_brings_its_random_matrices() {
+    let (there, again) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let batch = batch(&sequences(&[7, 12], 100));
+    let logits = |model: &Model| flat(&model.predict(&batch).unwrap());
+    let build = |projection_prng_key, save_projection| {
+        let vera = Vera { r: 6, projection_prng_key, save_projection, ..Vera::default() };
+        let model = Model::new(&tiny(), &ModelOptions::new(Method::Vera(vera), 2)).unwrap();
+        fill_lora_b(&model);
+        model
+    };
+    for save_projection in [false, true] {
+        let saved = build(1, save_projection);
+        saved.save_adapter(there.path()).unwrap();
+        let other = build(2, false);
+        assert_ne!(logits(&other), logits(&saved));
+        assert_eq!(other.load_adapter(there.path()).unwrap(), []);
+        assert_eq!(logits(&other), logits(&saved));
+        // Not those of its own key any more: they must be in a file now.
+        other.save_adapter(again.path()).unwrap();
+        assert_eq!(logits(&Model::from_adapter(&tiny(), again.path()).unwrap().0), logits(&saved));
+    }
+}
+
+/// A masked value and its vectors are nothing: a file leaves them out, as PEFT's does, and the model that comes back is narrower and
+/// computes the same.
+#[test]
+fn values_of_adalora_that_are_masked_are_left_out_of_its_files() {
+    let adalora = AdaLora { init_r: 3, target_r: 2, total_step: Some(10), ..AdaLora::default() };
+    let model = Model::new(&tiny(), &ModelOptions::new(Method::AdaLora(adalora), 2)).unwrap();
+    let there = tempfile::tempdir().unwrap();
+    let config = || -> Value {
+        serde_json::from_slice(&std::fs::read(there.path().join("adapter_config.json")).unwrap()).unwrap()
+    };
+    // All zero at the start: nothing was masked.
+    model.save_adapter(there.path()).unwrap();
+    assert_eq!(config()["rank_pattern"], Value::Null);
+
+    let module = |layer: usize, name: &str| format!("bert.encoder.layer.{layer}.attention.self.{name}");
+    set(&model, &format!("{}.lora_E", module(0, "query")), vec![0.0, 0.5, 0.0]);
+    set(&model, &format!("{}.lora_E", module(0, "value")), vec![0.3, 0.2, 0.1]);
+    set(&model, &format!("{}.lora_E", module(1, "query")), vec![0.0, 0.0, 0.0]);
+    set(&model, &format!("{}.lora_E", module(1, "value")), vec![-0.4, 0.0, 0.7]);
+    model.save_adapter(there.path()).unwrap();
+    let pattern = config()["rank_pattern"].clone();
+    assert_eq!(pattern[format!("{}.lora_E", module(0, "query"))], serde_json::json!([false, true, false]));
+    let tensors = load(&there.path().join("adapter_model.safetensors"));
+    let shape = |module: &str, part: &str| tensors[&format!("base_model.model.{module}.{part}")].dims().to_vec();
+    assert_eq!(shape(&module(0, "query"), "lora_A"), [1, 32]);
+    assert_eq!(shape(&module(1, "value"), "lora_B"), [32, 2]);
+    assert_eq!(shape(&module(1, "query"), "lora_E"), [0, 1]);
+
+    let (again, warnings) = Model::from_adapter(&tiny(), there.path()).unwrap();
+    assert_eq!(warnings, []);
+    let batch = batch(&sequences(&[7, 1, 40], 100));
+    let (found, expected) = (flat(&again.predict(&batch).unwrap()), flat(&model.predict(&batch).unwrap()));
+    // The same sums but for terms that are zero.
+    close("logits", &found, &expected, 1e-5);
+    assert!(RankAllocator::new(&again).unwrap().is_none(), "its budget has been spent");
 }

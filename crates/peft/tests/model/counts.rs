@@ -1,7 +1,7 @@
 //! Numbers of trained parameters, against those of the papers.
 
 use candle_core::{DType, Device, Tensor};
-use peft::{BitFit, Method, Model, ModelOptions, Pretrained, Targets, TrainableReport};
+use peft::{AdaLora, BitFit, Method, Model, ModelOptions, Pretrained, Targets, TrainableReport, Vera};
 use std::collections::HashMap;
 
 /// BERT-base's sizes (Devlin et al. 2019, section 3).
@@ -103,4 +103,21 @@ fn lora_trains_as_much_of_bert_base_as_its_paper_says() {
     let lora = 2 * 12 * 2 * 768 * 8;
     assert_eq!(at_twelve_layers(&Method::lora(8)), (lora, BERT_BASE + HEAD + lora));
     assert_eq!(lora, 294_912);
+}
+
+/// Kopiczko et al. 2023, table 1: `tuned layers * (hidden + r)`, and table 2: 0.043 million for a base model at rank 1024.
+#[test]
+fn vera_trains_as_much_of_bert_base_as_its_paper_says() {
+    let trained = 2 * 12 * (768 + 1024);
+    let vera = Method::Vera(Vera { r: 1024, ..Vera::default() });
+    assert_eq!(at_twelve_layers(&vera), (trained, BERT_BASE + HEAD + trained));
+    assert_eq!(trained, 43_008);
+}
+
+/// Zhang et al. 2023, equation 3: for each layer P `(out, r)`, Λ `(r)` and Q `(r, in)`.
+#[test]
+fn adalora_trains_singular_vectors_and_values() {
+    let trained = 2 * 12 * 12 * (768 + 1 + 768);
+    let adalora = Method::AdaLora(AdaLora { total_step: Some(10), ..AdaLora::default() });
+    assert_eq!(at_twelve_layers(&adalora), (trained, BERT_BASE + HEAD + trained));
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Tensor, TensorId};
 use peft::{
-    Batch, Bias, BitFit, Ia3, InitLoraWeights, LnTuning, Lora, Method, Model, ModelOptions, Pass, Pooling, Precision,
-    Targets,
+    AdaLora, Batch, Bias, BitFit, Ia3, InitLoraWeights, LnTuning, Lora, Method, Model, ModelOptions, Pass, Pooling,
+    Precision, Targets, Vera,
 };
 
 use crate::reference::Reference;
@@ -27,7 +27,7 @@ fn methods() -> Vec<Method> {
     ]
 }
 
-/// LoRA with its further options, (IA)³, LN tuning and bottleneck adapters.
+/// LoRA with its further options, VeRA, AdaLoRA, (IA)³, LN tuning and bottleneck adapters.
 fn variants() -> Vec<Method> {
     let lora = lora_everywhere();
     [
@@ -53,9 +53,22 @@ fn variants() -> Vec<Method> {
     ]
     .map(Method::Lora)
     .into_iter()
-    .chain([Method::Ia3(Ia3::default()), Method::LnTuning(LnTuning::default())])
+    .chain([
+        Method::Ia3(Ia3::default()),
+        Method::LnTuning(LnTuning::default()),
+        Method::Vera(Vera { r: 5, target_modules: all_linear(), ..Vera::default() }),
+        Method::Vera(Vera { r: 5, bias: Bias::LoraOnly, layers_to_transform: Some(vec![1]), ..Vera::default() }),
+        Method::AdaLora(AdaLora { init_r: 3, target_r: 2, target_modules: all_linear(), ..adalora() }),
+        Method::AdaLora(AdaLora { bias: Bias::LoraOnly, ..adalora() }),
+    ])
     .chain(smooth_bottlenecks())
     .collect()
+}
+
+/// Its vectors start with a standard deviation of 1, not of 0.02, so that its gradients are of the size of the others'; its scaling is
+/// small, so that the model is no steeper in its values than in others.
+fn adalora() -> AdaLora {
+    AdaLora { init_lora_weights: false, lora_alpha: 0.2, total_step: Some(10), ..AdaLora::default() }
 }
 
 fn needs_the_pooler(method: &Method) -> bool {
@@ -124,6 +137,8 @@ fn with_dropout_in_the_model_and_in_the_branch_gradients_are_those_of_the_same_m
     for method in methods().into_iter().chain(variants()) {
         let method = match method {
             Method::Lora(lora) => Method::Lora(Lora { lora_dropout: 0.3, ..lora }),
+            Method::Vera(vera) => Method::Vera(Vera { vera_dropout: 0.3, ..vera }),
+            Method::AdaLora(adalora) => Method::AdaLora(AdaLora { lora_dropout: 0.3, ..adalora }),
             other => other,
         };
         let model = started(&ModelOptions { dropout: Some(0.2), ..exact(method) });

@@ -4,6 +4,7 @@
 #![cfg(test)] // clippy then knows the helpers, too, for tests
 
 mod adapters;
+mod allocation;
 mod bad_adapters;
 mod behaviour;
 mod bottleneck;

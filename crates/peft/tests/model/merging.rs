@@ -2,7 +2,8 @@
 
 use candle_core::DType;
 use peft::{
-    Bias, BitFit, Error, Ia3, InitLoraWeights, LnTuning, Lora, Method, Model, ModelOptions, Pass, Pretrained, Targets,
+    AdaLora, Bias, BitFit, Error, Ia3, InitLoraWeights, LnTuning, Lora, Method, Model, ModelOptions, Pass, Pretrained,
+    Targets, Vera,
 };
 
 use crate::adapters::{cases, examples, model, starts_from_the_weight};
@@ -22,6 +23,8 @@ fn mergeable() -> Vec<Method> {
         Method::Lora(start(InitLoraWeights::Olora)),
         Method::Ia3(Ia3::default()),
         Method::Ia3(Ia3 { target_modules: outer, feedforward_modules: inner, ..Ia3::default() }),
+        Method::Vera(Vera { r: 8, vera_dropout: 0.5, target_modules: all_linear(), ..Vera::default() }),
+        Method::AdaLora(AdaLora { lora_dropout: 0.5, target_modules: all_linear(), ..AdaLora::default() }),
     ]
 }
 

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
 use peft::{
-    Adapter, Adapters, Bias, Combination, CombinationType, ConversionRank, Error, Ia3, InitLoraWeights, LnTuning, Lora,
-    MajoritySignMethod, Method, Model, ModelOptions, Targets,
+    AdaLora, Adapter, Adapters, Bias, Combination, CombinationType, ConversionRank, Error, Ia3, InitLoraWeights,
+    LnTuning, Lora, MajoritySignMethod, Method, Model, ModelOptions, Targets, Vera,
 };
 use serde::Deserialize;
 
@@ -362,6 +362,8 @@ fn a_conversion_is_exact_where_the_rank_suffices() {
         (Method::Lora(Lora { use_dora: true, ..lora.clone() }), 32),
         (Method::Ia3(Ia3::default()), 32),
         (Method::Ia3(Ia3 { target_modules: outer, feedforward_modules: inner, ..Ia3::default() }), 32),
+        (Method::Vera(Vera { r: 5, target_modules: all_linear(), ..Vera::default() }), 5),
+        (Method::AdaLora(AdaLora { init_r: 3, target_r: 2, bias: Bias::LoraOnly, ..AdaLora::default() }), 3),
     ] {
         let model = trained(method, 3);
         let expected = flat(&model.predict(&batch(&examples().0)).unwrap());

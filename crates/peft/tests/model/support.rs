@@ -57,10 +57,11 @@ pub fn batch(sequences: &[Sequence]) -> Batch {
     Batch::new(sequences, &Device::Cpu).unwrap()
 }
 
-/// LoRA's B starts at zero, where A has no gradient: gives every B other values.
+/// LoRA's B, VeRA's outer vector and AdaLoRA's singular values start at zero, where what stands beside them has no gradient: gives
+/// them other values.
 pub fn fill_lora_b(model: &Model) {
     for (index, (name, variable)) in model.parameters().trainable().enumerate() {
-        if name.ends_with("lora_B.weight") {
+        if ["lora_B.weight", "vera_lambda_b", "lora_E"].iter().any(|end| name.ends_with(end)) {
             let values = numbers(variable.elem_count(), 100 + index as u64).iter().map(|x| 0.5 * x).collect();
             set(model, name, values);
         }

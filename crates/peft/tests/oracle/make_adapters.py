@@ -20,7 +20,7 @@ import peft
 import safetensors
 import torch
 import transformers
-from peft import IA3Config, LNTuningConfig, LoraConfig, get_peft_model
+from peft import AdaLoraConfig, IA3Config, LNTuningConfig, LoraConfig, PeftModel, VeraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import BertForSequenceClassification
 
@@ -66,9 +66,46 @@ CASES = {
         "exclude_modules": ["embeddings.LayerNorm"],
         "modules_to_save": ["pooler"],
     },
+    "vera": {"peft_type": "VERA", "r": 6, "projection_prng_key": 11, "target_modules": DENSE},
+    "vera_options": {
+        "peft_type": "VERA",
+        "r": 5,
+        "target_modules": ["query", "dense"],
+        "d_initial": 0.3,
+        "layers_to_transform": [1],
+        "layers_pattern": "layer",
+        "modules_to_save": ["token_type_embeddings"],
+        "bias": "vera_only",
+    },
+    # PEFT draws the matrices anew where it reads it.
+    "vera_key": {"peft_type": "VERA", "r": 6, "projection_prng_key": 5, "save_projection": False, "target_modules": DENSE},
+    # The schedule of the four steps that interop.py takes.
+    "adalora": {"peft_type": "ADALORA", "init_r": 4, "target_r": 2, "total_step": 4, "tfinal": 1, "target_modules": DENSE},
+    "adalora_masked": {
+        "peft_type": "ADALORA",
+        "init_r": 3,
+        "target_r": 1,
+        "tinit": 1,
+        "tfinal": 1,
+        "deltaT": 2,
+        "beta1": 0.7,
+        "beta2": 0.9,
+        "orth_reg_weight": 0.2,
+        "total_step": 4,
+        "lora_alpha": 6,
+        "target_modules": "all-linear",
+        "exclude_modules": ["pooler.dense"],
+        "modules_to_save": ["pooler"],
+        "bias": "lora_only",
+    },
 }
 
-CONFIGS = {"IA3": IA3Config, "LN_TUNING": LNTuningConfig}
+CONFIGS = {
+    "IA3": IA3Config,
+    "LN_TUNING": LNTuningConfig,
+    "VERA": VeraConfig,
+    "ADALORA": AdaLoraConfig,
+}
 
 
 def peft_config(options):
@@ -80,8 +117,24 @@ def peft_config(options):
     return LoraConfig(task_type="SEQ_CLS", r=3, lora_alpha=12, lora_dropout=0.0, **options)
 
 
+def base_model():
+    return BertForSequenceClassification.from_pretrained("tiny-bert", attn_implementation="eager")
+
+
+def mask(model):
+    """Masks singular values of AdaLoRA at random, and all of one branch, as the last step of its schedule does."""
+    pattern = {}
+    with torch.no_grad():
+        for name, parameter in model.base_model.model.named_parameters():
+            if "lora_E" in name:
+                left = torch.rand(parameter.shape) < (0.0 if "layer.1.attention.self.key" in name else 0.6)
+                parameter.mul_(left)
+                pattern[name] = left.view(-1).tolist()
+    model.peft_config["default"].rank_pattern = pattern
+
+
 def make(case, options, batch, labels, tensors):
-    base = BertForSequenceClassification.from_pretrained("tiny-bert", attn_implementation="eager")
+    base = base_model()
     config = peft_config(options)
     model = get_peft_model(base, config).eval()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -93,6 +146,8 @@ def make(case, options, batch, labels, tensors):
         for name, parameter in trained.items():
             kept = 0.0 if "lora_A" in name or "lora_B" in name else 1.0
             parameter.mul_(kept).add_(0.1 * torch.randn(parameter.shape))
+    if case == "adalora_masked":
+        mask(model)
     folder = HERE / "adapters" / case
     model.save_pretrained(folder)
     (folder / "README.md").unlink()
@@ -101,6 +156,10 @@ def make(case, options, batch, labels, tensors):
     fields = json.loads(path.read_text())
     sets = {name: sorted(value) for name, value in fields.items() if name.endswith("_modules") and isinstance(value, list)}
     path.write_text(json.dumps(fields | sets, indent=2, sort_keys=True))
+    if case == "adalora_masked":
+        # What is masked is no part of the files, and of the model that they make.
+        model = PeftModel.from_pretrained(base_model(), folder, is_trainable=True).eval()
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad and p.numel() > 0}
     trainable, total = model.get_nb_trainable_parameters()
     result = {"trainable": trainable, "all": total, "line": line(model), "names": sorted(map(our_name, trained))}
 

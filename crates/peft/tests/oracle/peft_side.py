@@ -17,7 +17,7 @@ def gradients(model, logits, labels, prefix, tensors):
     model.zero_grad()
     torch.nn.functional.cross_entropy(logits, labels).backward()
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.grad is not None:
+        if parameter.requires_grad and parameter.grad is not None and parameter.numel() > 0:
             tensors[f"{prefix}.{our_name(name)}"] = parameter.grad.float().clone()
 
 

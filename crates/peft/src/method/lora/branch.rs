@@ -97,15 +97,19 @@ impl LoraBranch {
     }
 }
 
+/// A layer's output with a branch beside it, `x Wᵀ + b + scaling * dropout(x) Aᵀ Bᵀ`, whose bias may be trained.
+pub(in crate::method) fn beside(base: &BaseLayer, x: &Tensor, branch: ops::Lora) -> Result<Tensor> {
+    if let Some(bias) = base.bias.as_ref().filter(|bias| bias.is_variable()) {
+        let y = ops::lora_linear(x, &base.weight, None, branch)?;
+        return Ok(ops::add_bias(&y, bias)?);
+    }
+    Ok(ops::lora_linear(x, &base.weight, base.bias.as_ref(), branch)?)
+}
+
 impl Adapter for LoraBranch {
     /// `x Wᵀ + b + scaling * dropout(x) Aᵀ Bᵀ`.
     fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let branch = self.operation(pass.dropout(self.dropout));
-        if let Some(bias) = base.bias.as_ref().filter(|bias| bias.is_variable()) {
-            let y = ops::lora_linear(x, &base.weight, None, branch)?;
-            return Ok(ops::add_bias(&y, bias)?);
-        }
-        Ok(ops::lora_linear(x, &base.weight, base.bias.as_ref(), branch)?)
+        beside(base, x, self.operation(pass.dropout(self.dropout)))
     }
 
     fn merge(&self, base: BaseLayer) -> Result<BaseLayer> {

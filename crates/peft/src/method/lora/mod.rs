@@ -8,10 +8,12 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::selection::Fields;
 use super::targets::Targets;
 use crate::error::{Error, Result};
 
 pub(crate) use branch::Branch;
+pub(super) use branch::beside;
 pub(super) use tuner::LoraTuner;
 
 /// LoRA (Hu et al. 2021), in the words of PEFT's `LoraConfig` (`tuners/lora/config.py`), with its defaults but for
@@ -66,11 +68,11 @@ pub struct Lora {
     pub init_lora_weights: InitLoraWeights,
 }
 
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// Which biases are trained besides a LoRA's branches (PEFT's `bias`).
+/// Which biases are trained besides an adapter (PEFT's `bias`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bias {
@@ -79,7 +81,7 @@ pub enum Bias {
     None,
     /// Every bias of the model.
     All,
-    /// Those of the layers that have a branch.
+    /// Those of the layers that have an adapter: `lora_only`, or `vera_only` in VeRA's files.
     LoraOnly,
 }
 
@@ -208,12 +210,22 @@ impl Lora {
         Ok(modules.map(|module| (module, tuner.branch(module).scaling)).collect())
     }
 
+    fn fields(&self) -> Fields<'_> {
+        Fields {
+            method: "LoRA",
+            target_modules: &self.target_modules,
+            exclude_modules: self.exclude_modules.as_ref(),
+            layers_to_transform: self.layers_to_transform.as_deref(),
+            layers_pattern: &self.layers_pattern,
+            modules_to_save: &self.modules_to_save,
+        }
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         let wrong = |field, found: String, expected| Err(Error::Adapter { method: "LoRA", field, found, expected });
         let is_alpha = |alpha: f64| alpha.is_finite() && alpha != 0.0;
         let rank_of_zero = self.rank_pattern.iter().find(|(_, r)| **r == 0);
         let wrong_alpha = self.alpha_pattern.iter().find(|(_, alpha)| !is_alpha(**alpha));
-        let is_list = matches!(self.target_modules, Targets::Suffixes(_));
         match self {
             Self { r: 0, .. } => wrong("r", "0".into(), "at least 1"),
             _ if rank_of_zero.is_some() => wrong("rank_pattern", format!("{rank_of_zero:?}"), "ranks of at least 1"),
@@ -231,15 +243,7 @@ impl Lora {
             Self { lora_dropout, .. } if !(0.0..1.0).contains(lora_dropout) => {
                 wrong("lora_dropout", lora_dropout.to_string(), "at least 0 and below 1")
             }
-            Self { layers_to_transform: Some(layers), .. } if !is_list => wrong(
-                "layers_to_transform",
-                format!("{layers:?}"),
-                "nothing, since target_modules is not a list of names",
-            ),
-            Self { layers_to_transform: None, layers_pattern, .. } if !layers_pattern.is_empty() => {
-                wrong("layers_pattern", layers_pattern.join(", "), "nothing, since layers_to_transform is not given")
-            }
-            _ => Ok(()),
+            _ => self.fields().check(),
         }
     }
 }

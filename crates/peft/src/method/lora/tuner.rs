@@ -5,17 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use regex::Regex;
 
 use super::{Bias, Branch, Lora};
-use crate::error::{Error, Result};
-use crate::method::saved::{lies_in, unmatched_name};
-use crate::method::targets::{Matcher, Targets, ends, expression};
+use crate::error::Result;
+use crate::method::selection::Selection;
+use crate::method::targets::expression;
 
 /// A [`Lora`] ready to be asked, module by module.
 pub(in crate::method) struct LoraTuner {
     lora: Lora,
-    targets: Matcher,
-    excluded: Option<Matcher>,
-    /// Each finds a layer's number in a path.
-    layer_numbers: Vec<Regex>,
+    selection: Selection,
     ranks: Vec<(Regex, usize)>,
     alphas: Vec<(Regex, f64)>,
 }
@@ -23,39 +20,17 @@ pub(in crate::method) struct LoraTuner {
 impl LoraTuner {
     pub fn new(lora: &Lora) -> Result<Self> {
         lora.check()?;
-        // PEFT `tuners_utils.py`, `check_target_module_exists`: the lazy `.*?` finds the first number.
-        let layer_numbers = if lora.layers_pattern.is_empty() {
-            vec![expression(r"^.*?\.[^.]*\.(\d+)\.", "")?]
-        } else {
-            let one = |name: &String| expression(&format!(r"^(?:.*?\.)?(?:{name})\.(\d+)\."), name);
-            lora.layers_pattern.iter().map(one).collect::<Result<_>>()?
-        };
         Ok(Self {
-            targets: lora.target_modules.compile()?,
-            excluded: lora.exclude_modules.as_ref().map(Targets::compile).transpose()?,
-            layer_numbers,
+            selection: Selection::new(&lora.fields())?,
             ranks: patterns(&lora.rank_pattern)?,
             alphas: patterns(&lora.alpha_pattern)?,
             lora: lora.clone(),
         })
     }
 
-    /// Whether a linear layer that is not trained whole gets a branch (PEFT `tuners_utils.py`, `check_target_module_exists`).
+    /// Whether a linear layer that is not trained whole gets a branch.
     pub fn adapts(&self, module: &str) -> bool {
-        let is_named_in_full =
-            matches!(&self.lora.target_modules, Targets::Suffixes(names) if names.iter().any(|name| name == module));
-        let wants_layer = self.lora.layers_to_transform.as_ref().is_none_or(|layers| {
-            // An empty list stands for all layers, as in PEFT.
-            layers.is_empty() || self.layer_number(module).is_some_and(|number| layers.contains(&number))
-        });
-        self.targets.matches(module)
-            && !self.excluded.as_ref().is_some_and(|excluded| excluded.matches(module))
-            && (wants_layer || is_named_in_full)
-    }
-
-    fn layer_number(&self, module: &str) -> Option<usize> {
-        let captures = self.layer_numbers.iter().find_map(|pattern| pattern.captures(module))?;
-        captures.get(1)?.as_str().parse().ok()
+        self.selection.adapts(module)
     }
 
     /// The branch of a linear layer that gets one.
@@ -75,35 +50,17 @@ impl LoraTuner {
 
     /// Whether a module is trained whole.
     pub fn saves(&self, module: &str) -> bool {
-        lies_in(module, &self.lora.modules_to_save)
+        self.selection.saves(module)
     }
 
-    /// Whether every bias is trained.
-    pub fn trains_biases(&self) -> bool {
-        self.lora.bias == Bias::All
+    /// The biases that are trained besides.
+    pub fn bias(&self) -> Bias {
+        self.lora.bias
     }
 
-    /// Whether the biases of layers that have a branch are trained.
-    pub fn trains_biases_beside(&self) -> bool {
-        self.lora.bias != Bias::None
-    }
-
-    /// Fails where a name of the method names nothing: less would be trained than was asked for, silently.
+    /// Fails where a name of the method names nothing.
     pub fn check_targets(&self, linear_layers: &BTreeSet<String>, modules: &BTreeSet<String>) -> Result<()> {
-        let none = |targets: String, modules| {
-            Err(Error::NoTarget { method: self.lora.to_string(), targets, choices: ends(modules) })
-        };
-        let unmatched = self.lora.target_modules.unmatched(linear_layers.iter())?;
-        if !unmatched.is_empty() || self.lora.target_modules == Targets::Suffixes(Vec::new()) {
-            return none(unmatched.join(", "), linear_layers);
-        }
-        if !linear_layers.iter().any(|module| self.adapts(module)) {
-            return none(format!("{} without what is excluded", self.lora.target_modules), linear_layers);
-        }
-        match unmatched_name(&self.lora.modules_to_save, modules) {
-            Some(name) => none(name.into(), modules),
-            None => Ok(()),
-        }
+        self.selection.check_targets(&self.lora.to_string(), linear_layers, modules)
     }
 }
 
