@@ -257,6 +257,9 @@ def main():
     warnings.filterwarnings("ignore", category=FutureWarning)
     # PEFT says so of every layer norm that it tunes.
     warnings.filterwarnings("ignore", message="Unsupported layer type")
+    # And of VeRA's key, of AdaLoRA's empty branches and masks, which it takes for LoRA's ranks, and of EVA's start.
+    for message in ("Specified to not", "Adapter 'default': .* invalid shape", "The following rank_pattern keys", ".* eva "):
+        warnings.filterwarnings("ignore", message=message)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

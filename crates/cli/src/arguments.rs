@@ -7,8 +7,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::de::DeserializeOwned;
 use trainer::glue::Task;
 use trainer::peft::{
-    Activation, AdaLora, AdapterConfig, AdapterStyle, Architecture, Bias, BitFit, Bottleneck, Ia3, InitLoraWeights,
-    InitWeights, LnTuning, Lora, Method, Pooling, Precision, Targets, Vera,
+    Activation, AdaLora, AdapterConfig, AdapterStyle, Architecture, Bias, BitFit, Bottleneck, EvaConfig, Ia3,
+    InitLoraWeights, InitWeights, LnTuning, Lora, Method, Pooling, Precision, Targets, Vera,
 };
 use trainer::{Evaluate, Run, Settings};
 
@@ -106,6 +106,7 @@ enum InitName {
     Gaussian,
     Pissa,
     Olora,
+    Eva,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -227,6 +228,18 @@ pub struct RunArguments {
     /// LoRA: how A and B start; AdaLoRA: true or false.
     #[arg(long, value_enum, default_value = "true")]
     init_lora_weights: InitName,
+    /// LoRA that starts as EVA: a layer's rank may grow to this multiple, while others' shrink.
+    #[arg(long, default_value_t = EvaConfig::default().rho)]
+    eva_rho: f64,
+    /// LoRA that starts as EVA: the cosine between a component and what it was a batch before at which it has settled.
+    #[arg(long, default_value_t = EvaConfig::default().tau)]
+    eva_tau: f64,
+    /// LoRA that starts as EVA: divide each row of A by the root of its singular value.
+    #[arg(long)]
+    eva_whiten: bool,
+    /// LoRA that starts as EVA: let lora_alpha grow and shrink with a layer's rank.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    eva_adjust_scaling_factors: bool,
     /// LoRA: B's learning rate as a multiple of A's (LoRA+).
     #[arg(long)]
     loraplus_lr_ratio: Option<f64>,
@@ -362,7 +375,14 @@ impl RunArguments {
                 InitName::Gaussian => InitLoraWeights::Gaussian,
                 InitName::Pissa => InitLoraWeights::Pissa,
                 InitName::Olora => InitLoraWeights::Olora,
+                InitName::Eva => InitLoraWeights::Eva,
             },
+            eva_config: matches!(self.init_lora_weights, InitName::Eva).then(|| EvaConfig {
+                rho: self.eva_rho,
+                tau: self.eva_tau,
+                whiten: self.eva_whiten,
+                adjust_scaling_factors: self.eva_adjust_scaling_factors,
+            }),
         })
     }
 

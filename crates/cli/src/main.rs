@@ -141,7 +141,11 @@ fn data() -> Result<()> {
 }
 
 fn parameters(arguments: &RunArguments, tree: bool) -> Result<()> {
-    let model = trainer(arguments)?.untrained_model(&arguments.run()?)?;
+    let (mut trainer, run) = (trainer(arguments)?, arguments.run()?);
+    let model = match &arguments.adapter {
+        Some(adapter) => trainer.adapter_model(&run, adapter)?.0,
+        None => trainer.untrained_model(&run)?,
+    };
     let report = model.trainable_report();
     if tree {
         println!("{}\n{report}", model.trainable_tree());

@@ -15,17 +15,26 @@ pub struct Pass<'a> {
     pub segments: &'a Segments,
     step_seed: Option<u64>,
     applications: std::cell::Cell<u64>,
+    /// Is told what flows into each layer that has an adapter, by its path.
+    observer: Option<&'a Observer<'a>>,
 }
+
+pub(crate) type Observer<'a> = dyn Fn(&str, &Tensor) + 'a;
 
 impl<'a> Pass<'a> {
     /// A pass without dropout.
     pub fn evaluation(segments: &'a Segments) -> Self {
-        Self { segments, step_seed: None, applications: 0.into() }
+        Self { segments, step_seed: None, applications: 0.into(), observer: None }
     }
 
     /// A pass with dropout, whose masks follow from `step_seed`: give each step of a run a seed of its own.
     pub fn training(segments: &'a Segments, step_seed: u64) -> Self {
-        Self { segments, step_seed: Some(step_seed), applications: 0.into() }
+        Self { segments, step_seed: Some(step_seed), applications: 0.into(), observer: None }
+    }
+
+    /// A pass without dropout, in which `observer` is told what flows into each layer that has an adapter, by its path.
+    pub(crate) fn observed(segments: &'a Segments, observer: &'a Observer<'a>) -> Self {
+        Self { observer: Some(observer), ..Self::evaluation(segments) }
     }
 
     /// Whether it is one of training.
@@ -54,6 +63,7 @@ fn split_mix(x: u64) -> u64 {
 /// `x Wᵀ + b`, and what the method makes of it.
 #[derive(Clone)]
 pub(crate) struct Linear {
+    path: String,
     base: BaseLayer,
     adapter: Option<Arc<dyn Adapter>>,
 }
@@ -105,18 +115,21 @@ impl Linear {
         if let Some(adapter) = &adapter {
             builder.adapted.push(AdaptedLayer { path: path.into(), base: base.clone(), adapter: adapter.clone() });
         }
-        Ok(Self { base, adapter })
+        Ok(Self { path: path.into(), base, adapter })
     }
 
     /// The layer with its adapter merged into its weight, if it has one.
     pub fn merge(self) -> Result<Self> {
         match self.adapter {
-            Some(adapter) => Ok(Self { base: adapter.merge(self.base)?, adapter: None }),
+            Some(adapter) => Ok(Self { base: adapter.merge(self.base)?, adapter: None, ..self }),
             None => Ok(self),
         }
     }
 
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        if let (Some(observer), true) = (pass.observer, self.adapter.is_some()) {
+            observer(&self.path, x);
+        }
         match &self.adapter {
             Some(adapter) => adapter.forward(&self.base, x, pass),
             None => Ok(ops::linear(x, &self.base.weight, self.base.bias.as_ref())?),

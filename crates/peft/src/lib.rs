@@ -52,6 +52,7 @@ mod encoder;
 mod error;
 mod files;
 mod head;
+mod incremental_pca;
 mod layers;
 mod layout;
 mod merged_checkpoint;
@@ -72,8 +73,8 @@ pub use batch::{Batch, Sequence};
 pub use error::{Error, Result};
 pub use layers::Pass;
 pub use method::{
-    AdaLora, AdapterStyle, Bias, BitFit, Bottleneck, Ia3, InitLoraWeights, InitWeights, LnTuning, Lora, Method,
-    RankAllocator, Targets, Vera,
+    AdaLora, AdapterStyle, Bias, BitFit, Bottleneck, EvaConfig, Ia3, InitLoraWeights, InitWeights, LnTuning, Lora,
+    Method, RankAllocator, Targets, Vera,
 };
 pub use model::{Model, ModelOptions, Pooling};
 pub use ops::{Activation, Precision};

@@ -1,5 +1,6 @@
 //! A pretrained encoder with a classifier on top, fine-tuned by one method.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -255,6 +256,23 @@ impl Model {
             Pooling::Mean => ops::segment_mean(&encoder.forward(batch, pass, Wanted::AllTokens)?, pass.segments)?,
         }; // (sequences, hidden)
         head.forward(&pooled, pass)
+    }
+
+    /// What flows into each layer that has an adapter, `(tokens, in)`, by its path; one tensor for all that it flows into.
+    pub(crate) fn adapted_inputs(&self, batch: &Batch) -> Result<Vec<(String, Tensor)>> {
+        batch.check(self.max_length)?;
+        ops::on_workers(|| {
+            ops::without_gradients(|| -> Result<_> {
+                let inputs = RefCell::new(Vec::new());
+                let observer = |path: &str, x: &Tensor| inputs.borrow_mut().push((path.to_string(), x.clone()));
+                let pass = Pass::observed(&batch.segments, &observer);
+                // Of the last layer too, all tokens count, not the first alone.
+                let Network { encoder, head } = &self.network;
+                let hidden = encoder.forward(batch, &pass, Wanted::AllTokens)?;
+                head.forward(&ops::first_tokens(&hidden, pass.segments)?, &pass)?;
+                Ok(inputs.take())
+            })
+        })
     }
 
     /// The logits without dropout, `(sequences, num_labels)`.

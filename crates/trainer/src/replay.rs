@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::npy::NpzTensors;
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use peft::{Batch, Sequence};
 use serde::{Deserialize, Serialize};
 
@@ -79,7 +79,19 @@ pub fn replay(
     save_adapter: Option<&Path>,
 ) -> Result<Replayed> {
     let batches = read_batches(run, batches)?;
-    let model = trainer.untrained_model(&Run { method: run.method.clone().over(batches.len()), ..run.clone() })?;
+    let run = &Run { method: run.method.clone().over(batches.len()), ..run.clone() };
+    let model = match start {
+        Start::Adapter(_) => trainer.blank_model(run)?,
+        // A start from data that has not settled by then goes over the batches again.
+        _ => trainer.model_from(
+            run,
+            batches
+                .iter()
+                .cycle()
+                .take(10 * batches.len())
+                .map(|(sequences, _)| Ok(Batch::new(sequences, &Device::Cpu)?)),
+        )?,
+    };
     let mut warnings = Vec::new();
     match start {
         Start::New => {}

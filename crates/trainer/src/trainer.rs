@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use candle_core::Device;
 use glue::{Glue, Split, Targets, Task};
-use peft::{AdaLora, Method, Model, ModelOptions, Pretrained, Warning};
+use peft::{AdaLora, Batch, Method, Model, ModelOptions, Pretrained, Warning};
 
+use crate::batches::epoch_batches;
 use crate::checkpoint;
 use crate::data::TaskData;
 use crate::error::{Error, Result};
@@ -15,7 +17,7 @@ use crate::evaluation::predict;
 use crate::files;
 use crate::progress::{Verbosity, clock};
 use crate::record::{Environment, ParameterCounts, Record};
-use crate::run::Run;
+use crate::run::{Run, Settings};
 use crate::tokenizer::Tokenizer;
 use crate::training::{Conditions, best, steps, train};
 
@@ -160,23 +162,49 @@ impl Trainer {
     /// The model a run starts from.
     ///
     /// # Errors
-    /// When the model is missing or broken, or the method does not fit it.
+    /// When the model is missing or broken, the method does not fit it, or it starts from data that is missing.
     pub fn untrained_model(&mut self, run: &Run) -> Result<Model> {
+        if !run.method.starts_from_data() {
+            return self.blank_model(run);
+        }
+        let (data, Settings { batch_size, group_by_length, epochs, .. }) = (self.data(run)?, run.settings.clone());
+        let lengths = data.train.lengths();
+        // In the order of the steps, from memory that the device need not hold at once.
+        let order =
+            (0..epochs).flat_map(|epoch| epoch_batches(&lengths, batch_size.max(1), group_by_length, run.seed, epoch));
+        self.model_from(run, order.map(|indices| Ok(data.train.batch(&indices, &Device::Cpu)?.0)))
+    }
+
+    /// The model a run starts from, if it starts from these batches.
+    pub(crate) fn model_from(&mut self, run: &Run, batches: impl Iterator<Item = Result<Batch>>) -> Result<Model> {
+        if !run.method.starts_from_data() {
+            return self.blank_model(run);
+        }
+        let options = self.options(run)?;
+        Model::with_eva_start(&*self.pretrained(&run.model)?, &options, batches)
+    }
+
+    /// The model of a run that an adapter is to be loaded into.
+    pub(crate) fn blank_model(&mut self, run: &Run) -> Result<Model> {
+        let options = self.options(run)?;
+        Ok(Model::new(&*self.pretrained(&run.model)?, &options)?)
+    }
+
+    fn options(&mut self, run: &Run) -> Result<ModelOptions> {
         let method = match &run.method {
             Method::AdaLora(AdaLora { total_step: None, .. }) => {
                 run.method.clone().over(steps(&run.settings, self.data(run)?.train.len()))
             }
             method => method.clone(),
         };
-        let options = ModelOptions {
+        Ok(ModelOptions {
             pooling: run.settings.pooling,
             train_pooler: run.settings.train_pooler,
             dropout: run.settings.dropout,
             precision: run.settings.precision,
             seed: run.seed,
             ..ModelOptions::new(method, run.task.num_labels())
-        };
-        Ok(Model::new(&*self.pretrained(&run.model)?, &options)?)
+        })
     }
 
     /// The model as it was at the best evaluation of a run whose weights were kept.
@@ -194,7 +222,7 @@ impl Trainer {
     /// # Errors
     /// When the adapter is broken, or one for another task, method or base model.
     pub fn adapter_model(&mut self, run: &Run, folder: &Path) -> Result<(Model, Vec<Warning>)> {
-        let model = self.untrained_model(run)?;
+        let model = self.blank_model(run)?;
         let warnings = model.load_adapter(folder)?;
         Ok((model, warnings))
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use glue::{Glue, Metric, Split, Task};
-use peft::{AdaLora, Lora, Method, Pooling, Pretrained, Targets, Vera};
+use peft::{AdaLora, InitLoraWeights, Lora, Method, Pooling, Pretrained, Targets, Vera};
 use trainer::{DEFAULT_MODEL, Evaluate, Record, Run, Stop, Trainer, Verbosity, evaluate};
 
 /// Whether the base model is here; without it these tests have nothing to run.
@@ -49,7 +49,8 @@ fn a_run_interrupted_after_every_step_equals_the_uninterrupted_one_bit_for_bit()
     // Four steps: masked after the third, and kept masked after the fourth.
     let adalora = AdaLora { init_r: 3, target_r: 2, tinit: 0, tfinal: 1, ..AdaLora::default() };
     let vera = Vera { r: 16, ..Vera::default() };
-    for method in [Method::lora(4), Method::bitfit(), Method::AdaLora(adalora), Method::Vera(vera)] {
+    let eva = Lora { init_lora_weights: InitLoraWeights::Eva, ..Lora::rank(4) };
+    for method in [Method::lora(4), Method::bitfit(), Method::AdaLora(adalora), Method::Vera(vera), Method::Lora(eva)] {
         let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let run = short_run(method);
         let mut uninterrupted = trainer(whole.path());

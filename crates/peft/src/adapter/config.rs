@@ -10,7 +10,9 @@ use serde_json::{Map, Value, json};
 use super::nearest::nearest;
 use super::warning::Warning;
 use crate::error::{Error, Result};
-use crate::method::{AdaLora, Bias, BitFit, Bottleneck, HEADS, Ia3, LnTuning, Lora, Method, Targets, Vera};
+use crate::method::{
+    AdaLora, Bias, BitFit, Bottleneck, HEADS, Ia3, InitLoraWeights, LnTuning, Lora, Method, Targets, Vera,
+};
 use crate::model::{Model, Pooling};
 use crate::parameters::is_head;
 
@@ -49,7 +51,7 @@ const COMMON: [&str; 9] = [
 ];
 
 /// Fields of LoRA that [`Lora`] has.
-const LORA: [&str; 14] = [
+const LORA: [&str; 15] = [
     "r",
     "lora_alpha",
     "lora_dropout",
@@ -64,10 +66,11 @@ const LORA: [&str; 14] = [
     "use_rslora",
     "use_dora",
     "init_lora_weights",
+    "eva_config",
 ];
 
 /// Fields of LoRA that change nothing for the linear layers of an encoder, or by whose start alone, which is in the tensors.
-const WITHOUT_EFFECT: [&str; 9] = [
+const WITHOUT_EFFECT: [&str; 8] = [
     "fan_in_fan_out",
     "megatron_config",
     "megatron_core",
@@ -75,7 +78,6 @@ const WITHOUT_EFFECT: [&str; 9] = [
     "ensure_weight_tying",
     "qalora_group_size",
     "loftq_config",
-    "eva_config",
     "corda_config",
 ];
 
@@ -300,6 +302,12 @@ impl AdapterConfig {
                 fields["use_rslora"] = json!(lora.use_rslora);
                 fields["use_dora"] = json!(lora.use_dora);
                 fields["init_lora_weights"] = json!(lora.init_lora_weights);
+                if lora.init_lora_weights == InitLoraWeights::Eva {
+                    fields["eva_config"] = json!(lora.eva_config.clone().unwrap_or_default());
+                    // PEFT's defaults, for labels of tokens, which sequence classifiers have not.
+                    fields["eva_config"]["use_label_mask"] = json!(true);
+                    fields["eva_config"]["label_mask_value"] = json!(-100);
+                }
                 for field in ["fan_in_fan_out", "lora_bias", "use_qalora"] {
                     fields[field] = json!(false);
                 }

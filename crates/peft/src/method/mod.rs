@@ -29,7 +29,7 @@ pub use ia3::Ia3;
 pub(crate) use ia3::Vector;
 pub use ln_tuning::LnTuning;
 pub(crate) use lora::Branch;
-pub use lora::{Bias, InitLoraWeights, Lora};
+pub use lora::{Bias, EvaConfig, InitLoraWeights, Lora};
 pub use targets::Targets;
 pub use vera::Vera;
 pub(crate) use vera::{Projections, VeraBranch};
@@ -100,6 +100,11 @@ impl Method {
             adalora.total_step.get_or_insert(steps);
         }
         self
+    }
+
+    /// Whether its start follows from data, and not from the checkpoint and a seed alone.
+    pub fn starts_from_data(&self) -> bool {
+        matches!(self, Self::Lora(lora) if lora.init_lora_weights == InitLoraWeights::Eva)
     }
 
     /// BitFit on all biases.
@@ -430,7 +435,7 @@ mod tests {
         let json = serde_json::to_string(&lora).unwrap();
         assert!(json.contains(r#""bias":"lora_only""#) && json.contains(r#""init_lora_weights":"pissa""#), "{json}");
         assert_eq!(serde_json::from_str::<Lora>(&json).unwrap(), lora);
-        let error = serde_json::from_str::<Lora>(r#"{"init_lora_weights":"eva"}"#).unwrap_err().to_string();
-        assert!(error.contains("\"eva\" is not known"), "{error}");
+        let error = serde_json::from_str::<Lora>(r#"{"init_lora_weights":"loftq"}"#).unwrap_err().to_string();
+        assert!(error.contains("\"loftq\" is not known"), "{error}");
     }
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use peft::{
-    AdaLora, Adapter, AdapterConfig, BitFit, Ia3, LnTuning, Lora, Method, Model, ModelOptions, Pass, Pooling,
-    RankAllocator, Sequence, Targets, Vera, Warning,
+    AdaLora, Adapter, AdapterConfig, Batch, BitFit, EvaConfig, Ia3, InitLoraWeights, LnTuning, Lora, Method, Model,
+    ModelOptions, Pass, Pooling, RankAllocator, Sequence, Targets, Vera, Warning,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -193,6 +193,16 @@ fn an_adapter_that_was_read_is_written_with_the_same_keys_and_values() {
     }
 }
 
+/// The same with every number as a float: 4 is 4.0.
+fn in_floats(value: &Value) -> Value {
+    match value {
+        Value::Number(number) => number.as_f64().into(),
+        Value::Array(values) => values.iter().map(in_floats).collect(),
+        Value::Object(fields) => fields.iter().map(|(name, value)| (name.clone(), in_floats(value))).collect(),
+        other => other.clone(),
+    }
+}
+
 #[test]
 fn a_configuration_that_was_read_is_written_with_the_same_fields() {
     for case in cases().keys() {
@@ -203,7 +213,7 @@ fn a_configuration_that_was_read_is_written_with_the_same_fields() {
         };
         let (mut expected, found) = (read(&folder(case)), read(there.path()));
         // A set in PEFT, and one name or a list of one.
-        let sorted = |value: &Value| match value {
+        let sorted = |value: &Value| match &in_floats(value) {
             Value::Array(values) => values.iter().map(Value::to_string).collect::<BTreeSet<_>>(),
             other => BTreeSet::from([other.to_string()]),
         };
@@ -370,4 +380,81 @@ fn values_of_adalora_that_are_masked_are_left_out_of_its_files() {
     // The same sums but for terms that are zero.
     close("logits", &found, &expected, 1e-5);
     assert!(RankAllocator::new(&again).unwrap().is_none(), "its budget has been spent");
+}
+
+/// `make_adapters.py`'s batches: the first two examples and the others in turn.
+fn eva_batches() -> impl Iterator<Item = peft::Result<Batch>> {
+    let (sequences, _) = examples();
+    let parts = [batch(&sequences[..2]), batch(&sequences[2..])];
+    (0..100).map(move |index| Ok(parts[index % 2].clone()))
+}
+
+fn eva(config: EvaConfig) -> Lora {
+    let targets = Targets::suffixes(["query", "value", "dense"]);
+    let (init_lora_weights, eva_config) = (InitLoraWeights::Eva, Some(config));
+    let exclude_modules = Some(Targets::suffixes(["pooler.dense"]));
+    Lora { r: 3, lora_alpha: 12.0, init_lora_weights, eva_config, exclude_modules, ..Lora::default() }.on(targets)
+}
+
+/// PEFT's components are worked out in f32; rows of length 1 that agree to a part in ten thousand but for their sign.
+#[test]
+fn eva_starts_from_pefts_components_and_divides_ranks_as_peft_does() {
+    let (theirs, _) = AdapterConfig::read(&folder("eva")).unwrap();
+    let Method::Lora(theirs) = &theirs.method else { panic!("not LoRA") };
+    let asked = exact(Method::Lora(eva(EvaConfig::default())));
+    let model = Model::with_eva_start(&tiny(), &asked, eva_batches()).unwrap();
+    let Method::Lora(ours) = model.method() else { panic!("not LoRA") };
+    assert_eq!((&ours.rank_pattern, &ours.alpha_pattern), (&theirs.rank_pattern, &theirs.alpha_pattern));
+    let names = |targets: &Targets| match targets {
+        Targets::Suffixes(names) => names.iter().cloned().collect::<BTreeSet<_>>(),
+        other => panic!("{other}"),
+    };
+    assert_eq!(names(&ours.target_modules), names(&theirs.target_modules));
+    assert!(!ours.rank_pattern.is_empty(), "no rank was moved");
+
+    let stored = load(&oracle_folder().join("adapters.safetensors"));
+    for (name, a) in model.parameters().trainable().filter(|(name, _)| name.ends_with("lora_A.weight")) {
+        let expected = stored[&format!("eva.start.{name}")].to_dtype(DType::F64).unwrap();
+        let cosines = flat(&(a.as_tensor() * expected).unwrap().sum(1).unwrap());
+        assert!(cosines.iter().all(|cosine| (cosine.abs() - 1.0).abs() < 1e-4), "{name}: {cosines:?}");
+    }
+    // B is zero.
+    let batch = batch(&sequences(&[7, 1, 40], 100));
+    let base = Model::new(&tiny(), &exact(Method::Head)).unwrap().predict(&batch).unwrap();
+    close("logits", &flat(&model.predict(&batch).unwrap()), &flat(&base), 1e-12);
+}
+
+#[test]
+fn eva_leaves_ranks_as_they_are_where_none_may_grow_and_whitens_where_it_is_asked_to() {
+    let start = |config| {
+        let asked = exact(Method::Lora(eva(config)));
+        Model::with_eva_start(&tiny(), &asked, eva_batches()).unwrap()
+    };
+    let uniform = start(EvaConfig { rho: 1.0, ..EvaConfig::default() });
+    let Method::Lora(lora) = uniform.method() else { panic!("not LoRA") };
+    assert!(lora.rank_pattern.is_empty() && lora.alpha_pattern.is_empty());
+    let whitened = start(EvaConfig { rho: 1.0, whiten: true, ..EvaConfig::default() });
+    for (name, a) in uniform.parameters().trainable().filter(|(name, _)| name.ends_with("lora_A.weight")) {
+        let rows = |a: &Tensor| flat(&a.sqr().unwrap().sum(1).unwrap());
+        close(name, &rows(a), &[1.0; 3], 1e-12);
+        // A whole row is divided: the direction stays.
+        let other = whitened.parameters().get(name).unwrap();
+        let lengths = rows(other).iter().map(|square| square.sqrt()).collect::<Vec<_>>();
+        let along = flat(&(a.as_tensor() * other.as_tensor()).unwrap().sum(1).unwrap());
+        close(name, &along, &lengths, 1e-12);
+        assert!(lengths.windows(2).all(|pair| pair[0] <= pair[1]), "larger values are divided by more: {lengths:?}");
+    }
+}
+
+#[test]
+fn eva_without_enough_data_is_an_error_that_says_so() {
+    let start = |lora, batches: Vec<Batch>| {
+        let batches = batches.into_iter().map(peft::Result::Ok);
+        Model::with_eva_start(&tiny(), &exact(Method::Lora(lora)), batches).err().unwrap().to_string()
+    };
+    let batch = || batch(&sequences(&[2, 2], 100));
+    assert!(start(eva(EvaConfig::default()), vec![]).contains("batches of data"));
+    assert!(start(eva(EvaConfig::default()), vec![batch()]).contains("as many tokens as rho times r"));
+    assert!(start(Lora::default(), vec![batch()]).contains("expected \"eva\""));
+    assert!(start(eva(EvaConfig { rho: 0.5, ..EvaConfig::default() }), vec![batch()]).contains("rho is 0.5"));
 }

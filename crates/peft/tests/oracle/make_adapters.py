@@ -20,7 +20,17 @@ import peft
 import safetensors
 import torch
 import transformers
-from peft import AdaLoraConfig, IA3Config, LNTuningConfig, LoraConfig, PeftModel, VeraConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoraConfig,
+    PeftModel,
+    VeraConfig,
+    get_peft_model,
+    initialize_lora_eva_weights,
+)
+from peft.utils.incremental_pca import IncrementalPCA
 from safetensors.torch import save_file
 from transformers import BertForSequenceClassification
 
@@ -98,6 +108,8 @@ CASES = {
         "modules_to_save": ["pooler"],
         "bias": "lora_only",
     },
+    # Of the pooler's input, which has one row for each sequence, PEFT's EVA makes nothing.
+    "eva": {"target_modules": DENSE, "exclude_modules": ["pooler.dense"], "init_lora_weights": "eva"},
 }
 
 CONFIGS = {
@@ -133,10 +145,27 @@ def mask(model):
     model.peft_config["default"].rank_pattern = pattern
 
 
+class ExactPCA(IncrementalPCA):
+    """PEFT's, without its random sketch of a decomposition."""
+
+    def __init__(self, **options):
+        super().__init__(**(options | {"lowrank": False}))
+
+
+def start_from_data(model, batch):
+    """EVA's start from the first two examples and from the others in turn, as lists of batches."""
+    peft.tuners.lora.eva.IncrementalPCA = ExactPCA
+    parts = [{key: values[rows] for key, values in batch.items()} for rows in (slice(0, 2), slice(2, None))]
+    initialize_lora_eva_weights(model, parts, show_progress_bar=False)
+
+
 def make(case, options, batch, labels, tensors):
     base = base_model()
     config = peft_config(options)
     model = get_peft_model(base, config).eval()
+    if options.get("init_lora_weights") == "eva":
+        start_from_data(model, batch)
+        tensors |= {f"{case}.start.{our_name(n)}": p.detach().clone() for n, p in model.named_parameters() if "lora_A" in n}
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if options.get("use_dora") or options.get("init_lora_weights") in ("pissa", "olora"):
         for name, parameter in trained.items():

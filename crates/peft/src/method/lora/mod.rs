@@ -1,6 +1,7 @@
 //! LoRA and its variants: what is adapted, at which rank and from which start.
 
 mod branch;
+mod eva;
 mod tuner;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use crate::error::{Error, Result};
 
 pub(crate) use branch::Branch;
 pub(super) use branch::beside;
+pub use eva::EvaConfig;
 pub(super) use tuner::LoraTuner;
 
 /// LoRA (Hu et al. 2021), in the words of PEFT's `LoraConfig` (`tuners/lora/config.py`), with its defaults but for
@@ -66,6 +68,9 @@ pub struct Lora {
     /// How A and B start.
     #[serde(skip_serializing_if = "is_default")]
     pub init_lora_weights: InitLoraWeights,
+    /// The options of [`InitLoraWeights::Eva`]; `None`: their defaults.
+    #[serde(skip_serializing_if = "is_default")]
+    pub eva_config: Option<EvaConfig>,
 }
 
 pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -102,6 +107,10 @@ pub enum InitLoraWeights {
     /// `"olora"` (Büyükakyüz 2024): from `W = Q R` the first r columns of Q as B and rows of R as A; W is replaced by the
     /// residual `W - scaling B A` (`olora_init`).
     Olora,
+    /// `"eva"` (Paischer et al. 2024): A from the principal components of the layer's inputs, B zero, and ranks where the inputs vary
+    /// most. It takes data: [`crate::Model::with_eva_start`]. Without, as in a model that an adapter is then loaded into, A and B
+    /// start as with `true`.
+    Eva,
 }
 
 /// [`InitLoraWeights`] in JSON.
@@ -123,8 +132,9 @@ impl TryFrom<Written> for InitLoraWeights {
                 "gaussian" => Ok(Self::Gaussian),
                 "pissa" => Ok(Self::Pissa),
                 "olora" => Ok(Self::Olora),
+                "eva" => Ok(Self::Eva),
                 _ => Err(format!(
-                    "init_lora_weights {name:?} is not known; expected true, false, \"gaussian\", \"pissa\" or \"olora\""
+                    "init_lora_weights {name:?} is not known; expected true, false, \"gaussian\", \"pissa\", \"olora\" or \"eva\""
                 )),
             },
         }
@@ -139,6 +149,7 @@ impl From<InitLoraWeights> for Written {
             InitLoraWeights::Gaussian => Self::Name("gaussian".into()),
             InitLoraWeights::Pissa => Self::Name("pissa".into()),
             InitLoraWeights::Olora => Self::Name("olora".into()),
+            InitLoraWeights::Eva => Self::Name("eva".into()),
         }
     }
 }
@@ -147,7 +158,7 @@ impl InitLoraWeights {
     /// What stands in the place of the base weight: two adapters with one answer fit the same base.
     pub(crate) fn base_weight(self) -> &'static str {
         match self {
-            Self::Kaiming | Self::Unset | Self::Gaussian => "true",
+            Self::Kaiming | Self::Unset | Self::Gaussian | Self::Eva => "true",
             Self::Pissa => "pissa",
             Self::Olora => "olora",
         }
@@ -179,6 +190,7 @@ impl Lora {
             use_rslora: false,
             use_dora: false,
             init_lora_weights: InitLoraWeights::Kaiming,
+            eva_config: None,
         }
     }
 
@@ -243,6 +255,7 @@ impl Lora {
             Self { lora_dropout, .. } if !(0.0..1.0).contains(lora_dropout) => {
                 wrong("lora_dropout", lora_dropout.to_string(), "at least 0 and below 1")
             }
+            Self { eva_config: Some(config), .. } => config.check().and_then(|()| self.fields().check()),
             _ => self.fields().check(),
         }
     }
@@ -260,6 +273,7 @@ impl fmt::Display for Lora {
             InitLoraWeights::Gaussian => write!(f, ", gaussian start"),
             InitLoraWeights::Pissa => write!(f, ", PiSSA"),
             InitLoraWeights::Olora => write!(f, ", OLoRA"),
+            InitLoraWeights::Eva => write!(f, ", EVA"),
         }
     }
 }

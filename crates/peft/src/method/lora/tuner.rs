@@ -64,6 +64,14 @@ impl LoraTuner {
     }
 }
 
+impl Lora {
+    /// The `lora_alpha` of a module.
+    pub(super) fn alpha_of(&self, module: &str) -> Result<f64> {
+        let alphas = patterns(&self.alpha_pattern)?;
+        Ok(alphas.iter().find(|(pattern, _)| pattern.is_match(module)).map_or(self.lora_alpha, |(_, alpha)| *alpha))
+    }
+}
+
 /// PEFT `utils/other.py`, `get_pattern_key`.
 fn patterns<T: Copy>(values: &BTreeMap<String, T>) -> Result<Vec<(Regex, T)>> {
     values
