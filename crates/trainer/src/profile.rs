@@ -3,7 +3,9 @@
 use std::str::FromStr;
 
 use glue::{Glue, Split, Task};
-use peft::{AdapterStyle, Bottleneck, Ia3, InitLoraWeights, LnTuning, Lora, Method, Pooling, Precision, Targets};
+use peft::{
+    AdaLora, AdapterStyle, Bottleneck, Ia3, InitLoraWeights, LnTuning, Lora, Method, Pooling, Precision, Targets, Vera,
+};
 
 use crate::error::{Error, Result};
 use crate::run::{Evaluate, Run, Settings};
@@ -157,6 +159,9 @@ impl Profile {
             start(InitLoraWeights::Gaussian),
             start(InitLoraWeights::Pissa),
             start(InitLoraWeights::Olora),
+            start(InitLoraWeights::Eva),
+            Method::AdaLora(AdaLora { target_modules: lora().target_modules, ..AdaLora::default() }),
+            Method::Vera(Vera { target_modules: lora().target_modules, ..Vera::default() }),
             Method::Bottleneck(Bottleneck::new(AdapterStyle::Houlsby)),
             Method::Bottleneck(Bottleneck::new(AdapterStyle::Pfeiffer)),
             Method::Bottleneck(Bottleneck::new(AdapterStyle::Parallel)),
