@@ -105,7 +105,7 @@ impl Linear {
             }
             Some(Adaptation::Ia3(vector)) => (Some(vector.build(builder, path, &weight)?), weight),
             Some(Adaptation::Vera(branch)) => (Some(branch.build(builder, path, &weight)?), weight),
-            Some(Adaptation::AdaLora(branch)) => (branch.build(builder, path, &weight)?, weight),
+            Some(Adaptation::AdaLora(branch)) => (Some(branch.build(builder, path, &weight)?), weight),
             None => (None, weight),
         };
         // After the adapter, which may have its bias trained.

@@ -224,8 +224,7 @@ impl Model {
         let is_beside = |name: &str| {
             self.adapted.iter().any(|layer| name.strip_prefix(&layer.path).is_some_and(|rest| rest.starts_with('.')))
         };
-        let mut trained = self.parameters.of_adapters().filter(|name| self.parameters.get(name).is_some());
-        match trained.find(|name| !is_beside(name)) {
+        match self.parameters.of_adapters().find(|name| !is_beside(name)) {
             Some(name) => Err(Error::NotMergeable { method: self.method.to_string(), name: name.into() }),
             None => Ok(()),
         }

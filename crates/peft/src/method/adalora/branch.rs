@@ -26,15 +26,15 @@ pub(crate) struct SvdBranch {
 }
 
 impl SvdBranch {
-    /// The branch of a layer with that weight, `(out, in)`; none where no value is left.
-    pub fn build(self, builder: &mut Builder, path: &str, weight: &Tensor) -> Result<Option<Box<dyn Adapter>>> {
+    /// The branch of a layer with that weight, `(out, in)`.
+    pub fn build(self, builder: &mut Builder, path: &str, weight: &Tensor) -> Result<Box<dyn Adapter>> {
         let (outputs, inputs) = weight.dims2()?;
         let Self { r, scaling, dropout, is_started } = self;
         builder.count_as_peft(1); // `ranknum`, which no file holds
         let shapes = [(NAMES.a, [r, inputs]), (NAMES.b, [outputs, r]), (NAMES.e, [r, 1])];
         if r == 0 {
             shapes.iter().for_each(|(name, shape)| builder.empty_adapter(format!("{path}.{name}"), shape));
-            return Ok(None);
+            return Ok(Box::new(Nothing));
         }
         // PEFT `tuners/adalora/layer.py`, `update_layer` and `reset_lora_parameters`.
         let normal = |standard_deviation| Start::Normal { standard_deviation };
@@ -44,7 +44,20 @@ impl SvdBranch {
             |(name, shape): (&str, [usize; 2]), start| builder.adapter(format!("{path}.{name}"), &shape, start);
         let [a, b, e] = shapes;
         let (a, b, e) = (parameter(a, vectors)?, parameter(b, vectors)?, parameter(e, values)?);
-        Ok(Some(Box::new(SvdLayer { a, b, e, scaling, dropout })))
+        Ok(Box::new(SvdLayer { a, b, e, scaling, dropout }))
+    }
+}
+
+/// A branch of which no value is left. Its layer's bias may be trained all the same.
+struct Nothing;
+
+impl Adapter for Nothing {
+    fn forward(&self, base: &BaseLayer, x: &Tensor, _pass: &Pass) -> Result<Tensor> {
+        Ok(ops::linear(x, &base.weight, base.bias.as_ref())?)
+    }
+
+    fn merge(&self, base: BaseLayer) -> Result<BaseLayer> {
+        Ok(base)
     }
 }
 
