@@ -131,7 +131,7 @@ impl Profile {
             (Self::Smoke, Method::Full) => vec![1e-4],
             (Self::Smoke, _) => vec![3e-3],
             (_, Method::Full) => vec![3e-5, 1e-4, 3e-4, 1e-3],
-            (_, Method::Lora(_) | Method::AdaLora(_)) => vec![3e-4, 1e-3, 3e-3, 1e-2],
+            (_, Method::Lora(_)) => vec![3e-4, 1e-3, 3e-3, 1e-2],
             (_, Method::Bottleneck(_)) => vec![1e-4, 3e-4, 1e-3, 3e-3],
             (_, _) => vec![1e-3, 3e-3, 1e-2, 3e-2],
         };
@@ -226,8 +226,10 @@ impl Budget {
     fn run(self, task: Task, method: &Method) -> Run {
         let learning_rate = match method {
             Method::Full => 1e-4,
-            Method::Lora(_) | Method::AdaLora(_) | Method::Bottleneck(_) => 1e-3,
-            Method::BitFit(_) | Method::Ia3(_) | Method::LnTuning(_) | Method::Vera(_) | Method::Head => 3e-3,
+            Method::Lora(_) | Method::Bottleneck(_) => 1e-3,
+            Method::BitFit(_) | Method::Ia3(_) | Method::LnTuning(_) | Method::Head => 3e-3,
+            // What they train first, a vector or singular values, starts at zero between matrices of small numbers.
+            Method::AdaLora(_) | Method::Vera(_) => 1e-2,
         };
         let batch_size = 16;
         let examples = self.train_limit.or(task.official_rows(Split::Train)).unwrap_or(batch_size);
