@@ -8,7 +8,7 @@ checkpoint of every other architecture in ../crates/peft/tests/oracle/encoders:
   on      training goes on from that adapter on both sides, with the same loss at every step
   merged  peft-glue merges that adapter into a checkpoint; transformers loads it and gives the same logits
   as LoRA peft-glue converts that adapter to LoRA, at the ranks that keep all of it; PeftModel.from_pretrained loads it and gives the
-          same logits (of LoRA and (IA)³)
+          same logits (not of LN tuning, which has no branches)
 
 At the end two LoRAs of peft's are combined by peft-glue and by peft, and both give the same logits.
 
@@ -208,7 +208,7 @@ def check(peft_glue, model, options, batches, folder):
     merged = AutoModelForSequenceClassification.from_pretrained(merged, attn_implementation="eager")
     merged_logits = distance(logits(merged, batches), logits(trained_there, batches))
     as_lora = 0.0
-    if options.get("peft_type", "LORA") in ("LORA", "IA3"):
+    if options.get("peft_type", "LORA") in ("LORA", "IA3", "VERA", "ADALORA"):
         peft_glue.adapter("convert", back, "--model", model, "--rank", "1.0", "--output", folder / "lora")
         converted = PeftModel.from_pretrained(base_model(model), folder / "lora")
         as_lora = distance(logits(converted, batches), logits(trained_there, batches))
