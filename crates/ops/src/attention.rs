@@ -17,8 +17,10 @@ use crate::tiles::LANES;
 /// `softmax(q kᵀ / sqrt(head_dim)) v` for each head and each sequence (Vaswani et al. 2017, equation 1).
 ///
 /// key and value are `(tokens, heads * head_dim)`, query and the result likewise, or of one row per sequence: for what is wanted
-/// of one token of each only. A query attends to its own sequence only. Dropout falls on the attention probabilities. No
-/// probability is kept for the backward pass: they are computed again.
+/// of one token of each only. A query attends to its own sequence only. key and value may have rows more, as many for each
+/// sequence, before its own ([`prepend`](crate::prepend())): a prefix, which the sequence's queries attend to as well (Li and
+/// Liang 2021, section 4.2). Dropout falls on the attention probabilities. No probability is kept for the backward pass: they
+/// are computed again.
 pub fn attention(
     query: &Tensor,
     key: &Tensor,
@@ -27,11 +29,21 @@ pub fn attention(
     heads: usize,
     dropout: Option<Dropout>,
 ) -> Result<Tensor> {
-    let queries = check([query, key, value], segments, heads, Attention::NAME)?;
-    apply(Attention { queries, segments: segments.clone(), heads, dropout }, &[query, key, value])
+    let Rows { queries, keys, .. } = check([query, key, value], segments, heads, Attention::NAME)?;
+    apply(Attention { queries, segments: keys, heads, dropout }, &[query, key, value])
 }
 
-/// The segments of the query's rows: those of the key's, or one row for each sequence.
+/// Where the sequences lie in attention's inputs.
+pub(crate) struct Rows {
+    /// Of the query's rows: a sequence's tokens, or its first alone.
+    pub queries: Segments,
+    /// Of the key's and the value's rows.
+    pub keys: Segments,
+    /// How many rows of each sequence's keys stand before its own.
+    pub prefix: usize,
+}
+
+/// The rows that query, key and value of those sequences have.
 ///
 /// # Errors
 /// When query, key, value, segments and heads do not fit.
@@ -40,8 +52,13 @@ pub(crate) fn check(
     segments: &Segments,
     heads: usize,
     operation: &str,
-) -> Result<Segments> {
-    let (tokens, hidden) = key.dims2()?;
+) -> Result<Rows> {
+    let ((rows, hidden), tokens) = (key.dims2()?, segments.tokens());
+    segments.check(tokens, operation)?;
+    let prefix = rows.saturating_sub(tokens) / segments.len().max(1);
+    if rows != tokens + prefix * segments.len() {
+        bail!("{operation}: {rows} keys for {tokens} tokens of {} sequences", segments.len())
+    }
     let queries = match query.dims2()? {
         (rows, _) if rows == tokens => segments.clone(),
         (rows, _) if rows == segments.len() => Segments::from_lengths(&vec![1; rows]),
@@ -53,8 +70,7 @@ pub(crate) fn check(
     if heads == 0 || hidden % heads != 0 {
         bail!("{operation}: {heads} heads do not divide a hidden size of {hidden}")
     }
-    segments.check(tokens, operation)?;
-    Ok(queries)
+    Ok(Rows { queries, keys: segments.lengthened(prefix), prefix })
 }
 
 struct Attention {

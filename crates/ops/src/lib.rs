@@ -6,7 +6,7 @@
 //!
 //! A batch is *packed*: hidden states are one `(tokens, hidden)` matrix over all sequences of the batch, and [`Segments`] says
 //! where each sequence begins. There is no padding. Only [`attention`], [`relative_attention`],
-//! [`rotary`], [`segment_mean`] and [`first_tokens`] look at the segments.
+//! [`rotary`], [`prepend`], [`segment_mean`] and [`first_tokens`] look at the segments.
 //!
 //! The operations are part of candle's graph, or, within [`record`], of a tape of their own, which is faster.
 //!
@@ -49,6 +49,7 @@ mod normalization;
 mod operation;
 mod orthogonality;
 mod panels;
+mod prefix;
 mod product;
 mod relative_attention;
 mod rotary;
@@ -72,6 +73,7 @@ pub use matrix::{on_workers, threads};
 pub use memory::keep_freed_memory;
 pub use normalization::layer_norm;
 pub use orthogonality::{Orthonormal, orthogonality};
+pub use prefix::prepend;
 pub use relative_attention::{Relative, RelativeRows, relative_attention};
 pub use rotary::rotary;
 pub use segments::{Segments, first_tokens, segment_mean};

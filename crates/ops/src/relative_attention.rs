@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use crate::attention::check;
+use crate::attention::{Rows, check};
 use crate::concatenation::concatenate_columns;
 use crate::dropout::{Dropout, mask_piece};
 use crate::float::{Float, highest, sum};
@@ -65,7 +65,8 @@ pub enum Relative<'a> {
 /// `relative` says; the shapes of query, key and value are its. `scale` is `1 / sqrt(head_dim * terms)`, with one term for
 /// `q kᵀ` and one for each part of [`Relative::Disentangled`]; a [`Relative::Bias`] is added unscaled.
 ///
-/// Of one query per sequence, that is the query of the first token.
+/// Of one query per sequence, that is the query of the first token. The rows of a prefix stand before that token, as far as
+/// distances go.
 ///
 /// # Errors
 /// When the shapes do not fit, or a sequence is longer than the rows are made for.
@@ -78,7 +79,8 @@ pub fn relative_attention(
     heads: usize,
     dropout: Option<Dropout>,
 ) -> Result<Tensor> {
-    let queries = check([query, key, value], segments, heads, RelativeAttention::NAME)?;
+    let Rows { queries, keys, prefix } = check([query, key, value], segments, heads, RelativeAttention::NAME)?;
+    let segments = &keys;
     let hidden = key.dim(1)?;
     let (terms, table) = match relative {
         Relative::Window(width) => (Terms::Window(width), None),
@@ -101,7 +103,7 @@ pub fn relative_attention(
     };
     let head_dim = (hidden / heads) as f64;
     let scale = 1.0 / (head_dim * terms.count() as f64).sqrt();
-    let operation = RelativeAttention { queries, segments: segments.clone(), heads, scale, terms, dropout };
+    let operation = RelativeAttention { queries, segments: keys, prefix, heads, scale, terms, dropout };
     let keys_and_values = concatenate_columns(key, value)?; // (tokens, 2 * hidden)
     match &table {
         Some(table) => apply(operation, &[query, &keys_and_values, table]),
@@ -146,6 +148,8 @@ struct RelativeAttention {
     queries: Segments,
     /// Of the rows of keys and values.
     segments: Segments,
+    /// How many keys of a sequence stand before that of its first token.
+    prefix: usize,
     heads: usize,
     scale: f64,
     terms: Terms,
@@ -154,22 +158,24 @@ struct RelativeAttention {
 
 /// The rows of a table that a sequence's distances reach.
 struct Reach {
-    /// The row of query `i` and key `j`, counted from the first one reached, at `j - i + keys - 1`.
+    /// The row of the token at `i` and the key at `j`, counted from the first one reached, at `j - i + keys - 1`.
     rows: Vec<usize>,
     reached: Range<usize>,
+    /// Where the first query's token stands among the keys.
+    first: usize,
 }
 
 impl Reach {
-    fn new(rows: &RelativeRows, keys: usize) -> Self {
+    fn new(rows: &RelativeRows, keys: usize, first_query: usize) -> Self {
         let mut rows = rows.of_sequence(keys);
         let (first, last) = rows.iter().fold((usize::MAX, 0), |(first, last), &row| (first.min(row), last.max(row)));
         rows.iter_mut().for_each(|row| *row -= first);
-        Self { rows, reached: first..last + 1 }
+        Self { rows, reached: first..last + 1, first: first_query }
     }
 
     /// The rows of query `i` and each of so many keys.
     fn of_query(&self, i: usize, keys: usize) -> &[usize] {
-        &self.rows[keys - 1 - i..][..keys]
+        &self.rows[keys - 1 - self.first - i..][..keys]
     }
 }
 
@@ -179,6 +185,8 @@ struct Head<'a, T> {
     key: Matrix<'a, T>,   // (keys, head_dim)
     value: Matrix<'a, T>, // (keys, head_dim)
     term: Term<'a, T>,
+    /// Where the first query's token stands among the keys.
+    first: usize,
     scale: f64,
     /// The position of this head's first probability among all of the batch: what dropout counts by.
     first_probability: u32,
@@ -200,7 +208,7 @@ impl<T: Float> Head<'_, T> {
             Term::Window(_) => {}
             Term::Bias { reach, table } => {
                 let by_distance: Vec<T> = reach.rows.iter().map(|&row| table.data[row * table.row_stride]).collect();
-                add_by_distance(&mut scores, &by_distance, keys);
+                add_by_distance(&mut scores, &by_distance, keys, self.first);
             }
             Term::Disentangled { reach, key, query } => {
                 let rows = reach.reached.len();
@@ -224,8 +232,8 @@ impl<T: Float> Head<'_, T> {
             }
         }
         match self.term {
-            Term::Window(width) => softmax_within(&mut scores, keys, width),
-            _ => softmax_within(&mut scores, keys, keys),
+            Term::Window(width) => softmax_within(&mut scores, keys, self.first, width),
+            _ => softmax_within(&mut scores, keys, self.first, keys),
         }
         scores
     }
@@ -257,18 +265,19 @@ fn split<'a, T>(segments: &Segments, mut data: &'a mut [T], columns: usize) -> V
     segments.ranges().map(cut).collect()
 }
 
-/// `scores[i][j] += by_distance[j - i + keys - 1]`.
+/// `scores[i][j] += by_distance[j - (first + i) + keys - 1]`.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
-fn add_by_distance<T: Float>(scores: &mut [T], by_distance: &[T], keys: usize) {
+fn add_by_distance<T: Float>(scores: &mut [T], by_distance: &[T], keys: usize, first: usize) {
     for (i, scores) in scores.chunks_exact_mut(keys).enumerate() {
-        scores.iter_mut().zip(&by_distance[keys - 1 - i..]).for_each(|(score, &bias)| *score += bias);
+        scores.iter_mut().zip(&by_distance[keys - 1 - first - i..]).for_each(|(score, &bias)| *score += bias);
     }
 }
 
-/// `softmax(scores)` of each query's row, in place, over the keys at most `width` away from it; zero for the others.
+/// `softmax(scores)` of each query's row, in place, over the keys at most `width` away from its token, where that of the first
+/// query stands at `first`; zero for the others.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
-fn softmax_within<T: Float>(scores: &mut [T], keys: usize, width: usize) {
-    for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
+fn softmax_within<T: Float>(scores: &mut [T], keys: usize, first: usize, width: usize) {
+    for (i, row) in (first..).zip(scores.chunks_exact_mut(keys)) {
         let seen = i.saturating_sub(width)..(i + width + 1).min(keys);
         row[..seen.start].fill(T::zero());
         row[seen.end..].fill(T::zero());
@@ -313,7 +322,9 @@ impl RelativeAttention {
                 next_probability = next_probability.wrapping_add(probabilities);
                 let reach = match &self.terms {
                     Terms::Window(_) => None,
-                    Terms::Bias(rows) | Terms::Disentangled { rows, .. } => Some(Reach::new(rows, keys.len())),
+                    Terms::Bias(rows) | Terms::Disentangled { rows, .. } => {
+                        Some(Reach::new(rows, keys.len(), self.prefix))
+                    }
                 };
                 Sequence { queries, keys, reach, first_probability }
             })
@@ -354,6 +365,7 @@ impl RelativeAttention {
             key: Matrix::strided(keys_and_values, keys, width, 2 * hidden),
             value: Matrix::strided(&keys_and_values[hidden..], keys, width, 2 * hidden),
             term,
+            first: self.prefix,
             scale: self.scale,
             first_probability: sequence.first_probability.wrapping_add((index * queries * keys) as u32),
         }

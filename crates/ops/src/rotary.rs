@@ -9,23 +9,25 @@ use crate::segments::Segments;
 
 /// Turns each pair of a head's columns by an angle that grows with the token's position within its sequence (Su et al. 2021,
 /// equation 34): columns `i` and `i + head_dim / 2`, the halves of a head as transformers' `rotate_half` pairs them, by
-/// `position * theta^(-2 i / head_dim)`. x and the result are `(tokens, heads * head_dim)`.
+/// `position * theta^(-2 i / head_dim)`, where a sequence's first row has the position `first`. x and the result are
+/// `(tokens, heads * head_dim)`.
 ///
 /// # Errors
 /// When the heads do not divide the columns into an even number each.
-pub fn rotary(x: &Tensor, segments: &Segments, heads: usize, theta: f64) -> Result<Tensor> {
+pub fn rotary(x: &Tensor, segments: &Segments, heads: usize, theta: f64, first: usize) -> Result<Tensor> {
     let (tokens, hidden) = x.dims2()?;
     segments.check(tokens, Rotary::NAME)?;
     if heads == 0 || hidden % (2 * heads) != 0 {
         bail!("rotary: {heads} heads do not divide {hidden} columns into pairs")
     }
-    apply(Rotary { segments: segments.clone(), head_dim: hidden / heads, theta }, &[x])
+    apply(Rotary { segments: segments.clone(), head_dim: hidden / heads, theta, first }, &[x])
 }
 
 struct Rotary {
     segments: Segments,
     head_dim: usize,
     theta: f64,
+    first: usize,
 }
 
 /// Rows a thread takes at a time.
@@ -37,7 +39,7 @@ impl Rotary {
         let ((_, hidden), half) = (x.matrix(), self.head_dim / 2);
         let longest = self.segments.ranges().map(|range| range.len()).max().unwrap_or(0);
         let sign = if back { -1.0 } else { 1.0 };
-        let turns: Vec<(T, T)> = (0..longest)
+        let turns: Vec<(T, T)> = (self.first..self.first + longest)
             .flat_map(|position| {
                 (0..half).map(move |i| {
                     let frequency = self.theta.powf(-2.0 * i as f64 / self.head_dim as f64);

@@ -24,6 +24,11 @@ impl Segments {
         Self { offsets: std::iter::once(0).chain(ends).collect() }
     }
 
+    /// The same with so many rows more before each sequence's own.
+    pub fn lengthened(&self, rows: usize) -> Self {
+        Self { offsets: self.offsets.iter().enumerate().map(|(index, offset)| offset + index * rows).collect() }
+    }
+
     /// How many sequences there are.
     pub fn len(&self) -> usize {
         self.offsets.len() - 1

@@ -458,10 +458,131 @@ fn rotary_embeddings_are_complex_multiplication_and_their_gradients_are_exact() 
             }
         }
     }
-    let rotary = |v: &[Var]| ops::rotary(&v[0], &segments, 2, 100.0);
+    let rotary = |v: &[Var]| ops::rotary(&v[0], &segments, 2, 100.0, 0);
     close(&rotary(&inputs)?, &Tensor::from_vec(expected, (8, 12), &Device::Cpu)?, 1e-14);
     agrees_with_finite_differences(&inputs, rotary);
-    assert!(ops::rotary(&inputs[0], &segments, 4, 100.0).unwrap_err().to_string().contains("pairs"));
+    assert!(ops::rotary(&inputs[0], &segments, 4, 100.0, 0).unwrap_err().to_string().contains("pairs"));
+    Ok(())
+}
+
+#[test]
+fn a_rotary_embedding_from_a_later_position_is_that_of_the_rows_behind_others() -> Result<()> {
+    let segments = Segments::from_lengths(&[3, 1, 4]);
+    let (before, x) = (numbers(&[2, 12], 7), variables(&[&[8, 12]]));
+    let longer = ops::prepend(&before, &x[0], &segments)?;
+    let turned = ops::rotary(&longer, &segments.lengthened(2), 2, 100.0, 0)?;
+    let later = |v: &[Var]| ops::rotary(&v[0], &segments, 2, 100.0, 2);
+    close(&later(&x)?, &own_rows(&turned, &segments, 2)?, 1e-14);
+    agrees_with_finite_differences(&x, later);
+    Ok(())
+}
+
+/// The rows of each sequence without the first `count`, where `segments` are those that are left.
+fn own_rows(x: &Tensor, segments: &Segments, count: usize) -> Result<Tensor> {
+    let lengthened = segments.lengthened(count);
+    let parts = lengthened.ranges().map(|range| x.narrow(0, range.start + count, range.len() - count));
+    Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
+}
+
+#[test]
+fn rows_are_put_before_each_sequence_and_their_gradients_are_exact() -> Result<()> {
+    // More rows than a thread takes at a time.
+    for lengths in [[3, 1, 4], [40, 2, 33]] {
+        let segments = Segments::from_lengths(&lengths);
+        let inputs = variables(&[&[2, 3], &[segments.tokens(), 3]]);
+        let sequences = segments
+            .ranges()
+            .map(|range| Tensor::cat(&[inputs[0].as_tensor(), &inputs[1].narrow(0, range.start, range.len())?], 0));
+        let expected = Tensor::cat(&sequences.collect::<Result<Vec<_>>>()?, 0)?;
+        let output = ops::prepend(&inputs[0], &inputs[1], &segments)?;
+        assert_eq!(output.dims(), [segments.lengthened(2).tokens(), 3]);
+        close(&output, &expected, 0.0);
+        if lengths[0] == 3 {
+            agrees_with_finite_differences(&inputs, |v| ops::prepend(&v[0], &v[1], &segments));
+        } else {
+            let weights = numbers(expected.dims(), 5);
+            let found = (&output * &weights)?.sum_all()?.backward()?;
+            let basic = (&expected * &weights)?.sum_all()?.backward()?;
+            for input in &inputs {
+                close(found.get(input).unwrap(), basic.get(input).unwrap(), 1e-14);
+            }
+        }
+    }
+    let (prefix, x) = (numbers(&[2, 3], 1), numbers(&[4, 3], 2));
+    assert!(ops::prepend(&prefix, &x, &Segments::from_lengths(&[3, 2])).is_err());
+    assert!(ops::prepend(&numbers(&[2, 4], 1), &x, &Segments::from_lengths(&[4])).is_err());
+    Ok(())
+}
+
+#[test]
+fn attention_to_a_prefix_is_plain_attention_to_the_keys_with_the_prefix_before_them() -> Result<()> {
+    let segments = Segments::from_lengths(&[3, 1, 4]);
+    // Query, key, value; the keys and values of a prefix of two.
+    let inputs = variables(&[&[8, 6], &[8, 6], &[8, 6], &[2, 6], &[2, 6]]);
+    let attend = |v: &[Var], dropout| {
+        let (key, value) = (ops::prepend(&v[3], &v[1], &segments)?, ops::prepend(&v[4], &v[2], &segments)?);
+        ops::attention(&v[0], &key, &value, &segments, 2, dropout)
+    };
+    let sequences = segments.ranges().map(|range| {
+        let part = |t: &Tensor, before: &Tensor| Tensor::cat(&[before, &t.narrow(0, range.start, range.len())?], 0);
+        let (key, value) = (part(&inputs[1], &inputs[3])?, part(&inputs[2], &inputs[4])?);
+        // The prefix asks nothing: its rows of the result are left out.
+        plain_attention(&part(&inputs[0], &inputs[3])?, &key, &value, 2)?.narrow(0, 2, range.len())
+    });
+    let expected = Tensor::cat(&sequences.collect::<Result<Vec<_>>>()?, 0)?;
+    close(&attend(&inputs, None)?, &expected, 1e-14);
+    let starts = Tensor::new(&[0u32, 3, 4], &Device::Cpu)?;
+    let mut first = inputs.clone();
+    first[0] = Var::from_tensor(&inputs[0].index_select(&starts, 0)?)?;
+    close(&attend(&first, None)?, &expected.index_select(&starts, 0)?, 1e-14);
+    for dropout in [None, Dropout::new(0.3, 5)] {
+        agrees_with_finite_differences(&inputs, |v| attend(v, dropout));
+        agrees_with_finite_differences(&first, |v| attend(v, dropout));
+    }
+    // Not as many rows more for each of the three.
+    let key = numbers(&[13, 6], 3);
+    let error = ops::attention(&inputs[0], &key, &key, &segments, 2, None).unwrap_err().to_string();
+    assert!(error.contains("13 keys for 8 tokens of 3 sequences"), "{error}");
+    Ok(())
+}
+
+/// Against the same scores of longer sequences, of which the first queries are left out: the prefix stands where their tokens do.
+#[test]
+fn relative_attention_counts_a_prefix_among_the_positions_and_its_gradients_are_exact() -> Result<()> {
+    let segments = Segments::from_lengths(&[3, 1, 4]);
+    let rows = RelativeRows::new(6, saturated);
+    let inputs = variables(&[&[8, 6], &[8, 6], &[8, 6], &[2, 6], &[2, 6], &[5, 2], &[5, 6], &[5, 6]]);
+    let starts = Tensor::new(&[0u32, 3, 4], &Device::Cpu)?;
+    for kind in ["window", "bias", "disentangled"] {
+        // What the tables of a kind are, and with them what its attention is.
+        let tables: &[usize] = match kind {
+            "window" => &[],
+            "bias" => &[5],
+            _ => &[6, 7],
+        };
+        let relative = |q: &Tensor, k: &Tensor, v: &Tensor, tables: &[Var], segments: &Segments, dropout| {
+            let relative = match tables {
+                [] => Relative::Window(2),
+                [table] => Relative::Bias { table, rows: &rows },
+                tables => Relative::Disentangled { key: Some(&tables[0]), query: Some(&tables[1]), rows: &rows },
+            };
+            ops::relative_attention(q, k, v, relative, segments, 2, dropout)
+        };
+        let attend = |v: &[Var], dropout| {
+            let (key, value) = (ops::prepend(&v[3], &v[1], &segments)?, ops::prepend(&v[4], &v[2], &segments)?);
+            relative(&v[0], &key, &value, &v[5..], &segments, dropout)
+        };
+        let mut inputs: Vec<Var> = (0..5).chain(tables.iter().copied()).map(|index| inputs[index].clone()).collect();
+        let longer = |own: usize, before: usize| ops::prepend(&inputs[before], &inputs[own], &segments);
+        let (q, k, v) = (longer(0, 3)?, longer(1, 3)?, longer(2, 4)?);
+        let all = relative(&q, &k, &v, &inputs[5..], &segments.lengthened(2), None)?;
+        let expected = own_rows(&all, &segments, 2)?;
+        close(&attend(&inputs, None)?, &expected, 1e-14);
+        agrees_with_finite_differences(&inputs, |v| attend(v, Dropout::new(0.3, 5)));
+        inputs[0] = Var::from_tensor(&inputs[0].index_select(&starts, 0)?)?;
+        close(&attend(&inputs, None)?, &expected.index_select(&starts, 0)?, 1e-14);
+        agrees_with_finite_differences(&inputs, |v| attend(v, None));
+    }
     Ok(())
 }
 

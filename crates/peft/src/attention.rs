@@ -238,9 +238,9 @@ impl SelfAttention {
             Positions::Rotary { theta, window } => {
                 // The first token's angle is zero, so that its query is left as it is.
                 if matches!(wanted, Wanted::AllTokens) {
-                    query = ops::rotary(&query, segments, heads, *theta)?;
+                    query = ops::rotary(&query, segments, heads, *theta, 0)?;
                 }
-                key = ops::rotary(&key, segments, heads, *theta)?;
+                key = ops::rotary(&key, segments, heads, *theta, 0)?;
                 attend(&query, &key, window.map(Relative::Window))?
             }
         })
