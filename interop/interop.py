@@ -1,12 +1,13 @@
 """Trades adapters with Python's peft in both directions, and fails on any difference.
 
-For each BERT and each option of each method in ../crates/peft/tests/oracle/make_adapters.py, and for LoRA on the tiny
-checkpoint of every other architecture in ../crates/peft/tests/oracle/encoders:
+For each BERT and each option of each method in ../crates/peft/tests/oracle/make_adapters.py, for LoRA on the tiny checkpoint of every
+other architecture in ../crates/peft/tests/oracle/encoders, and for prompt learning on RoBERTa's:
   there   peft-glue trains an adapter and saves it; PeftModel.from_pretrained loads it, with no missing or unexpected key, prints
           the same line of parameters and gives the same logits
   back    peft trains an adapter and saves it; peft-glue loads it and gives the same logits
-  on      training goes on from that adapter on both sides, with the same loss at every step
-  merged  peft-glue merges that adapter into a checkpoint; transformers loads it and gives the same logits
+  on      training goes on from that adapter on both sides, with the same loss at every step; of prompt learning, whose files peft
+          does not train, and may not hold what is trained, from a start that peft drew
+  merged  peft-glue merges that adapter into a checkpoint; transformers loads it and gives the same logits (not of prompt learning)
   as LoRA peft-glue converts that adapter to LoRA, at the ranks that keep all of it; PeftModel.from_pretrained loads it and gives the
           same logits (not of LN tuning, which has no branches)
 
@@ -26,6 +27,7 @@ from pathlib import Path
 import numpy
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils import logging
@@ -35,7 +37,7 @@ ORACLE = ROOT / "crates/peft/tests/oracle"
 ENCODERS = ORACLE / "encoders"
 sys.path.insert(0, str(ORACLE))
 from make_adapters import CASES, peft_config  # noqa: E402
-from peft_side import line  # noqa: E402
+from peft_side import line, our_name  # noqa: E402
 
 STEPS, SEQUENCES, LABELS = 4, 6, 3
 # To make an adapter that differs from its start, and to go on from it.
@@ -46,14 +48,14 @@ LOGITS = 1e-5
 LATER_LOSSES = 1e-4
 
 
-def make_batches(path, config):
+def make_batches(path, config, longest):
     """Random ids, each sequence of its own length, padded on the right."""
     generator = torch.Generator().manual_seed(1)
     draw = lambda low, high, shape: torch.randint(low, high, shape, generator=generator)
     has_types = getattr(config, "type_vocab_size", 0) > 1
     batches = []
     for _ in range(STEPS):
-        lengths = draw(1, 40, (SEQUENCES,)).tolist()
+        lengths = draw(1, longest, (SEQUENCES,)).tolist()
         positions = torch.arange(max(lengths))
         mask = torch.stack([(positions < length).long() for length in lengths])
         types = torch.stack([(positions >= length // 2).long() for length in lengths]) * mask * int(has_types)
@@ -82,6 +84,26 @@ def lora_on(model):
     targets = json.loads((model / "oracle.json").read_text())["lora"]["targets"]
     head = [name for name in ("pre_classifier", "pooler", "head") if hasattr(base_model(model), name)]
     return {"target_modules": targets, **({"modules_to_save": head} if head else {})}
+
+
+# Those that any architecture can have.
+PROMPTS = {
+    case: options
+    for case, options in CASES.items()
+    if "num_virtual_tokens" in options and "modules_to_save" not in options
+}
+
+
+def is_prompt(options):
+    return "num_virtual_tokens" in options
+
+
+def save_start(model, base, path):
+    """The values of what peft trains that the checkpoint does not hold, as peft-glue starts from them."""
+    with safe_open(base / "model.safetensors", "pt") as checkpoint:
+        held = set(checkpoint.keys())
+    trained = {our_name(name): p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    save_file({name: value.contiguous() for name, value in trained.items() if name not in held}, path)
 
 
 def logits(model, batches):
@@ -147,7 +169,7 @@ class PeftGlue:
         call = [self.binary, command, *self.model, *map(str, arguments)]
         done = subprocess.run(call, capture_output=True, text=True)
         if done.returncode != 0:
-            raise RuntimeError(f"{' '.join(call)}: {done.stderr.strip()}")
+            raise RuntimeError(f"{' '.join(map(str, call))}: {done.stderr.strip()}")
         return done.stdout
 
     def replay(self, *arguments, learning_rate=GOING_ON):
@@ -166,8 +188,8 @@ class PeftGlue:
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(map(str, call))}: {done.stderr.strip()}")
 
-    def line(self, adapter):
-        return self.call("parameters", "--adapter", adapter).splitlines()[-1]
+    def line(self, *arguments):
+        return self.call("parameters", *arguments).splitlines()[-1]
 
 
 def distance(ours, theirs):
@@ -180,21 +202,27 @@ def check(peft_glue, model, options, batches, folder):
     """What differs, and how far apart both sides are."""
     problems = []
     there, back = folder / "there", folder / "back"
+    folder.mkdir()
 
     peft_glue.replay(*flags(options), "--save-adapter", there, learning_rate=MAKING)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        loaded = PeftModel.from_pretrained(base_model(model), there, is_trainable=True)
+        loaded = PeftModel.from_pretrained(base_model(model), there, is_trainable=not is_prompt(options))
     problems += [str(w.message) for w in caught if "Found missing" in str(w.message) or "Unexpected" in str(w.message)]
     if options.get("peft_type") == "ADALORA":
         # Its branches have the rank of what is left by now; PEFT would look for what is left in them once more.
         loaded.peft_config["default"].rank_pattern = None
     result = set_peft_model_state_dict(loaded, load_peft_weights(there, device="cpu"))
     trained = {name for name, parameter in loaded.named_parameters() if parameter.requires_grad}
-    problems += [f"missing {key}" for key in result.missing_keys if key in trained]
-    problems += [f"unexpected {key}" for key in result.unexpected_keys]
-    if line(loaded) != peft_glue.line(there):
-        problems.append(f"{peft_glue.line(there)!r}, not {line(loaded)!r}")
+    # peft loads virtual tokens apart from the other keys, and fails where they are missing.
+    apart = ("prompt_encoder.default.embedding.weight", "prompt_embeddings") if is_prompt(options) else ()
+    problems += [f"missing {key}" for key in result.missing_keys if key in trained and key not in apart]
+    problems += [f"unexpected {key}" for key in result.unexpected_keys if key not in apart]
+    # peft trains nothing of a prompt that it loaded.
+    ours = peft_glue.line(*(flags(options) if is_prompt(options) else ("--adapter", there)))
+    theirs = line(get_peft_model(base_model(model), peft_config(options)) if is_prompt(options) else loaded)
+    if ours != theirs:
+        problems.append(f"{ours!r}, not {theirs!r}")
     to_peft = distance(peft_glue.logits(there), logits(loaded, batches))
 
     torch.manual_seed(3)
@@ -203,18 +231,26 @@ def check(peft_glue, model, options, batches, folder):
     trained_there.save_pretrained(back)
     from_peft = distance(peft_glue.logits(back), logits(trained_there, batches))
 
-    merged = folder / "merged"
-    peft_glue.adapter("merge", back, "--model", model, "--output", merged)
-    merged = AutoModelForSequenceClassification.from_pretrained(merged, attn_implementation="eager")
-    merged_logits = distance(logits(merged, batches), logits(trained_there, batches))
-    as_lora = 0.0
+    merged_logits = as_lora = 0.0
+    if not is_prompt(options):
+        merged = folder / "merged"
+        peft_glue.adapter("merge", back, "--model", model, "--output", merged)
+        merged = AutoModelForSequenceClassification.from_pretrained(merged, attn_implementation="eager")
+        merged_logits = distance(logits(merged, batches), logits(trained_there, batches))
     if options.get("peft_type", "LORA") in ("LORA", "IA3", "VERA", "ADALORA"):
         peft_glue.adapter("convert", back, "--model", model, "--rank", "1.0", "--output", folder / "lora")
         converted = PeftModel.from_pretrained(base_model(model), folder / "lora")
         as_lora = distance(logits(converted, batches), logits(trained_there, batches))
 
-    ours = peft_glue.replay("--adapter", back)["losses"]
-    theirs = train(PeftModel.from_pretrained(base_model(model), back, is_trainable=True), batches, GOING_ON)
+    if is_prompt(options):
+        start = folder / "start.safetensors"
+        going_on = get_peft_model(base_model(model), peft_config(options))
+        save_start(going_on, model, start)
+        ours = peft_glue.replay(*flags(options), "--start", start)["losses"]
+    else:
+        going_on = PeftModel.from_pretrained(base_model(model), back, is_trainable=True)
+        ours = peft_glue.replay("--adapter", back)["losses"]
+    theirs = train(going_on, batches, GOING_ON)
     first, *later = [abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)]
     distances = (to_peft, from_peft, merged_logits, as_lora, first, max(later))
     names = ("logits to peft", "logits from peft", "merged logits", "logits as LoRA", "the first loss", "later losses")
@@ -269,11 +305,14 @@ def main():
     print(f"{'base model':18} {'option':18} {' '.join(f'{column:>9}' for column in columns)}")
     for model in models:
         with tempfile.TemporaryDirectory() as folder:
-            batches_path = Path(folder) / "batches.npz"
-            batches = make_batches(batches_path, base_model(model).config)
-            peft_glue = PeftGlue(arguments.binary, model, batches_path)
-            cases = {"lora": lora_on(model)} if model.parent == ENCODERS else CASES
+            cases = CASES
+            if model.parent == ENCODERS:
+                cases = {"lora": lora_on(model)} | (PROMPTS if model.name == "roberta" else {})
             for case in [case for case in cases if case in (arguments.case or cases)]:
+                batches_path = Path(folder) / f"{case}.npz"
+                longest = 40 - cases[case].get("num_virtual_tokens", 0)
+                batches = make_batches(batches_path, base_model(model).config, longest)
+                peft_glue = PeftGlue(arguments.binary, model, batches_path)
                 problems, distances = check(peft_glue, model, cases[case], batches, Path(folder) / case)
                 numbers = " ".join(f"{value:9.1e}" for value in distances)
                 print(f"{model.name:18} {case:18} {numbers}  {'ok' if not problems else 'FAILED'}", flush=True)

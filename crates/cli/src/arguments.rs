@@ -2,15 +2,16 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::de::DeserializeOwned;
-use trainer::glue::Task;
+use trainer::glue::{Example, Task};
 use trainer::peft::{
     Activation, AdaLora, AdapterConfig, AdapterStyle, Architecture, Bias, BitFit, Bottleneck, EvaConfig, Ia3,
-    InitLoraWeights, InitWeights, LnTuning, Lora, Method, Pooling, Precision, Targets, Vera,
+    InitLoraWeights, LnTuning, Lora, Method, PTuning, Pooling, Precision, PrefixTuning, Pretrained, PromptTuning,
+    PromptTuningInit, Targets, Vera,
 };
-use trainer::{Evaluate, Run, Settings};
+use trainer::{Evaluate, Run, Settings, Tokenizer};
 
 use crate::adapter::AdapterCommand;
 
@@ -89,6 +90,20 @@ enum MethodName {
     Vera,
     #[value(name = "adalora")]
     AdaLora,
+    #[value(name = "prefix_tuning")]
+    PrefixTuning,
+    #[value(name = "prompt_tuning")]
+    PromptTuning,
+    #[value(name = "p_tuning")]
+    PTuning,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+#[value(rename_all = "SCREAMING_SNAKE_CASE")]
+enum PromptTuningInitName {
+    Random,
+    SampleVocab,
+    Text,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -213,7 +228,22 @@ pub struct RunArguments {
     /// LoRA: lora_alpha of their own, such as query=8.
     #[arg(long, value_delimiter = ',', value_parser = pair::<f64>)]
     alpha_pattern: Vec<(String, f64)>,
-    /// LoRA, VeRA, AdaLoRA, (IA)³ and LN tuning: modules that are trained whole, besides the classifier.
+    /// Prefix tuning, prompt tuning and P-tuning: virtual tokens before each sequence.
+    #[arg(long, default_value_t = 20)]
+    num_virtual_tokens: usize,
+    /// Prefix tuning: make the keys and values by a network of two layers.
+    #[arg(long)]
+    prefix_projection: bool,
+    /// Prefix tuning with a projection, and P-tuning: the width within the network [default: that of what it is given].
+    #[arg(long)]
+    encoder_hidden_size: Option<usize>,
+    /// Prompt tuning: how the virtual tokens start: random, as random words, or as a text.
+    #[arg(long, value_enum, default_value = "RANDOM", ignore_case = true)]
+    prompt_tuning_init: PromptTuningInitName,
+    /// Prompt tuning: the text, with --prompt-tuning-init TEXT.
+    #[arg(long, required_if_eq("prompt_tuning_init", "TEXT"))]
+    prompt_tuning_init_text: Option<String>,
+    /// All but full, head and BitFit: modules that are trained whole, besides the classifier.
     #[arg(long, value_delimiter = ',')]
     modules_to_save: Vec<String>,
     /// LoRA, VeRA and AdaLoRA: biases that are trained besides.
@@ -262,9 +292,10 @@ pub struct RunArguments {
     /// Bottleneck: dropout on the adapter's output.
     #[arg(long, default_value_t = 0.0)]
     adapter_dropout: f64,
-    /// Bottleneck: how the adapter starts, bert or mam_adapter [default: bert; parallel: mam_adapter].
-    #[arg(long, value_parser = named::<InitWeights>)]
-    init_weights: Option<InitWeights>,
+    /// Bottleneck: how the adapter starts, bert or mam_adapter [default: bert; parallel: mam_adapter]. Prefix tuning: how keys and
+    /// values start, zero [default: random].
+    #[arg(long)]
+    init_weights: Option<String>,
     /// Bottleneck: train the encoder's layer norms besides.
     #[arg(long)]
     train_layer_norms: bool,
@@ -460,17 +491,68 @@ impl RunArguments {
         })
     }
 
-    fn bottleneck(&self) -> Bottleneck {
+    /// How a method of that kind starts.
+    fn init_weights<T: DeserializeOwned>(&self) -> Result<Option<T>> {
+        let named = |name: &String| named(name).map_err(|error| anyhow!("--init-weights {name}: {error}"));
+        self.init_weights.as_ref().map(named).transpose()
+    }
+
+    fn bottleneck(&self) -> Result<Bottleneck> {
         let bottleneck = Bottleneck::new(self.adapter_style);
-        Bottleneck {
+        Ok(Bottleneck {
             reduction_factor: self.reduction_factor.unwrap_or(bottleneck.reduction_factor),
             bottleneck_size: self.bottleneck_size,
             non_linearity: self.non_linearity.unwrap_or(bottleneck.non_linearity),
             scaling: self.adapter_scaling.unwrap_or(bottleneck.scaling),
             dropout: self.adapter_dropout,
-            init_weights: self.init_weights.unwrap_or(bottleneck.init_weights),
+            init_weights: self.init_weights()?.unwrap_or(bottleneck.init_weights),
             train_layer_norms: self.train_layer_norms,
             ..bottleneck
+        })
+    }
+
+    fn prefix_tuning(&self) -> Result<PrefixTuning> {
+        Ok(PrefixTuning {
+            num_virtual_tokens: self.num_virtual_tokens,
+            prefix_projection: self.prefix_projection,
+            encoder_hidden_size: self.encoder_hidden_size,
+            init_weights: self.init_weights()?,
+            modules_to_save: self.modules_to_save.clone(),
+            inference_mode: false,
+        })
+    }
+
+    fn prompt_tuning(&self) -> Result<PromptTuning> {
+        Ok(PromptTuning {
+            num_virtual_tokens: self.num_virtual_tokens,
+            prompt_tuning_init: match (self.prompt_tuning_init, &self.prompt_tuning_init_text) {
+                (PromptTuningInitName::Random, _) => PromptTuningInit::Random,
+                (PromptTuningInitName::SampleVocab, _) => PromptTuningInit::SampleVocab,
+                (PromptTuningInitName::Text, text) => self.text(text.as_deref().unwrap_or_default())?,
+            },
+            modules_to_save: self.modules_to_save.clone(),
+            inference_mode: false,
+        })
+    }
+
+    /// A text as the model's tokenizer cuts it, `[CLS]` and `[SEP]` among it, as in PEFT.
+    fn text(&self, text: &str) -> Result<PromptTuningInit> {
+        let pretrained = Pretrained::load(&self.model)?;
+        let tokenizer = Tokenizer::load(&pretrained, pretrained.max_length())?;
+        let sequences = tokenizer.encode(&[Example { first: text.into(), second: None }])?;
+        Ok(PromptTuningInit::Text {
+            prompt_tuning_init_text: text.into(),
+            tokenizer_name_or_path: self.model.clone(),
+            token_ids: sequences.into_iter().flat_map(|sequence| sequence.input_ids).collect(),
+        })
+    }
+
+    fn p_tuning(&self) -> PTuning {
+        PTuning {
+            num_virtual_tokens: self.num_virtual_tokens,
+            encoder_hidden_size: self.encoder_hidden_size,
+            modules_to_save: self.modules_to_save.clone(),
+            ..PTuning::default()
         }
     }
 
@@ -483,6 +565,9 @@ impl RunArguments {
             MethodName::Vera => Method::Vera(self.vera()?),
             MethodName::AdaLora => Method::AdaLora(self.adalora()?),
             MethodName::Ia3 => Method::Ia3(self.ia3()?),
+            MethodName::PrefixTuning => Method::PrefixTuning(self.prefix_tuning()?),
+            MethodName::PromptTuning => Method::PromptTuning(self.prompt_tuning()?),
+            MethodName::PTuning => Method::PTuning(self.p_tuning()),
             MethodName::LnTuning => Method::LnTuning(LnTuning {
                 target_modules: match self.targets() {
                     Some(targets) => targets,
@@ -491,7 +576,7 @@ impl RunArguments {
                 exclude_modules: self.excluded(),
                 modules_to_save: self.modules_to_save.clone(),
             }),
-            MethodName::Bottleneck => Method::Bottleneck(self.bottleneck()),
+            MethodName::Bottleneck => Method::Bottleneck(self.bottleneck()?),
         })
     }
 

@@ -166,6 +166,41 @@ fn options_of_bottleneck_adapters_reach_the_model() {
 }
 
 #[test]
+fn options_of_prompt_learning_reach_the_model() {
+    let parameters = |arguments: &[&str]| {
+        let output =
+            peft_glue(&[&["parameters", "--task", "mnli", "--model", TINY, "--method"], arguments].concat(), &[]);
+        assert!(output.status.success(), "{}", String::from_utf8(output.stderr).unwrap());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for (arguments, lines) in [
+        (&["prefix_tuning", "--num-virtual-tokens", "4"][..], &["[4, 128]  prompt_encoder.embedding.weight"][..]),
+        (
+            &["prefix_tuning", "--prefix-projection", "--encoder-hidden-size", "6", "--init-weights", "zero"],
+            &["[20, 32]  prompt_encoder.embedding.weight", "[128, 6]  prompt_encoder.transform.2.weight"],
+        ),
+        (
+            &["prompt_tuning", "--prompt-tuning-init", "SAMPLE_VOCAB", "--num-virtual-tokens", "7"],
+            &["[7, 32]  prompt_encoder.embedding.weight"],
+        ),
+        (&["p_tuning", "--encoder-hidden-size", "6"], &["[6, 6]  prompt_encoder.mlp_head.2.weight"]),
+    ] {
+        let text = parameters(arguments);
+        for line in lines {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
+    }
+    let text =
+        ["parameters", "--task", "mnli", "--model", TINY, "--method", "prompt_tuning", "--prompt-tuning-init", "TEXT"];
+    let error = complaint(&text, &[]);
+    assert!(error.contains("--prompt-tuning-init-text"), "{error}");
+    let start =
+        ["parameters", "--task", "mnli", "--model", TINY, "--method", "prefix_tuning", "--init-weights", "bert"];
+    let error = complaint(&start, &[]);
+    assert!(error.contains("--init-weights bert") && error.contains("zero"), "{error}");
+}
+
+#[test]
 fn lora_without_targets_adapts_the_layers_that_the_models_architecture_calls_for() {
     for (case, targets) in [
         ("roberta", ["query", "value"].as_slice()),

@@ -120,6 +120,9 @@ pub(crate) mod tests {
             Method::Ia3(_) => 16_000,
             Method::LnTuning(_) => 10_000,
             Method::Bottleneck(_) => 113_000,
+            Method::PrefixTuning(prefix) => 4608 * prefix.num_virtual_tokens,
+            Method::PromptTuning(prompt) => 384 * prompt.num_virtual_tokens,
+            Method::PTuning(prompt) => 443_520 + 384 * prompt.num_virtual_tokens,
             Method::BitFit(_) => 42_000,
             Method::Head => 0,
         };

@@ -74,6 +74,9 @@ impl Style {
             Method::LnTuning(_) => Self { colour: ORANGE, marker: Marker::Diamond },
             Method::Bottleneck(_) => Self { colour: SKY_BLUE, marker: Marker::Square },
             Method::BitFit(_) => Self { colour: BLUISH_GREEN, marker: Marker::Triangle },
+            Method::PrefixTuning(_) => Self { colour: REDDISH_PURPLE, marker: Marker::Square },
+            Method::PromptTuning(_) => Self { colour: REDDISH_PURPLE, marker: Marker::Circle },
+            Method::PTuning(_) => Self { colour: REDDISH_PURPLE, marker: Marker::Triangle },
             Method::Head => Self { colour: REDDISH_PURPLE, marker: Marker::Diamond },
         }
     }

@@ -5,7 +5,9 @@ pub use std::sync::Arc;
 
 pub use candle_core::{self, DType, Device, Tensor, Var};
 pub use glue::{Dataset, Glue, Metric, Split, Task, project_root};
-pub use peft::{BitFit, Lora, Method, Pooling, Targets, TrainableReport, TrainableTree};
+pub use peft::{
+    BitFit, Lora, Method, PTuning, Pooling, PrefixTuning, PromptTuning, Targets, TrainableReport, TrainableTree,
+};
 pub use plotly;
 pub use polars::{self, prelude::DataFrame};
 pub use trainer::study::{Search, SearchSpace, best_record, best_run, over_ranks, over_seeds, search};

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use ops::{Relative, RelativeRows};
+use ops::{Relative, RelativeRows, Segments};
 
 use crate::architectures::Config;
 use crate::error::Result;
 use crate::layers::{LayerNorm, Linear, Pass};
 use crate::layout::{DisentangledLayout, Layout, PositionsLayout, ProjectionNames};
+use crate::method::Prefix;
 use crate::parameters::{Builder, Start};
 
 /// Whose hidden states a layer works out. Of the last layer a head may read the first token's only.
@@ -122,9 +123,10 @@ pub(crate) struct SelfAttention {
 
 /// A layer's keys and values, and what its queries come from.
 pub(crate) struct Keys<'a> {
-    key: Tensor,   // (tokens, hidden)
-    value: Tensor, // (tokens, hidden)
+    key: Tensor, // (tokens, hidden), or with a prefix before each sequence (tokens + sequences * virtual tokens, hidden)
+    value: Tensor, // likewise
     queries: Queries<'a>,
+    virtual_tokens: usize,
 }
 
 enum Queries<'a> {
@@ -194,19 +196,31 @@ impl SelfAttention {
         Ok(Self { projections, positions, ..self })
     }
 
-    /// The keys and values of hidden states `(tokens, hidden)`.
-    pub fn keys(&self, hidden: &Tensor, pass: &Pass) -> Result<Keys<'_>> {
+    /// The keys and values of hidden states `(tokens, hidden)`, behind those of the prefix.
+    pub fn keys(&self, hidden: &Tensor, prefix: Option<&Prefix>, pass: &Pass) -> Result<Keys<'_>> {
+        let mut keys = self.own_keys(hidden, pass)?;
+        if let Some(prefix) = prefix {
+            keys.key = ops::prepend(&prefix.key, &keys.key, pass.segments)?;
+            keys.value = ops::prepend(&prefix.value, &keys.value, pass.segments)?;
+            keys.virtual_tokens = prefix.virtual_tokens();
+        }
+        Ok(keys)
+    }
+
+    fn own_keys(&self, hidden: &Tensor, pass: &Pass) -> Result<Keys<'_>> {
+        let virtual_tokens = 0;
         match &self.projections {
             Projections::Separate { query, key, value } => Ok(Keys {
                 key: key.forward(hidden, pass)?,
                 value: value.forward(hidden, pass)?,
                 queries: Queries::Projection(query),
+                virtual_tokens,
             }),
             Projections::Fused(all) => {
                 let all = all.forward(hidden, pass)?; // (tokens, 3 * hidden)
                 let width = hidden.dim(1)?;
                 let part = |part: usize| ops::narrow_columns(&all, part * width..(part + 1) * width);
-                Ok(Keys { queries: Queries::Made(part(0)?), key: part(1)?, value: part(2)? })
+                Ok(Keys { queries: Queries::Made(part(0)?), key: part(1)?, value: part(2)?, virtual_tokens })
             }
         }
     }
@@ -214,8 +228,8 @@ impl SelfAttention {
     /// What the wanted ones, with these hidden states, gather from their sequences: of the shape of `hidden`.
     pub fn attend(&self, keys: Keys, hidden: &Tensor, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
         let (segments, heads) = (pass.segments, self.heads);
-        let Keys { mut key, value, queries } = keys;
-        let mut query = match queries {
+        let Keys { mut key, value, queries, virtual_tokens } = keys;
+        let query = match queries {
             Queries::Projection(query) => query.forward(hidden, pass)?,
             Queries::Made(query) => wanted.of(&query, pass)?,
         };
@@ -236,11 +250,16 @@ impl SelfAttention {
                 attend(&query, &key, Some(relative))?
             }
             Positions::Rotary { theta, window } => {
-                // The first token's angle is zero, so that its query is left as it is.
-                if matches!(wanted, Wanted::AllTokens) {
-                    query = ops::rotary(&query, segments, heads, *theta, 0)?;
-                }
-                key = ops::rotary(&key, segments, heads, *theta, 0)?;
+                let query = match wanted {
+                    Wanted::AllTokens => ops::rotary(&query, segments, heads, *theta, virtual_tokens)?,
+                    // The angle of a first token is zero.
+                    Wanted::FirstTokens if virtual_tokens == 0 => query,
+                    Wanted::FirstTokens => {
+                        let first = Segments::from_lengths(&vec![1; segments.len()]);
+                        ops::rotary(&query, &first, heads, *theta, virtual_tokens)?
+                    }
+                };
+                key = ops::rotary(&key, &segments.lengthened(virtual_tokens), heads, *theta, 0)?;
                 attend(&query, &key, window.map(Relative::Window))?
             }
         })

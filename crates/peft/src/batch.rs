@@ -33,7 +33,7 @@ pub struct Batch {
     pub segments: Segments,
     pub(crate) input_ids: Tensor,      // (tokens)
     pub(crate) token_type_ids: Tensor, // (tokens)
-    pub(crate) position_ids: Tensor,   // (tokens)
+    positions: Tensor,                 // (tokens)
 }
 
 impl Batch {
@@ -58,7 +58,7 @@ impl Batch {
             segments: Segments::from_lengths(&lengths),
             input_ids: Tensor::from_vec(ids, tokens, device)?,
             token_type_ids: Tensor::from_vec(types, tokens, device)?,
-            position_ids: Tensor::from_vec(positions, tokens, device)?,
+            positions: Tensor::from_vec(positions, tokens, device)?,
         })
     }
 
@@ -77,12 +77,20 @@ impl Batch {
         Self::new(&sequences, self.input_ids.device())
     }
 
-    /// Positions that begin behind the padding token's id; a padding token itself has that one, and is not counted.
-    pub(crate) fn position_ids_after(&self, padding: u32) -> Result<Tensor> {
+    /// Positions of which a sequence's first is `first`.
+    pub(crate) fn position_ids(&self, first: u32) -> Result<Tensor> {
+        Ok(match first {
+            0 => self.positions.clone(),
+            _ => (&self.positions + f64::from(first))?,
+        })
+    }
+
+    /// Positions that begin `first` behind the padding token's id; a padding token itself has that one, and is not counted.
+    pub(crate) fn position_ids_after(&self, padding: u32, first: u32) -> Result<Tensor> {
         let ids = self.input_ids.to_vec1::<u32>()?;
         let mut positions = Vec::with_capacity(ids.len());
         for range in self.segments.ranges() {
-            let mut last = padding;
+            let mut last = padding + first;
             positions.extend(ids[range].iter().map(|&id| {
                 last += u32::from(id != padding);
                 if id == padding { padding } else { last }
@@ -96,9 +104,17 @@ impl Batch {
         self.segments.tokens()
     }
 
-    pub(crate) fn check(&self, positions: usize) -> Result<()> {
+    /// Fails where a sequence, behind so many virtual tokens, has more than these positions.
+    pub(crate) fn check(&self, positions: usize, virtual_tokens: usize) -> Result<()> {
+        let limit = positions.saturating_sub(virtual_tokens);
         match self.segments.ranges().map(|range| range.len()).max() {
-            Some(found) if found > positions => Err(Error::TooLong { found, limit: positions }),
+            Some(found) if found > limit => {
+                let besides = match virtual_tokens {
+                    0 => String::new(),
+                    _ => format!(" besides those of {virtual_tokens} virtual tokens"),
+                };
+                Err(Error::TooLong { found, limit, besides })
+            }
             _ => Ok(()),
         }
     }

@@ -2,7 +2,7 @@
 //! [`Layout`] of it.
 
 use candle_core::Tensor;
-use ops::Activation;
+use ops::{Activation, Segments};
 
 use crate::architectures::Config;
 use crate::attention::{SelfAttention, Shared, Wanted};
@@ -10,7 +10,7 @@ use crate::batch::Batch;
 use crate::error::Result;
 use crate::layers::{LayerNorm, Linear, Pass};
 use crate::layout::{Dropouts, EmbeddingsLayout, Layout, NormOrder, Numbering};
-use crate::method::{BottleneckAdapter, Flow, Sublayer};
+use crate::method::{BottleneckAdapter, Flow, Prefix, PromptEncoder, Sublayer, VirtualTokens};
 use crate::parameters::{Builder, Start};
 
 /// Embeddings, then a stack of transformer layers.
@@ -20,11 +20,18 @@ pub(crate) struct Encoder {
     layers: Vec<Layer>,
     /// After the last layer, where norms come first.
     last_norm: Option<LayerNorm>,
+    /// The keys and values that the method puts before those of each layer, `(virtual tokens, layers * 2 * hidden)`.
+    prefix: Option<PromptEncoder>,
+    hidden_size: usize,
 }
 
 impl Encoder {
     pub fn new(builder: &mut Builder, config: &Config, layout: &Layout) -> Result<Self> {
         let embeddings = Embeddings::new(builder, config, layout)?;
+        let prefix = match builder.tuner.virtual_tokens() {
+            Some(VirtualTokens::Prefix(prefix)) => Some(prefix.build(builder, config)?),
+            _ => None,
+        };
         let shared = Shared::new(builder, config, layout)?;
         let layers = (0..config.num_hidden_layers)
             .map(|index| Layer::new(builder, config, layout, &shared, index))
@@ -33,7 +40,7 @@ impl Encoder {
             NormOrder::Last => None,
             NormOrder::First { last } => Some(norm(builder, config, layout, &layout.path(last), config.hidden_size)?),
         };
-        Ok(Self { embeddings, layers, last_norm })
+        Ok(Self { embeddings, layers, last_norm, prefix, hidden_size: config.hidden_size })
     }
 
     /// Every branch merged into its layer's weight.
@@ -42,12 +49,31 @@ impl Encoder {
         Ok(Self { embeddings: self.embeddings.merge()?, layers, ..self })
     }
 
-    /// The last hidden states: `(tokens, hidden)`, or `(sequences, hidden)` of the first tokens.
+    /// The sequences of the hidden states, if the method puts virtual tokens at their beginning.
+    pub fn lengthened(&self, segments: &Segments) -> Option<Segments> {
+        self.embeddings.prompt.as_ref().map(|_| segments.lengthened(self.embeddings.virtual_tokens))
+    }
+
+    /// The columns of the embeddings.
+    pub fn embedding_width(&self) -> usize {
+        self.embeddings.layout.width
+    }
+
+    /// What makes the method's virtual tokens.
+    pub fn prompt_encoder(&self) -> Option<&PromptEncoder> {
+        self.prefix.as_ref().or(self.embeddings.prompt.as_ref())
+    }
+
+    /// The last hidden states: `(tokens, hidden)`, or `(sequences, hidden)` of the first tokens. The pass is over
+    /// [`Encoder::lengthened`] sequences.
     pub fn forward(&self, batch: &Batch, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
         let mut hidden = self.embeddings.forward(batch, pass)?; // (tokens, hidden)
+        let prefix = self.prefix.as_ref().map(PromptEncoder::forward).transpose()?;
         for (index, layer) in self.layers.iter().enumerate() {
             let is_last = index + 1 == self.layers.len();
-            hidden = layer.forward(&hidden, pass, if is_last { wanted } else { Wanted::AllTokens })?;
+            let prefix = prefix.as_ref().map(|all| Prefix::of_layer(all, index, self.hidden_size)).transpose()?;
+            let wanted = if is_last { wanted } else { Wanted::AllTokens };
+            hidden = layer.forward(&hidden, prefix.as_ref(), pass, wanted)?;
         }
         self.last_norm.as_ref().map_or(Ok(hidden.clone()), |norm| norm.forward(&hidden))
     }
@@ -64,6 +90,10 @@ struct Embeddings {
     token_types: Tensor, // (types, width)
     norm: LayerNorm,
     projection: Option<Linear>, // width to hidden
+    /// The vectors that the method puts before those of a sequence's words, `(virtual tokens, width)`.
+    prompt: Option<PromptEncoder>,
+    /// How many positions the method's virtual tokens take, here or in the layers.
+    virtual_tokens: usize,
     dropout: f64,
     layout: EmbeddingsLayout,
 }
@@ -77,10 +107,20 @@ impl Embeddings {
             rows => builder.parameter(&layout.path(name), "weight", &[rows, width], Start::Pretrained),
         };
         let rows = positions.map_or(0, |_| config.max_position_embeddings);
+        let words = table(words, config.vocab_size)?;
+        let positions = table("embeddings.position_embeddings", rows)?;
+        let token_types = table("embeddings.token_type_embeddings", token_types)?;
+        let asked = builder.tuner.virtual_tokens();
         Ok(Self {
-            words: table(words, config.vocab_size)?,
-            positions: table("embeddings.position_embeddings", rows)?,
-            token_types: table("embeddings.token_type_embeddings", token_types)?,
+            prompt: match &asked {
+                Some(VirtualTokens::Prompt(prompt)) => Some(prompt.build(builder, &words)?),
+                Some(VirtualTokens::PTuning(prompt)) => Some(prompt.build(builder, width)?),
+                Some(VirtualTokens::Prefix(_)) | None => None,
+            },
+            virtual_tokens: asked.map_or(0, |virtual_tokens| virtual_tokens.count()),
+            words,
+            positions,
+            token_types,
             norm: norm(builder, config, layout, &layout.path(name), width)?,
             projection: match projection {
                 Some(name) => {
@@ -99,10 +139,14 @@ impl Embeddings {
     }
 
     fn forward(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
+        let first = self.virtual_tokens as u32;
         let positions = match self.layout.positions {
-            Some(Numbering::FromZero) => batch.position_ids.clone(),
-            Some(Numbering::AfterPadding(padding)) => batch.position_ids_after(padding)?,
-            None => batch.position_ids.zeros_like()?,
+            Some(Numbering::AfterPadding(padding)) if self.prompt.is_none() => {
+                batch.position_ids_after(padding, first)?
+            }
+            // Behind a prompt, transformers is given embeddings and knows of no padding token: it counts all.
+            Some(numbering) => batch.position_ids(numbering.first() + first)?,
+            None => batch.position_ids(0)?.zeros_like()?,
         };
         let token_types = match self.layout.token_types {
             // A tokenizer may tell two sentences apart where the model does not.
@@ -110,12 +154,28 @@ impl Embeddings {
             _ => batch.token_type_ids.clone(),
         };
         let tables = [&self.words, &self.token_types, &self.positions];
-        let sum = ops::embedding_sum(tables, [&batch.input_ids, &token_types, &positions])?; // (tokens, width)
+        let mut sum = ops::embedding_sum(tables, [&batch.input_ids, &token_types, &positions])?; // (tokens, width)
+        if let Some(prompt) = &self.prompt {
+            sum = ops::prepend(&self.prompt_sum(prompt)?, &sum, &batch.segments)?; // (lengthened tokens, width), as all that follow
+        }
         let hidden = ops::dropout(&self.norm.forward(&sum)?, pass.dropout(self.dropout))?;
         match &self.projection {
             Some(projection) => projection.forward(&hidden, pass), // (tokens, hidden)
             None => Ok(hidden),
         }
+    }
+
+    /// The sum of the virtual tokens' embeddings, one for all sequences: `(virtual tokens, width)`.
+    fn prompt_sum(&self, prompt: &PromptEncoder) -> Result<Tensor> {
+        let vectors = prompt.forward()?;
+        let count = self.virtual_tokens as u32;
+        let rows = Tensor::arange(0, count, vectors.device())?;
+        let types = rows.zeros_like()?;
+        let positions = match self.layout.positions {
+            Some(numbering) => Tensor::arange(numbering.first(), numbering.first() + count, vectors.device())?,
+            None => types.clone(),
+        };
+        Ok(ops::embedding_sum([&vectors, &self.token_types, &self.positions], [&rows, &types, &positions])?)
     }
 }
 
@@ -172,14 +232,14 @@ impl Layer {
         })
     }
 
-    fn forward(&self, hidden: &Tensor, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
+    fn forward(&self, hidden: &Tensor, prefix: Option<&Prefix>, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
         match self.order {
             NormOrder::Last => {
-                let attended = self.norm_attended(&self.attend(hidden, None, pass, wanted)?)?;
+                let attended = self.norm_attended(&self.attend(hidden, None, prefix, pass, wanted)?)?;
                 self.output_norm.forward(&self.feed(&attended, &attended, pass)?)
             }
             NormOrder::First { .. } => {
-                let attended = self.attend(hidden, Some(&self.norm_attended(hidden)?), pass, wanted)?;
+                let attended = self.attend(hidden, Some(&self.norm_attended(hidden)?), prefix, pass, wanted)?;
                 self.feed(&attended, &self.output_norm.forward(&attended)?, pass)
             }
         }
@@ -190,8 +250,15 @@ impl Layer {
     }
 
     /// `residual + dropout(attention(input))` and an adapter, of whom is wanted. The input is the residual where it is not normed.
-    fn attend(&self, residual: &Tensor, normed: Option<&Tensor>, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
-        let keys = self.attention.keys(normed.unwrap_or(residual), pass)?;
+    fn attend(
+        &self,
+        residual: &Tensor,
+        normed: Option<&Tensor>,
+        prefix: Option<&Prefix>,
+        pass: &Pass,
+        wanted: Wanted,
+    ) -> Result<Tensor> {
+        let keys = self.attention.keys(normed.unwrap_or(residual), prefix, pass)?;
         let rows = wanted.of(residual, pass)?; // (tokens or sequences, hidden), as all that follow
         let queries = normed.map_or_else(|| Ok(rows.clone()), |normed| wanted.of(normed, pass))?;
         let context = self.attention.attend(keys, &queries, pass, wanted)?;

@@ -287,12 +287,25 @@ pub enum Error {
         names: usize,
     },
     /// A sequence that the model cannot take.
-    #[error("a sequence of {found} tokens: the model has {limit} positions; truncate to at most that")]
+    #[error("a sequence of {found} tokens: the model has {limit} positions{besides}; truncate to at most that")]
     TooLong {
         /// Tokens.
         found: usize,
-        /// Positions.
+        /// Positions for them.
         limit: usize,
+        /// What else has positions, or nothing.
+        besides: String,
+    },
+    /// Virtual tokens that leave no position.
+    #[error(
+        "num_virtual_tokens is {found}: the model has {positions} positions, and a sequence needs at least one of its own; \
+         choose fewer virtual tokens"
+    )]
+    VirtualTokens {
+        /// How many.
+        found: usize,
+        /// Positions.
+        positions: usize,
     },
     /// A sequence that a batch has not.
     #[error("sequence {place} of a batch of {sequences}; the first is 0")]

@@ -42,6 +42,12 @@ impl<'a> Pass<'a> {
         self.step_seed.is_some()
     }
 
+    /// The same pass over other segments: those of hidden states that virtual tokens are among.
+    pub(crate) fn over<'b>(&'b self, segments: &'b Segments) -> Pass<'b> {
+        let Self { step_seed, observer, .. } = *self;
+        Pass { segments, step_seed, applications: self.applications.clone(), observer }
+    }
+
     /// The mask for the next application of dropout.
     pub(crate) fn dropout(&self, probability: f64) -> Option<Dropout> {
         let application = self.applications.get();

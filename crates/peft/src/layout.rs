@@ -93,12 +93,17 @@ pub(crate) enum Numbering {
 }
 
 impl Numbering {
+    /// The row of the first token.
+    pub fn first(self) -> u32 {
+        match self {
+            Self::FromZero => 0,
+            Self::AfterPadding(padding) => padding + 1,
+        }
+    }
+
     /// The longest sequence that a table of so many rows serves.
     pub fn longest(self, rows: usize) -> usize {
-        match self {
-            Self::FromZero => rows,
-            Self::AfterPadding(padding) => rows.saturating_sub(padding as usize + 1),
-        }
+        rows.saturating_sub(self.first() as usize)
     }
 }
 

@@ -65,7 +65,7 @@ mod tree;
 
 pub use adapter::{
     Adapter, AdapterConfig, Combination, CombinationType, Conversion, ConversionRank, ConvertedLayer,
-    MajoritySignMethod, Warning,
+    MajoritySignMethod, PromptSizes, Warning,
 };
 pub use adapters::Adapters;
 pub use architectures::{Architecture, Config};
@@ -74,7 +74,8 @@ pub use error::{Error, Result};
 pub use layers::Pass;
 pub use method::{
     AdaLora, AdapterStyle, Bias, BitFit, Bottleneck, EvaConfig, Ia3, InitLoraWeights, InitWeights, LnTuning, Lora,
-    Method, RankAllocator, Targets, Vera,
+    Method, PTuning, PrefixInitWeights, PrefixTuning, PromptTuning, PromptTuningInit, RankAllocator,
+    Reparameterization, Targets, Vera,
 };
 pub use model::{Model, ModelOptions, Pooling};
 pub use ops::{Activation, Precision};

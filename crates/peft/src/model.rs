@@ -14,7 +14,7 @@ use crate::encoder::Encoder;
 use crate::error::{Error, Result};
 use crate::head::Head;
 use crate::layers::{AdaptedLayer, Pass};
-use crate::method::{Method, Modules, POOLER, Projections, Tuner};
+use crate::method::{Method, Modules, POOLER, Projections, PromptEncoder, Tuner};
 use crate::parameters::{Builder, Parameters};
 use crate::pretrained::Pretrained;
 use crate::report::TrainableReport;
@@ -79,7 +79,7 @@ pub struct Model {
     /// The network whose adapters stand beside their layers, while the other one's are merged.
     unmerged: Option<Network>,
     pooling: Pooling,
-    max_length: usize,
+    positions: usize,
     config: Config,
     method: Method,
     parameters: Parameters,
@@ -114,9 +114,14 @@ impl Model {
     /// `N(0, initializer_range)` and zeros, as in transformers.
     ///
     /// # Errors
-    /// When a tensor is missing or has another shape, or the method's targets match no layer.
+    /// When a tensor is missing or has another shape, the method's targets match no layer, or its virtual tokens leave no
+    /// position for a sequence's own.
     pub fn new(pretrained: &Pretrained, options: &ModelOptions) -> Result<Self> {
         let config = pretrained.config.clone();
+        let virtual_tokens = options.method.virtual_tokens();
+        if virtual_tokens >= pretrained.max_length() {
+            return Err(Error::VirtualTokens { found: virtual_tokens, positions: pretrained.max_length() });
+        }
         let layout = pretrained.layout.clone().with_dropout(options.dropout);
         let mut builder = Builder {
             pretrained,
@@ -144,7 +149,7 @@ impl Model {
             network: Network { encoder, head },
             unmerged: None,
             pooling: options.pooling,
-            max_length: pretrained.max_length(),
+            positions: pretrained.max_length(),
             config,
             method: options.method.clone(),
             parameters,
@@ -243,13 +248,17 @@ impl Model {
     /// The logits, `(sequences, num_labels)`.
     ///
     /// # Errors
-    /// When a sequence is longer than the model has positions, or empty, or the pass is one of training and the model is merged.
+    /// When a sequence, with the method's virtual tokens, is longer than the model has positions, or is empty, or the pass is one of
+    /// training and the model is merged.
     pub fn forward(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
-        batch.check(self.max_length)?;
+        batch.check(self.positions, self.method.virtual_tokens())?;
         if self.is_merged() && pass.is_training() {
             return Err(Error::TrainingMerged);
         }
         let Network { encoder, head } = &self.network;
+        let lengthened = encoder.lengthened(pass.segments);
+        let lengthened = lengthened.as_ref().map(|segments| pass.over(segments));
+        let pass = lengthened.as_ref().unwrap_or(pass);
         let pooled = match self.pooling {
             Pooling::Cls => encoder.forward(batch, pass, Wanted::FirstTokens)?,
             Pooling::Mean => ops::segment_mean(&encoder.forward(batch, pass, Wanted::AllTokens)?, pass.segments)?,
@@ -259,7 +268,7 @@ impl Model {
 
     /// What flows into each layer that has an adapter, `(tokens, in)`, by its path; one tensor for all that it flows into.
     pub(crate) fn adapted_inputs(&self, batch: &Batch) -> Result<Vec<(String, Tensor)>> {
-        batch.check(self.max_length)?;
+        batch.check(self.positions, self.method.virtual_tokens())?;
         ops::on_workers(|| {
             ops::without_gradients(|| -> Result<_> {
                 let inputs = RefCell::new(Vec::new());
@@ -295,6 +304,17 @@ impl Model {
     /// Its modules, their parameters and which of them are trained.
     pub fn trainable_tree(&self) -> TrainableTree {
         TrainableTree::new(&self.parameters)
+    }
+
+    /// The columns of its embeddings.
+    pub(crate) fn embedding_width(&self) -> usize {
+        self.network.encoder.embedding_width()
+    }
+
+    /// The vectors that the method's virtual tokens are, whatever made them, if it has any.
+    pub(crate) fn prompt_embeddings(&self) -> Result<Option<Tensor>> {
+        let forward = |encoder: &PromptEncoder| ops::without_gradients(|| encoder.forward());
+        self.network.encoder.prompt_encoder().map(forward).transpose()
     }
 
     /// How it is fine-tuned.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor, Var};
 use ops::{Precision, Weight};
-use rand::SeedableRng;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal, Uniform};
 
@@ -227,6 +227,12 @@ impl Builder<'_> {
         let tensor = variable.as_tensor().clone();
         self.parameters.trainable.insert(path, variable);
         Ok(tensor)
+    }
+
+    /// So many numbers below `end`, drawn for the parameter of that path.
+    pub fn random_ids(&self, path: &str, end: usize, count: usize) -> Vec<u32> {
+        let mut generator = generator(path, self.seed);
+        (0..count).map(|_| generator.random_range(0..end) as u32).collect()
     }
 
     /// New values, drawn from a generator of the parameter's own: they depend on the seed and the name, not on the order in

@@ -4,7 +4,8 @@ use std::str::FromStr;
 
 use glue::{Glue, Split, Task};
 use peft::{
-    AdaLora, AdapterStyle, Bottleneck, Ia3, InitLoraWeights, LnTuning, Lora, Method, Pooling, Precision, Targets, Vera,
+    AdaLora, AdapterStyle, Bottleneck, Ia3, InitLoraWeights, LnTuning, Lora, Method, PTuning, Pooling, Precision,
+    PrefixTuning, PromptTuning, PromptTuningInit, Targets, Vera,
 };
 
 use crate::error::{Error, Result};
@@ -165,6 +166,13 @@ impl Profile {
             Method::Bottleneck(Bottleneck::new(AdapterStyle::Houlsby)),
             Method::Bottleneck(Bottleneck::new(AdapterStyle::Pfeiffer)),
             Method::Bottleneck(Bottleneck::new(AdapterStyle::Parallel)),
+            Method::PrefixTuning(PrefixTuning::default()),
+            // As words, from where it learns more than from random vectors (Lester et al. 2021, section 3.2).
+            Method::PromptTuning(PromptTuning {
+                prompt_tuning_init: PromptTuningInit::SampleVocab,
+                ..PromptTuning::default()
+            }),
+            Method::PTuning(PTuning::default()),
         ];
         let (train_limit, epochs) = match self {
             Self::Smoke => (Some(64), 1),
@@ -230,6 +238,8 @@ impl Budget {
             Method::BitFit(_) | Method::Ia3(_) | Method::LnTuning(_) | Method::Head => 3e-3,
             // What they train first, a vector or singular values, starts at zero between matrices of small numbers.
             Method::AdaLora(_) | Method::Vera(_) => 1e-2,
+            Method::PrefixTuning(PrefixTuning { prefix_projection: true, .. }) => 1e-3,
+            Method::PrefixTuning(_) | Method::PromptTuning(_) | Method::PTuning(_) => 1e-2,
         };
         let batch_size = 16;
         let examples = self.train_limit.or(task.official_rows(Split::Train)).unwrap_or(batch_size);

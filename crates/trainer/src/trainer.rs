@@ -263,9 +263,17 @@ impl Trainer {
     /// The tokenizer of a run.
     ///
     /// # Errors
-    /// When the model or its tokenizer is missing or broken.
+    /// When the model or its tokenizer is missing or broken, or the positions that the method's virtual tokens leave are fewer than
+    /// `max_length`.
     pub fn tokenizer(&mut self, run: &Run) -> Result<Tokenizer> {
-        Tokenizer::load(&*self.pretrained(&run.model)?, run.settings.max_length)
+        let pretrained = self.pretrained(&run.model)?;
+        let (found, virtual_tokens) = (run.settings.max_length, run.method.virtual_tokens());
+        let left = pretrained.max_length().saturating_sub(virtual_tokens);
+        if virtual_tokens > 0 && found > left {
+            let expected = format!("at most {left}, the positions that {virtual_tokens} virtual tokens leave");
+            return Err(Error::Setting { name: "max_length", found: found.to_string(), expected });
+        }
+        Tokenizer::load(&pretrained, found)
     }
 
     /// A run's tokenised data. It is kept for the runs that follow.

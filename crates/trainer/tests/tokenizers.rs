@@ -4,10 +4,10 @@
 
 use std::path::{Path, PathBuf};
 
-use glue::Example;
-use peft::{Method, Model, ModelOptions, Pretrained};
+use glue::{Example, Glue, Task};
+use peft::{Method, Model, ModelOptions, PrefixTuning, Pretrained};
 use serde_json::{Value, json};
-use trainer::Tokenizer;
+use trainer::{Run, Tokenizer, Trainer};
 
 /// The tiny checkpoint of an architecture, with a tokenizer that cuts at blanks: a to z are 4 to 29.
 fn model(case: &str, post_processor: Value) -> (tempfile::TempDir, Pretrained) {
@@ -93,4 +93,21 @@ fn the_token_types_that_a_tokenizer_tells_are_read_only_by_models_that_have_them
         };
         assert_eq!(logits(&sequence) != logits(&without), has_types, "{case}");
     }
+}
+
+#[test]
+fn virtual_tokens_leave_fewer_positions_for_texts() {
+    let (folder, _) = model("roberta", Value::Null);
+    let method = Method::PrefixTuning(PrefixTuning { num_virtual_tokens: 30, ..PrefixTuning::default() });
+    let run = |max_length| {
+        let run = Run::new(Task::Synthetic, folder.path().to_str().unwrap(), method.clone());
+        run.with(|settings| settings.max_length = max_length)
+    };
+    let mut trainer = Trainer::new(Glue::synthetic("test"), folder.path().join("runs"));
+    assert!(trainer.tokenizer(&run(10)).is_ok());
+    let error = trainer.tokenizer(&run(11)).err().unwrap().to_string();
+    assert!(
+        error.contains("max_length") && error.contains("at most 10, the positions that 30 virtual tokens"),
+        "{error}"
+    );
 }

@@ -8,10 +8,12 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::nearest::nearest;
+use super::prompt::{self, PromptSizes};
 use super::warning::Warning;
 use crate::error::{Error, Result};
 use crate::method::{
     AdaLora, Bias, BitFit, Bottleneck, HEADS, Ia3, InitLoraWeights, LnTuning, Lora, Method, Targets, Vera,
+    VirtualTokens,
 };
 use crate::model::{Model, Pooling};
 use crate::parameters::is_head;
@@ -35,6 +37,8 @@ pub struct AdapterConfig {
     /// Modules of the head that PEFT does not take for one, and trains only where it is told to, such as DistilBERT's
     /// `pre_classifier`. In a file they stand among `modules_to_save`.
     pub head: Vec<String>,
+    /// Of prompt learning, the sizes of the base model, where the file has them.
+    pub prompt: Option<PromptSizes>,
 }
 
 /// Fields of every configuration, which PEFT has for itself.
@@ -162,10 +166,26 @@ pub(super) fn peft_type(method: &Method) -> &'static str {
         Method::Vera(_) => "VERA",
         Method::AdaLora(_) => "ADALORA",
         Method::Bottleneck(_) => "BOTTLENECK",
+        Method::PrefixTuning(_) => "PREFIX_TUNING",
+        Method::PromptTuning(_) => "PROMPT_TUNING",
+        Method::PTuning(_) => "P_TUNING",
     }
 }
 
-const PEFT_TYPES: [&str; 9] = ["LORA", "ADALORA", "VERA", "IA3", "LN_TUNING", "BOTTLENECK", "BITFIT", "HEAD", "FULL"];
+const PEFT_TYPES: [&str; 12] = [
+    "LORA",
+    "ADALORA",
+    "VERA",
+    "IA3",
+    "LN_TUNING",
+    "PREFIX_TUNING",
+    "PROMPT_TUNING",
+    "P_TUNING",
+    "BOTTLENECK",
+    "BITFIT",
+    "HEAD",
+    "FULL",
+];
 
 impl AdapterConfig {
     /// Reads `adapter_config.json` in `folder`, and what in it was passed over. Fields that are not there have PEFT's defaults.
@@ -207,6 +227,9 @@ impl AdapterConfig {
             "IA3" => [&COMMON[..], &IA3].concat(),
             "LN_TUNING" => [&COMMON[..], &["target_modules", "exclude_modules"]].concat(),
             "BOTTLENECK" => [&COMMON[..], &BOTTLENECK].concat(),
+            "PREFIX_TUNING" => [&COMMON[..], &prompt::COMMON, &prompt::PREFIX_TUNING].concat(),
+            "PROMPT_TUNING" => [&COMMON[..], &prompt::COMMON, &prompt::PROMPT_TUNING].concat(),
+            "P_TUNING" => [&COMMON[..], &prompt::COMMON, &prompt::P_TUNING].concat(),
             "BITFIT" => [&COMMON[..], &["target_modules"]].concat(),
             _ => COMMON.to_vec(),
         };
@@ -239,6 +262,9 @@ impl AdapterConfig {
                 modules_to_save: saved,
             }),
             "BOTTLENECK" => Method::Bottleneck(bottleneck(&fields)?),
+            "PREFIX_TUNING" => Method::PrefixTuning(prompt::prefix_tuning(&fields, saved)?),
+            "PROMPT_TUNING" => Method::PromptTuning(prompt::prompt_tuning(&fields, saved)?),
+            "P_TUNING" => Method::PTuning(prompt::p_tuning(&fields, saved)?),
             "BITFIT" => Method::BitFit(BitFit { target_modules: targets(&fields, "target_modules")? }),
             "HEAD" => Method::Head,
             "FULL" => Method::Full,
@@ -249,12 +275,13 @@ impl AdapterConfig {
         };
         // The others hold it among their own modules to save.
         let train_pooler = train_pooler && matches!(method, Method::Bottleneck(_) | Method::BitFit(_) | Method::Head);
-        Ok((Self { method, base_model_name_or_path, pooling, train_pooler, head: Vec::new() }, warnings))
+        let prompt = PromptSizes::read(&fields)?.filter(|_| method.virtual_tokens() > 0);
+        Ok((Self { method, base_model_name_or_path, pooling, train_pooler, head: Vec::new(), prompt }, warnings))
     }
 
     /// That of a model.
     pub(super) fn of(model: &Model) -> Result<Self> {
-        let mut method = model.method().clone();
+        let mut method = model.method().of_adapter();
         if let Method::AdaLora(adalora) = &mut method {
             adalora.rank_pattern = model.rank_pattern()?;
         }
@@ -267,6 +294,7 @@ impl AdapterConfig {
             pooling: model.pooling(),
             train_pooler: model.trains_pooler() && *model.method() != Method::Full,
             head: head(model),
+            prompt: PromptSizes::of(model.method(), model.config(), model.embedding_width()),
         })
     }
 
@@ -365,7 +393,10 @@ impl AdapterConfig {
                 }
             }
             Method::BitFit(BitFit { target_modules }) => fields["target_modules"] = json!(target_modules),
-            Method::Full | Method::Head => {}
+            Method::PrefixTuning(_) | Method::PromptTuning(_) | Method::PTuning(_) | Method::Full | Method::Head => {}
+        }
+        if let Some(prompt) = VirtualTokens::of(&self.method) {
+            saved = prompt::write(&prompt, self.prompt, &mut fields);
         }
         if self.train_pooler && !saved.iter().any(|name| name == "pooler") {
             saved.push("pooler".into());

@@ -9,6 +9,9 @@
 //! `save_projection` is true. AdaLoRA's hold of each branch only the singular values that are not zero, with their vectors, once
 //! some were masked; `rank_pattern` says which they were.
 //!
+//! Of prompt learning, the file holds the virtual tokens under `prompt_embeddings`, whatever made them, and the keys of what else was
+//! trained begin with `base_model.` alone, since there is no tuner around the model.
+//!
 //! PEFT has no bottleneck adapters, no BitFit, and nothing for a whole model or a head alone. Their files have the same shape, with a
 //! `peft_type` of their own: `BOTTLENECK` (with the fields of [`Bottleneck`](crate::Bottleneck); a tensor is called
 //! `….output.adapter_down.weight`, `adapter_down` and `adapter_up` lying where AdapterHub puts them), `BITFIT` (with
@@ -21,6 +24,7 @@ mod combination;
 mod config;
 mod conversion;
 mod nearest;
+mod prompt;
 mod task_tensors;
 mod warning;
 mod weights;
@@ -34,12 +38,13 @@ pub use combination::{Combination, CombinationType};
 pub use config::AdapterConfig;
 pub use conversion::{Conversion, ConversionRank, ConvertedLayer};
 pub(crate) use nearest::nearest;
+pub use prompt::PromptSizes;
 pub use task_tensors::MajoritySignMethod;
 pub use warning::Warning;
 
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
-use crate::method::{Method, NAMES, Vera};
+use crate::method::{Method, NAMES, Vera, VirtualTokens, is_of_prompt};
 use crate::model::{Model, ModelOptions};
 use crate::pretrained::Pretrained;
 use weights::Weights;
@@ -119,7 +124,11 @@ impl Model {
         }
         let config = AdapterConfig::of(self)?;
         let detach = |(name, variable): (&str, &Var)| (self.key(name), variable.as_detached_tensor());
-        let mut tensors: BTreeMap<String, Tensor> = self.parameters().trainable().map(detach).collect();
+        let trained = self.parameters().trainable().filter(|(name, _)| !is_of_prompt(name));
+        let mut tensors: BTreeMap<String, Tensor> = trained.map(detach).collect();
+        if let Some(virtual_tokens) = self.prompt_embeddings()? {
+            tensors.insert(weights::PROMPT.into(), virtual_tokens.detach());
+        }
         for (name, shape) in self.parameters().empty() {
             tensors.insert(self.key(name), Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
         }
@@ -243,7 +252,10 @@ impl Model {
 
     /// The key of a trained parameter in a file.
     fn key(&self, name: &str) -> String {
+        let is_prompt = self.method().virtual_tokens() > 0;
         match (self.parameters().part(name), name.rsplit_once('.')) {
+            _ if is_of_prompt(name) => weights::PROMPT.into(),
+            _ if is_prompt => format!("{}{name}", weights::PREFIX_OF_PROMPTS),
             (Some(part), Some((module, last))) => format!("{}{module}.{part}.{last}", weights::PREFIX),
             _ => format!("{}{name}", weights::PREFIX),
         }
@@ -261,7 +273,10 @@ fn base_warning(config: &AdapterConfig, ours: &str) -> Option<Warning> {
 
 /// The first field by which two methods compute differently from the same trained values, with both values.
 fn difference(ours: &Method, theirs: &Method) -> Option<(&'static str, String, String)> {
+    // A file's virtual tokens do not tell the network that made them.
+    let has_no_network = |method: &Method| !VirtualTokens::of(method).is_some_and(|prompt| prompt.is_reparameterized());
     let fields = |method: &Method| match method {
+        Method::PrefixTuning(_) | Method::PTuning(_) => vec![("inference_mode", has_no_network(method).to_string())],
         Method::Lora(lora) => vec![
             ("lora_alpha", lora.lora_alpha.to_string()),
             ("alpha_pattern", format!("{:?}", lora.alpha_pattern)),

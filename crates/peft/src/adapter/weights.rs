@@ -17,6 +17,10 @@ use crate::method::HEADS;
 const FILE: &str = "adapter_model.safetensors";
 /// Before every key: PEFT's model and its tuner, around Hugging Face's.
 pub(super) const PREFIX: &str = "base_model.model.";
+/// Before the keys of what prompt learning trains besides virtual tokens: PEFT's model alone.
+pub(super) const PREFIX_OF_PROMPTS: &str = "base_model.";
+/// The key of virtual tokens.
+pub(super) const PROMPT: &str = "prompt_embeddings";
 
 /// The random matrices that VeRA's layers share: parts of PEFT's model, not of Hugging Face's.
 pub(super) const VERA_A: &str = "base_model.vera_A";
@@ -114,7 +118,7 @@ impl Weights {
     pub fn extra(&self, known: &BTreeSet<&str>, modules: &BTreeSet<String>) -> Result<Vec<Warning>> {
         let mut warnings = Vec::new();
         for key in self.tensors.keys().filter(|key| !known.contains(key.as_str()) && !is_copy(key)) {
-            let name = key.strip_prefix(PREFIX).unwrap_or(key);
+            let name = name(key);
             let adapted = [".lora_", ".ia3_", ".ln_tuning_", ".adapter_", ".vera_lambda_"]
                 .into_iter()
                 .find_map(|part| name.split_once(part));
@@ -147,9 +151,14 @@ fn holds(modules: &BTreeSet<String>, module: &str) -> bool {
     modules.contains(module) || modules.range(within.clone()..).next().is_some_and(|name| name.starts_with(&within))
 }
 
+/// A key without what PEFT's files have before it.
+fn name(key: &str) -> &str {
+    key.strip_prefix(PREFIX).or_else(|| key.strip_prefix(PREFIX_OF_PROMPTS)).unwrap_or(key)
+}
+
 /// Whether a key is of the head.
 fn is_head(key: &str) -> bool {
-    let module = key.strip_prefix(PREFIX).unwrap_or(key).split('.').next();
+    let module = name(key).split('.').next();
     module.is_some_and(|module| HEADS.contains(&module)) && !is_copy(key)
 }
 

@@ -6,6 +6,7 @@ mod bottleneck;
 mod ia3;
 mod ln_tuning;
 mod lora;
+mod prompt;
 mod saved;
 mod selection;
 mod targets;
@@ -30,6 +31,8 @@ pub(crate) use ia3::Vector;
 pub use ln_tuning::LnTuning;
 pub(crate) use lora::Branch;
 pub use lora::{Bias, EvaConfig, InitLoraWeights, Lora};
+pub use prompt::{PTuning, PrefixInitWeights, PrefixTuning, PromptTuning, PromptTuningInit, Reparameterization};
+pub(crate) use prompt::{Prefix, PromptEncoder, VirtualTokens, is_of_prompt};
 pub use targets::Targets;
 pub use vera::Vera;
 pub(crate) use vera::{Projections, VeraBranch};
@@ -64,10 +67,20 @@ pub enum Method {
     Vera(Vera),
     /// Branches beside chosen linear layers that share a budget of ranks.
     AdaLora(AdaLora),
+    /// Keys and values before those of each layer.
+    #[serde(rename = "prefix_tuning")]
+    PrefixTuning(PrefixTuning),
+    /// Vectors before the embeddings.
+    #[serde(rename = "prompt_tuning")]
+    PromptTuning(PromptTuning),
+    /// Vectors before the embeddings, made by a network.
+    #[serde(rename = "p_tuning")]
+    PTuning(PTuning),
 }
 
 impl Method {
-    /// `full`, `head`, `bitfit`, `lora`, `ia3`, `ln_tuning`, `bottleneck`, `vera` or `adalora`.
+    /// `full`, `head`, `bitfit`, `lora`, `ia3`, `ln_tuning`, `bottleneck`, `vera`, `adalora`, `prefix_tuning`, `prompt_tuning` or
+    /// `p_tuning`.
     pub fn id(&self) -> &'static str {
         match self {
             Self::Full => "full",
@@ -79,6 +92,29 @@ impl Method {
             Self::Vera(_) => "vera",
             Self::AdaLora(_) => "adalora",
             Self::Bottleneck(_) => "bottleneck",
+            Self::PrefixTuning(_) => "prefix_tuning",
+            Self::PromptTuning(_) => "prompt_tuning",
+            Self::PTuning(_) => "p_tuning",
+        }
+    }
+
+    /// How many of the model's positions virtual tokens take: fewer are left for a sequence's own.
+    pub fn virtual_tokens(&self) -> usize {
+        match self {
+            Self::PrefixTuning(prefix) => prefix.num_virtual_tokens,
+            Self::PromptTuning(prompt) => prompt.num_virtual_tokens,
+            Self::PTuning(prompt) => prompt.num_virtual_tokens,
+            _ => 0,
+        }
+    }
+
+    /// The same as an adapter holds it: virtual tokens stand without the network that made them.
+    pub(crate) fn of_adapter(&self) -> Self {
+        match self.clone() {
+            Self::PrefixTuning(prefix) => Self::PrefixTuning(PrefixTuning { inference_mode: true, ..prefix }),
+            Self::PromptTuning(prompt) => Self::PromptTuning(PromptTuning { inference_mode: true, ..prompt }),
+            Self::PTuning(prompt) => Self::PTuning(PTuning { inference_mode: true, ..prompt }),
+            other => other,
         }
     }
 
@@ -91,6 +127,9 @@ impl Method {
             Self::LnTuning(ln_tuning) => &ln_tuning.modules_to_save,
             Self::Vera(vera) => &vera.modules_to_save,
             Self::AdaLora(adalora) => &adalora.modules_to_save,
+            Self::PrefixTuning(prefix) => &prefix.modules_to_save,
+            Self::PromptTuning(prompt) => &prompt.modules_to_save,
+            Self::PTuning(prompt) => &prompt.modules_to_save,
         }
     }
 
@@ -131,6 +170,14 @@ impl fmt::Display for Method {
             Self::Bottleneck(bottleneck) => write!(f, "{bottleneck}"),
             Self::Vera(vera) => write!(f, "VeRA r={}", vera.r),
             Self::AdaLora(adalora) => write!(f, "AdaLoRA r={} to {}", adalora.init_r, adalora.target_r),
+            Self::PrefixTuning(PrefixTuning { num_virtual_tokens, prefix_projection, .. }) => {
+                let projected = if *prefix_projection { ", projected" } else { "" };
+                write!(f, "Prefix tuning n={num_virtual_tokens}{projected}")
+            }
+            Self::PromptTuning(PromptTuning { num_virtual_tokens, .. }) => {
+                write!(f, "Prompt tuning n={num_virtual_tokens}")
+            }
+            Self::PTuning(PTuning { num_virtual_tokens, .. }) => write!(f, "P-tuning n={num_virtual_tokens}"),
         }
     }
 }
@@ -152,6 +199,7 @@ enum Asked {
     Bottleneck(Bottleneck),
     Vera(Box<VeraTuner>),
     AdaLora(Box<AdaLoraTuner>),
+    Prompt(Box<VirtualTokens>),
 }
 
 /// What a linear layer gets from the method.
@@ -186,6 +234,9 @@ impl Tuner {
             }
             Method::Vera(vera) => Asked::Vera(Box::new(VeraTuner::new(vera)?)),
             Method::AdaLora(adalora) => Asked::AdaLora(Box::new(AdaLoraTuner::new(adalora)?)),
+            Method::PrefixTuning(prefix) => Asked::Prompt(VirtualTokens::Prefix(prefix.clone()).checked()?),
+            Method::PromptTuning(prompt) => Asked::Prompt(VirtualTokens::Prompt(prompt.clone()).checked()?),
+            Method::PTuning(prompt) => Asked::Prompt(VirtualTokens::PTuning(prompt.clone()).checked()?),
         };
         Ok(Self { asked, train_pooler })
     }
@@ -197,7 +248,7 @@ impl Tuner {
         }
         match &self.asked {
             Asked::Full => true,
-            Asked::Head | Asked::Ia3(_) | Asked::Bottleneck(_) => false,
+            Asked::Head | Asked::Ia3(_) | Asked::Bottleneck(_) | Asked::Prompt(_) => false,
             Asked::LnTuning(ln_tuning) => ln_tuning.tunes(module),
             Asked::BitFit { targets } => {
                 name == "bias"
@@ -237,6 +288,7 @@ impl Tuner {
                 Asked::LnTuning(ln_tuning) => ln_tuning.saves(module),
                 Asked::Vera(vera) => vera.saves(module),
                 Asked::AdaLora(adalora) => adalora.saves(module),
+                Asked::Prompt(prompt) => prompt.saves(module),
                 Asked::Full | Asked::Head | Asked::BitFit { .. } | Asked::Bottleneck(_) => false,
             }
     }
@@ -244,7 +296,9 @@ impl Tuner {
     /// Whether PEFT trains a copy of a module, and keeps the frozen original (`utils/other.py`, `ModulesToSaveWrapper`).
     pub fn copies(&self, module: &str) -> bool {
         match &self.asked {
-            Asked::Lora(_) | Asked::Ia3(_) | Asked::Vera(_) | Asked::AdaLora(_) => self.trains_whole(module),
+            Asked::Lora(_) | Asked::Ia3(_) | Asked::Vera(_) | Asked::AdaLora(_) | Asked::Prompt(_) => {
+                self.trains_whole(module)
+            }
             Asked::LnTuning(ln_tuning) => self.trains_whole(module) || ln_tuning.tunes(module),
             Asked::Full | Asked::Head | Asked::BitFit { .. } | Asked::Bottleneck(_) => false,
         }
@@ -284,6 +338,14 @@ impl Tuner {
         }
     }
 
+    /// The virtual tokens that the method puts before a sequence's, if it does.
+    pub fn virtual_tokens(&self) -> Option<VirtualTokens> {
+        match &self.asked {
+            Asked::Prompt(prompt) => Some(VirtualTokens::clone(prompt)),
+            _ => None,
+        }
+    }
+
     /// With a target that names nothing, less would be trained than was asked for, silently. BitFit's targets name modules
     /// that have a bias, LN tuning's any, the others' linear layers.
     pub fn check_targets(&self, modules: &Modules) -> Result<()> {
@@ -293,6 +355,7 @@ impl Tuner {
             Asked::LnTuning(ln_tuning) => ln_tuning.check_targets(modules),
             Asked::Vera(vera) => vera.check_targets(&modules.linear_layers, &modules.all),
             Asked::AdaLora(adalora) => adalora.check_targets(&modules.linear_layers, &modules.all),
+            Asked::Prompt(prompt) => prompt.check_targets(modules),
             Asked::BitFit { targets: Some((targets, _)) } => {
                 let unmatched = targets.unmatched(modules.biased.iter())?;
                 if unmatched.is_empty() && *targets != Targets::Suffixes(Vec::new()) {
@@ -351,6 +414,12 @@ mod tests {
             Method::Bottleneck(Bottleneck::new(AdapterStyle::Parallel)),
             Method::Vera(Vera::default()),
             Method::AdaLora(AdaLora { total_step: Some(10), ..AdaLora::default() }),
+            Method::PrefixTuning(PrefixTuning { prefix_projection: true, ..PrefixTuning::default() }),
+            Method::PromptTuning(PromptTuning {
+                prompt_tuning_init: PromptTuningInit::SampleVocab,
+                ..PromptTuning::default()
+            }),
+            Method::PTuning(PTuning::default()),
         ] {
             let json = serde_json::to_string(&method).unwrap();
             assert_eq!(serde_json::from_str::<Method>(&json).unwrap(), method, "{json}");

@@ -148,7 +148,7 @@ fn a_configuration_that_makes_no_adapter_is_an_error_that_names_the_field() {
         (
             "peft_type",
             json!("LOHA"),
-            &["peft_type \"LOHA\"", "LORA, ADALORA, VERA, IA3, LN_TUNING, BOTTLENECK, BITFIT, HEAD, FULL are read"],
+            &["peft_type \"LOHA\"", "PREFIX_TUNING, PROMPT_TUNING, P_TUNING, BOTTLENECK, BITFIT, HEAD, FULL are read"],
         ),
         ("peft_type", Value::Null, &["no peft_type"]),
         ("task_type", json!("CAUSAL_LM"), &["task_type \"CAUSAL_LM\""]),

@@ -1,7 +1,10 @@
 //! Numbers of trained parameters, against those of the papers.
 
 use candle_core::{DType, Device, Tensor};
-use peft::{AdaLora, BitFit, Method, Model, ModelOptions, Pretrained, Targets, TrainableReport, Vera};
+use peft::{
+    AdaLora, BitFit, Method, Model, ModelOptions, PTuning, PrefixTuning, Pretrained, PromptTuning, Targets,
+    TrainableReport, Vera,
+};
 use std::collections::HashMap;
 
 /// BERT-base's sizes (Devlin et al. 2019, section 3).
@@ -10,14 +13,14 @@ const INTERMEDIATE: usize = 3072;
 const LAYERS: usize = 12;
 const VOCABULARY: usize = 30_522;
 const POSITIONS: usize = 512;
-/// What [`narrow_base`]'s tables of 10 words and 4 positions lack.
-const REST_OF_TABLES: usize = (VOCABULARY - 10 + POSITIONS - 4) * HIDDEN;
+/// What [`narrow_base`]'s tables of 10 words and 32 positions lack.
+const REST_OF_TABLES: usize = (VOCABULARY - 10 + POSITIONS - 32) * HIDDEN;
 
-/// A checkpoint of BERT-base's width with two layers, 10 words and 4 positions: zeros in f16, 28 MB instead of 440.
+/// A checkpoint of BERT-base's width with two layers, 10 words and 32 positions: zeros in f16, 28 MB instead of 440.
 fn narrow_base(folder: &std::path::Path) -> Pretrained {
     let mut shapes: Vec<(String, Vec<usize>)> = vec![
         ("embeddings.word_embeddings.weight".into(), vec![10, HIDDEN]),
-        ("embeddings.position_embeddings.weight".into(), vec![4, HIDDEN]),
+        ("embeddings.position_embeddings.weight".into(), vec![32, HIDDEN]),
         ("embeddings.token_type_embeddings.weight".into(), vec![2, HIDDEN]),
     ];
     let mut module = |path: &str, weight: &[usize]| {
@@ -40,7 +43,7 @@ fn narrow_base(folder: &std::path::Path) -> Pretrained {
     candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
     let config = serde_json::json!({
         "model_type": "bert", "vocab_size": 10, "hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 12,
-        "intermediate_size": INTERMEDIATE, "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "max_position_embeddings": 4,
+        "intermediate_size": INTERMEDIATE, "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "max_position_embeddings": 32,
         "type_vocab_size": 2, "initializer_range": 0.02, "layer_norm_eps": 1e-12, "pad_token_id": 0,
     });
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
@@ -120,4 +123,28 @@ fn adalora_trains_singular_vectors_and_values() {
     let trained = 2 * 12 * 12 * (768 + 1 + 768);
     let adalora = Method::AdaLora(AdaLora { total_step: Some(10), ..AdaLora::default() });
     assert_eq!(at_twelve_layers(&adalora), (trained, BERT_BASE + HEAD + trained));
+}
+
+/// `virtual tokens * layers * 2 * hidden` (Li and Liang 2021, section 4.2). PEFT's own example, bert-base with 20 virtual tokens, trains
+/// 370,178 numbers with the head (its `docs/source/task_guides/prompt_based_methods.md`).
+#[test]
+fn prefix_tuning_trains_keys_and_values_of_each_layer() {
+    let prefix = PrefixTuning { num_virtual_tokens: 20, ..PrefixTuning::default() };
+    let count = 20 * 12 * 2 * 768;
+    assert_eq!(at_twelve_layers(&Method::PrefixTuning(prefix.clone())), (count, BERT_BASE + HEAD + count));
+    assert_eq!(count + HEAD, 370_178);
+    // A table of the hidden size, and two linear layers with biases.
+    let projected = PrefixTuning { prefix_projection: true, encoder_hidden_size: Some(512), ..prefix };
+    let count = 20 * 768 + (768 * 512 + 512) + (512 + 1) * 12 * 2 * 768;
+    assert_eq!(at_twelve_layers(&Method::PrefixTuning(projected)), (count, BERT_BASE + HEAD + count));
+}
+
+/// `virtual tokens * hidden` (Lester et al. 2021, section 2), and with P-tuning's network three linear layers besides.
+#[test]
+fn a_prompt_is_as_many_vectors_as_there_are_virtual_tokens() {
+    let prompt = PromptTuning { num_virtual_tokens: 20, ..PromptTuning::default() };
+    assert_eq!(at_twelve_layers(&Method::PromptTuning(prompt)).0, 20 * 768);
+    let made = PTuning { num_virtual_tokens: 20, encoder_hidden_size: Some(128), ..PTuning::default() };
+    let network = (768 * 128 + 128) + (128 * 128 + 128) + (128 * 768 + 768);
+    assert_eq!(at_twelve_layers(&Method::PTuning(made)).0, 20 * 768 + network);
 }

@@ -15,7 +15,7 @@ use crate::gradients::agrees_with_finite_differences;
 use crate::support::*;
 
 /// The tiny checkpoints; the tests take each.
-const CASES: [&str; 8] =
+pub const CASES: [&str; 8] =
     ["roberta", "xlm-roberta", "distilbert", "electra", "mpnet", "deberta-v3", "deberta-v2", "modernbert"];
 
 pub fn folder(case: &str) -> PathBuf {
@@ -29,7 +29,7 @@ fn checkpoint(case: &str) -> Pretrained {
 #[derive(Deserialize)]
 pub struct Oracle {
     sequences: Vec<Ids>,
-    labels: Vec<u32>,
+    pub labels: Vec<u32>,
     logits: BTreeMap<String, Vec<Vec<f64>>>,
     lora: LoraCase,
 }

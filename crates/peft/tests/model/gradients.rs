@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Tensor, TensorId};
 use peft::{
-    AdaLora, Batch, Bias, BitFit, Ia3, InitLoraWeights, LnTuning, Lora, Method, Model, ModelOptions, Pass, Pooling,
-    Precision, Targets, Vera,
+    AdaLora, Batch, Bias, BitFit, Ia3, InitLoraWeights, LnTuning, Lora, Method, Model, ModelOptions, PTuning, Pass,
+    Pooling, Precision, PrefixTuning, PromptTuning, Targets, Vera,
 };
 
 use crate::reference::Reference;
@@ -27,9 +27,21 @@ fn methods() -> Vec<Method> {
     ]
 }
 
-/// LoRA with its further options, VeRA, AdaLoRA, (IA)³, LN tuning and bottleneck adapters.
+/// LoRA with its further options, VeRA, AdaLoRA, (IA)³, LN tuning, bottleneck adapters and prompt learning.
 fn variants() -> Vec<Method> {
     let lora = lora_everywhere();
+    let prefix = PrefixTuning { num_virtual_tokens: 3, ..PrefixTuning::default() };
+    let projected = PrefixTuning { prefix_projection: true, encoder_hidden_size: Some(5), ..prefix.clone() };
+    let prompt = PromptTuning { num_virtual_tokens: 3, ..PromptTuning::default() };
+    let made = PTuning { num_virtual_tokens: 3, encoder_hidden_size: Some(5), ..PTuning::default() };
+    let pooler = vec!["pooler".into(), "token_type_embeddings".into(), "position_embeddings".into()];
+    let prompts = [
+        Method::PrefixTuning(prefix),
+        Method::PrefixTuning(projected),
+        Method::PromptTuning(prompt.clone()),
+        Method::PromptTuning(PromptTuning { modules_to_save: pooler, ..prompt }),
+        Method::PTuning(made),
+    ];
     [
         Lora { use_rslora: true, lora_alpha: 3.0, ..lora.clone() },
         Lora { bias: Bias::All, ..Lora::rank(2) },
@@ -62,6 +74,7 @@ fn variants() -> Vec<Method> {
         Method::AdaLora(AdaLora { bias: Bias::LoraOnly, ..adalora() }),
     ])
     .chain(smooth_bottlenecks())
+    .chain(prompts)
     .collect()
 }
 
@@ -72,7 +85,12 @@ fn adalora() -> AdaLora {
 }
 
 fn needs_the_pooler(method: &Method) -> bool {
-    matches!(method, Method::Lora(lora) if lora.modules_to_save.iter().any(|name| name == "pooler"))
+    let saved: &[String] = match method {
+        Method::Lora(lora) => &lora.modules_to_save,
+        Method::PromptTuning(prompt) => &prompt.modules_to_save,
+        _ => &[],
+    };
+    saved.iter().any(|name| name == "pooler")
 }
 
 /// DoRA takes the norm of the adapted weight for a constant, so that its gradient of A and B is on purpose not that of the loss.

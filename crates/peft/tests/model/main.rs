@@ -14,6 +14,7 @@ mod files;
 mod gradients;
 mod logits;
 mod merging;
+mod prompts;
 mod python;
 mod reference;
 mod several;

@@ -119,6 +119,12 @@ fn a_merged_checkpoint_gives_pefts_logits_without_the_adapter() {
     for (name, case) in cases() {
         let folder = tempfile::tempdir().unwrap();
         let model = model(&name, DType::F64);
+        if model.method().virtual_tokens() > 0 {
+            // Nothing is written of what no checkpoint can hold.
+            assert!(matches!(model.save_merged(&tiny(), folder.path()).unwrap_err(), Error::NotMergeable { .. }));
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "{name}");
+            continue;
+        }
         model.save_merged(&tiny(), folder.path()).unwrap();
         let merged = Pretrained::from_folder(folder.path()).unwrap();
         assert_eq!(merged.num_labels(), Some(3));

@@ -5,7 +5,8 @@ Writes, beside this script:
   adapters/CASE/         adapter_config.json and adapter_model.safetensors, as save_pretrained writes them
   adapters.json          versions, and for each case its logits, parameter counts, trained names and PEFT's line
   adapters.safetensors   gradients (CASE.gradient.NAME), and of starts that follow from the base model A and B before training
-                         (CASE.start.NAME), under the names that this crate uses
+                         (CASE.start.NAME), and where a network makes the adapter what it was (CASE.value.NAME), under the names
+                         that this crate uses
 
 Logits and gradients are computed in f64 from the f32 weights, without dropout. Run it in this folder:
   pip install torch transformers peft safetensors numpy && python make_adapters.py
@@ -26,6 +27,9 @@ from peft import (
     LNTuningConfig,
     LoraConfig,
     PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
     VeraConfig,
     get_peft_model,
     initialize_lora_eva_weights,
@@ -110,6 +114,26 @@ CASES = {
     },
     # Of the pooler's input, which has one row for each sequence, PEFT's EVA makes nothing.
     "eva": {"target_modules": DENSE, "exclude_modules": ["pooler.dense"], "init_lora_weights": "eva"},
+    "prefix_tuning": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 5},
+    "prefix_projection": {
+        "peft_type": "PREFIX_TUNING",
+        "num_virtual_tokens": 3,
+        "prefix_projection": True,
+        "encoder_hidden_size": 7,
+    },
+    "prompt_tuning": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 5, "prompt_tuning_init": "SAMPLE_VOCAB"},
+    "prompt_tuning_saved": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2, "modules_to_save": ["pooler"]},
+    "p_tuning": {"peft_type": "P_TUNING", "num_virtual_tokens": 5, "encoder_hidden_size": 7},
+}
+
+# What only files hold: its virtual tokens are read here, and not trained.
+READ_ONLY = {
+    "p_tuning_lstm": {
+        "peft_type": "P_TUNING",
+        "num_virtual_tokens": 4,
+        "encoder_hidden_size": 6,
+        "encoder_reparameterization_type": "LSTM",
+    },
 }
 
 CONFIGS = {
@@ -117,6 +141,9 @@ CONFIGS = {
     "LN_TUNING": LNTuningConfig,
     "VERA": VeraConfig,
     "ADALORA": AdaLoraConfig,
+    "PREFIX_TUNING": PrefixTuningConfig,
+    "PROMPT_TUNING": PromptTuningConfig,
+    "P_TUNING": PromptEncoderConfig,
 }
 
 
@@ -159,7 +186,19 @@ def start_from_data(model, batch):
     initialize_lora_eva_weights(model, parts, show_progress_bar=False)
 
 
-def make(case, options, batch, labels, tensors):
+def made_by_a_network(options):
+    """Whether the file holds what a network made, and not what was trained."""
+    return options.get("peft_type") == "P_TUNING" or options.get("prefix_projection", False)
+
+
+def cut(sequences, options):
+    """Sequences that virtual tokens leave a position for each token."""
+    length = 40 - options.get("num_virtual_tokens", 0)
+    return [{key: values[:length] for key, values in sequence.items()} for sequence in sequences]
+
+
+def make(case, options, sequences, labels, tensors):
+    batch = padded(cut(sequences, options))
     base = base_model()
     config = peft_config(options)
     model = get_peft_model(base, config).eval()
@@ -177,6 +216,8 @@ def make(case, options, batch, labels, tensors):
             parameter.mul_(kept).add_(0.1 * torch.randn(parameter.shape))
     if case == "adalora_masked":
         mask(model)
+    if made_by_a_network(options):
+        tensors.update({f"{case}.value.{our_name(name)}": p.detach().clone().contiguous() for name, p in trained.items()})
     folder = HERE / "adapters" / case
     model.save_pretrained(folder)
     (folder / "README.md").unlink()
@@ -204,9 +245,10 @@ def main():
     torch.set_num_threads(1)
     shutil.rmtree("adapters", ignore_errors=True)
     oracle = json.loads(Path("oracle.json").read_text())
-    batch, labels = padded(oracle["sequences"]), torch.tensor(oracle["labels"])
-    tensors = {}
-    cases = {case: make(case, options, batch, labels, tensors) for case, options in CASES.items()}
+    labels, tensors = torch.tensor(oracle["labels"]), {}
+    cases = {
+        case: make(case, options, oracle["sequences"], labels, tensors) for case, options in (CASES | READ_ONLY).items()
+    }
     made_with = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -8,7 +8,7 @@ import torch
 
 def our_name(name):
     """PEFT's name of a parameter as this crate says it."""
-    name = name.removeprefix("base_model.model.").replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector")
+    name = name.removeprefix("base_model.").removeprefix("model.").replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector")
     return name.replace(".default", "").replace(".base_layer", "").replace(".modules_to_save", "").replace(".ln_tuning_layers", "")
 
 
