@@ -7,6 +7,7 @@ use regex::Regex;
 use super::saved::{lies_in, unmatched_name};
 use super::targets::{Matcher, Targets, ends, expression};
 use crate::error::{Error, Result};
+use crate::parameters::is_head;
 
 /// The fields as they were asked for.
 pub(super) struct Fields<'a> {
@@ -101,9 +102,11 @@ impl Selection {
     ) -> Result<()> {
         let none =
             |targets: String, modules| Err(Error::NoTarget { method: method.into(), targets, choices: ends(modules) });
-        // PEFT writes "all-linear" as the names of all linear layers, those among them that are trained whole.
+        // PEFT writes "all-linear" as the names of all linear layers, those among them that are trained whole, such as those within
+        // RoBERTa's classifier.
         let trained_whole = modules.iter().filter(|module| self.saves(module));
-        let unmatched = self.targets.unmatched(linear_layers.iter().chain(trained_whole))?;
+        let mut unmatched = self.targets.unmatched(linear_layers.iter().chain(trained_whole))?;
+        unmatched.retain(|name| !(is_head(name) && name.contains('.')));
         if !unmatched.is_empty() || self.targets == Targets::Suffixes(Vec::new()) {
             return none(unmatched.join(", "), linear_layers);
         }
@@ -114,5 +117,32 @@ impl Selection {
             Some(name) => none(name.into(), modules),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_within_a_head_are_taken_beside_those_that_name_a_layer() {
+        let check = |names: &[&str]| {
+            let targets = Targets::suffixes(names.iter().copied());
+            let fields = Fields {
+                method: "LoRA",
+                target_modules: &targets,
+                exclude_modules: None,
+                layers_to_transform: None,
+                layers_pattern: &[],
+                modules_to_save: &[],
+            };
+            let layers: BTreeSet<String> = ["encoder.query", "encoder.dense"].map(String::from).into();
+            Selection::new(&fields).unwrap().check_targets("LoRA", &layers, &layers)
+        };
+        assert!(check(&["query", "classifier.dense", "classifier.out_proj"]).is_ok());
+        let error = check(&["query", "encoder.key"]).unwrap_err().to_string();
+        assert!(error.contains("[encoder.key]"), "{error}");
+        assert!(check(&["classifier.dense"]).is_err(), "no layer has an adapter");
+        assert!(check(&["query", "classifier"]).is_err(), "no list of PEFT's has the head by its own name");
     }
 }
