@@ -1,5 +1,6 @@
 //! Tables of data and of run records.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use glue::{Example, Glue, Task};
@@ -193,17 +194,15 @@ pub fn comparison(records: &[Record]) -> Table {
     noted(table, records)
 }
 
-/// One row per task and method: what it trains, at which learning rate, how well and how long.
+/// One row per task and method, with its number in [`charts::methods`](crate::charts::methods): what it trains, at which learning rate,
+/// how well and how long.
 pub fn methods(records: &[Record]) -> Table {
     let mut table = Table::new([
-        "task",
-        "number",
+        "",
         "method",
         "trained parameters",
         "share of the model",
         "learning rate",
-        "seeds",
-        "metric",
         "mean ± deviation",
         "training per run",
     ]);
@@ -213,19 +212,22 @@ pub fn methods(records: &[Record]) -> Table {
             let (record, (mean, deviation)) = (group.records[0], group.mean_and_deviation(metric));
             let (trained, total) = (record.parameters.trainable, record.parameters.total);
             table.push([
-                task.to_string(),
                 (index + 1).to_string(),
                 group.name(),
                 thousands(trained),
                 format!("{:.2} %", 100.0 * trained as f64 / total as f64),
                 text::small(record.run.settings.learning_rate),
-                group.records.len().to_string(),
-                metric.to_string(),
                 text::mean_and_deviation(mean, deviation, group.records.len()),
                 text::duration(group.seconds()),
             ]);
             group.mixture().into_iter().for_each(|mixture| table.note(mixture));
         }
+        let seeds = records.iter().filter(|record| record.run.task == task).map(|record| record.run.seed);
+        let seeds = seeds.collect::<BTreeSet<_>>().len();
+        table.note(format!(
+            "{task}: {metric} on the validation set; runs with {seeds} seed{}",
+            if seeds == 1 { "" } else { "s" }
+        ));
     }
     noted(table, records)
 }
