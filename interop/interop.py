@@ -97,9 +97,11 @@ def is_prompt(options):
 def save_start(model, base, path):
     """The values of what peft trains that the checkpoint does not hold, as peft-glue starts from them."""
     with safe_open(base / "model.safetensors", "pt") as checkpoint:
-        held = set(checkpoint.keys())
+        held = list(checkpoint.keys())
+    # A checkpoint of an encoder alone has its names without the encoder's own before them.
+    is_held = lambda name: any(name == key or name.endswith(f".{key}") for key in held)
     trained = {our_name(name): p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    save_file({name: value.contiguous() for name, value in trained.items() if name not in held}, path)
+    save_file({name: value.contiguous() for name, value in trained.items() if not is_held(name)}, path)
 
 
 def logits(model, batches):

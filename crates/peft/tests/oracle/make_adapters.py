@@ -12,6 +12,7 @@ Logits and gradients are computed in f64 from the f32 weights, without dropout. 
   pip install torch transformers peft safetensors numpy && python make_adapters.py
 """
 
+import copy
 import json
 import os
 import shutil
@@ -149,11 +150,12 @@ CONFIGS = {
 
 def peft_config(options):
     """The configuration of a case: of LoRA, unless it says otherwise."""
-    others = dict(options)
+    # PEFT adds to the lists that it is given.
+    others = copy.deepcopy(options)
     kind = others.pop("peft_type", None)
     if kind:
         return CONFIGS[kind](task_type="SEQ_CLS", **others)
-    return LoraConfig(task_type="SEQ_CLS", r=3, lora_alpha=12, lora_dropout=0.0, **options)
+    return LoraConfig(task_type="SEQ_CLS", r=3, lora_alpha=12, lora_dropout=0.0, **others)
 
 
 def base_model():
