@@ -299,25 +299,20 @@ fn combine_lora(adapters: &[(&Adapter, f64)], combination: &Combination, of_head
         return refuse("the rank is 0; give svd_rank at least 1");
     }
 
-    let targets: Vec<String> = layers.keys().map(ToString::to_string).collect();
-    let mut lora = Lora { modules_to_save: modules_to_save(adapters, of_head)?, ..Lora::rank(rank) };
-    lora.lora_alpha = rank as f64;
-    let mut tensors = BTreeMap::new();
+    let modules_to_save = modules_to_save(adapters, of_head)?;
+    let (mut tensors, mut ranks) = (BTreeMap::new(), Vec::new());
     for (module, terms) in layers {
         let (a, b) = match combination.combination_type.space() {
             Space::Ranks => side_by_side(&terms, rank)?,
             Space::Products => mixed_products(&terms, module, rank, &mixing, combination.seed)?,
             Space::Factors => mixed_factors(&terms, module, &mixing, combination.seed)?,
         };
-        let (own, _) = a.dims2()?;
-        if own != rank {
-            lora.rank_pattern.insert(module.into(), own);
-            lora.alpha_pattern.insert(module.into(), own as f64);
-        }
+        ranks.push((module, a.dim(0)?));
         tensors.insert(format!("{PREFIX}{module}.lora_A.weight"), a);
         tensors.insert(format!("{PREFIX}{module}.lora_B.weight"), b);
     }
-    Ok((Method::Lora(lora.on(Targets::Suffixes(targets))), tensors))
+    let lora = Lora { modules_to_save, ..Lora::on_ranks(rank, ranks) };
+    Ok((Method::Lora(lora), tensors))
 }
 
 /// The LoRA of an adapter whose branches say all that it does.

@@ -319,10 +319,7 @@ impl AdapterConfig {
                 fields["target_modules"] = json!(lora.target_modules);
                 fields["exclude_modules"] = json!(lora.exclude_modules);
                 fields["layers_to_transform"] = json!(lora.layers_to_transform);
-                fields["layers_pattern"] = match lora.layers_pattern.as_slice() {
-                    [] => Value::Null,
-                    names => json!(names),
-                };
+                fields["layers_pattern"] = names_or_null(&lora.layers_pattern);
                 fields["rank_pattern"] = json!(lora.rank_pattern);
                 let alphas = lora.alpha_pattern.iter().map(|(name, alpha)| (name.clone(), number(*alpha)));
                 fields["alpha_pattern"] = Value::Object(alphas.collect());
@@ -358,10 +355,7 @@ impl AdapterConfig {
                 fields["r"] = json!(vera.r);
                 fields["target_modules"] = json!(vera.target_modules);
                 fields["layers_to_transform"] = json!(vera.layers_to_transform);
-                fields["layers_pattern"] = match vera.layers_pattern.as_slice() {
-                    [] => Value::Null,
-                    names => json!(names),
-                };
+                fields["layers_pattern"] = names_or_null(&vera.layers_pattern);
                 fields["projection_prng_key"] = json!(vera.projection_prng_key);
                 fields["save_projection"] = json!(vera.save_projection);
                 fields["vera_dropout"] = json!(vera.vera_dropout);
@@ -387,9 +381,8 @@ impl AdapterConfig {
                 fields["exclude_modules"] = json!(ln_tuning.exclude_modules);
             }
             Method::Bottleneck(bottleneck) => {
-                let written = json!(bottleneck);
-                for field in BOTTLENECK {
-                    fields[field] = written[field].clone();
+                for (field, value) in all_fields(bottleneck, &BOTTLENECK)? {
+                    fields[field] = value;
                 }
             }
             Method::BitFit(BitFit { target_modules }) => fields["target_modules"] = json!(target_modules),
@@ -428,6 +421,11 @@ fn all_fields<'a>(method: &impl Serialize, names: &[&'a str]) -> Result<Vec<(&'a
     let invalid = |error: serde_json::Error| Error::AdapterConfig { path: FILE.into(), found: error.to_string() };
     let value = serde_json::to_value(method).map_err(invalid)?;
     Ok(names.iter().map(|&name| (name, value.get(name).cloned().unwrap_or_default())).collect())
+}
+
+/// Names, or null where there are none.
+fn names_or_null(names: &[String]) -> Value {
+    if names.is_empty() { Value::Null } else { json!(names) }
 }
 
 /// A whole number without a point: PEFT's alphas are.

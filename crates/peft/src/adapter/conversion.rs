@@ -11,7 +11,7 @@ use super::weights::{PREFIX, VERA_A, VERA_B, Weights};
 use crate::decomposition::svd;
 use crate::error::{Error, Result};
 use crate::layers::AdaptedLayer;
-use crate::method::{Bias, Lora, Method, Targets};
+use crate::method::{Bias, Lora, Method};
 use crate::model::Model;
 use crate::pretrained::Pretrained;
 
@@ -102,32 +102,17 @@ impl Model {
             tensors
                 .extend(biases.map(|(layer, bias)| (format!("{PREFIX}{}.base_layer.bias", layer.path), bias.detach())));
         }
-        let bias = match self.method() {
-            _ if changes_biases => Bias::LoraOnly,
-            Method::Lora(lora) => lora.bias,
-            Method::Vera(vera) => vera.bias,
-            Method::AdaLora(adalora) => adalora.bias,
-            _ => Bias::None,
-        };
+        let bias = if changes_biases { Bias::LoraOnly } else { self.method().bias() };
         let modules_to_save = self.method().modules_to_save().to_vec();
-        let method = Method::Lora(Lora { bias, modules_to_save, ..lora(&layers) });
+        let r = layers.iter().map(|layer| layer.rank).max().unwrap_or(1);
+        let lora = Lora::on_ranks(r, layers.iter().map(|layer| (layer.path.as_str(), layer.rank)));
+        let method = Method::Lora(Lora { bias, modules_to_save, ..lora });
         let config = AdapterConfig { method, ..config };
         Ok(Conversion {
             adapter: Adapter { config, warnings: Vec::new(), weights: Weights::new("a conversion", tensors) },
             layers,
         })
     }
-}
-
-/// LoRA on these layers, scaling 1. Its rank is the highest; layers of another have patterns.
-fn lora(layers: &[ConvertedLayer]) -> Lora {
-    let r = layers.iter().map(|layer| layer.rank).max().unwrap_or(1);
-    let mut lora = Lora { lora_alpha: r as f64, ..Lora::rank(r) };
-    for layer in layers.iter().filter(|layer| layer.rank != r) {
-        lora.rank_pattern.insert(layer.path.clone(), layer.rank);
-        lora.alpha_pattern.insert(layer.path.clone(), layer.rank as f64);
-    }
-    lora.on(Targets::suffixes(layers.iter().map(|layer| &layer.path)))
 }
 
 /// One layer's branch.

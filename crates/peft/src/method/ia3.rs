@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use ops::{Precision, Weight};
 use serde::{Deserialize, Serialize};
 
-use super::saved::{lies_in, unmatched_name};
+use super::saved::unmatched_name;
 use super::targets::{Matcher, Targets, ends};
 use crate::error::{Error, Result};
 use crate::layers::{Adapter, BaseLayer, Pass};
@@ -82,11 +82,6 @@ impl Ia3Tuner {
         let is_excluded = self.excluded.as_ref().is_some_and(|excluded| excluded.matches(module));
         let is_feedforward = self.feedforward.matches(module);
         (self.targets.matches(module) && !is_excluded).then_some(Vector { is_feedforward })
-    }
-
-    /// Whether a module is trained whole.
-    pub fn saves(&self, module: &str) -> bool {
-        lies_in(module, &self.ia3.modules_to_save)
     }
 
     /// Fails where a name of the method names nothing.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Modules;
-use super::saved::{lies_in, unmatched_name};
+use super::saved::unmatched_name;
 use super::targets::{Matcher, Targets, ends};
 use crate::error::{Error, Result};
 
@@ -48,11 +48,6 @@ impl LnTuner {
     /// Whether a module is one of the trained.
     pub fn tunes(&self, module: &str) -> bool {
         self.targets.matches(module) && !self.excluded.as_ref().is_some_and(|excluded| excluded.matches(module))
-    }
-
-    /// Whether a module is trained besides.
-    pub fn saves(&self, module: &str) -> bool {
-        lies_in(module, &self.ln_tuning.modules_to_save)
     }
 
     /// Fails where a name of the method names nothing.

@@ -41,6 +41,7 @@ use adalora::AdaLoraTuner;
 use ia3::Ia3Tuner;
 use ln_tuning::LnTuner;
 use lora::LoraTuner;
+use saved::lies_in;
 use targets::Matcher;
 use vera::VeraTuner;
 
@@ -133,6 +134,16 @@ impl Method {
         }
     }
 
+    /// The biases that are trained besides an adapter.
+    pub(crate) fn bias(&self) -> Bias {
+        match self {
+            Self::Lora(lora) => lora.bias,
+            Self::Vera(vera) => vera.bias,
+            Self::AdaLora(adalora) => adalora.bias,
+            _ => Bias::None,
+        }
+    }
+
     /// For a run of so many steps: AdaLoRA's schedule runs over them, if it does not say over how many.
     pub fn over(mut self, steps: usize) -> Self {
         if let Self::AdaLora(adalora) = &mut self {
@@ -185,6 +196,10 @@ impl fmt::Display for Method {
 /// A [`Method`] ready to be asked.
 pub(crate) struct Tuner {
     asked: Asked,
+    /// [`Method::modules_to_save`].
+    saved: Vec<String>,
+    /// [`Method::bias`].
+    bias: Bias,
     /// Whether the pooler is trained whole, whatever the method.
     train_pooler: bool,
 }
@@ -238,7 +253,7 @@ impl Tuner {
             Method::PromptTuning(prompt) => Asked::Prompt(VirtualTokens::Prompt(prompt.clone()).checked()?),
             Method::PTuning(prompt) => Asked::Prompt(VirtualTokens::PTuning(prompt.clone()).checked()?),
         };
-        Ok(Self { asked, train_pooler })
+        Ok(Self { asked, saved: method.modules_to_save().to_vec(), bias: method.bias(), train_pooler })
     }
 
     /// Whether the parameter `{module}.{name}` of the pretrained model is trained.
@@ -254,23 +269,13 @@ impl Tuner {
                 name == "bias"
                     && (module == POOLER || targets.as_ref().is_none_or(|(_, targets)| targets.matches(module)))
             }
-            Asked::Lora(_) | Asked::Vera(_) | Asked::AdaLora(_) => name == "bias" && self.bias() == Bias::All,
+            Asked::Lora(_) | Asked::Vera(_) | Asked::AdaLora(_) => name == "bias" && self.bias == Bias::All,
         }
     }
 
     /// Whether the parameter `name` of a layer that has an adapter is trained, where [`Tuner::trains`] says no.
     pub fn trains_beside_adapter(&self, name: &str) -> bool {
-        name == "bias" && self.bias() != Bias::None
-    }
-
-    /// The biases that are trained besides an adapter.
-    fn bias(&self) -> Bias {
-        match &self.asked {
-            Asked::Lora(lora) => lora.bias(),
-            Asked::Vera(vera) => vera.bias(),
-            Asked::AdaLora(adalora) => adalora.bias(),
-            _ => Bias::None,
-        }
+        name == "bias" && self.bias != Bias::None
     }
 
     /// Whether layer norms are trained, where [`Tuner::trains`] says no.
@@ -280,17 +285,7 @@ impl Tuner {
 
     /// Whether a module is trained whole beside what the method adapts: the head always is.
     fn trains_whole(&self, module: &str) -> bool {
-        is_head(module)
-            || (self.train_pooler && module == POOLER)
-            || match &self.asked {
-                Asked::Lora(lora) => lora.saves(module),
-                Asked::Ia3(ia3) => ia3.saves(module),
-                Asked::LnTuning(ln_tuning) => ln_tuning.saves(module),
-                Asked::Vera(vera) => vera.saves(module),
-                Asked::AdaLora(adalora) => adalora.saves(module),
-                Asked::Prompt(prompt) => prompt.saves(module),
-                Asked::Full | Asked::Head | Asked::BitFit { .. } | Asked::Bottleneck(_) => false,
-            }
+        is_head(module) || (self.train_pooler && module == POOLER) || lies_in(module, &self.saved)
     }
 
     /// Whether PEFT trains a copy of a module, and keeps the frozen original (`utils/other.py`, `ModulesToSaveWrapper`).

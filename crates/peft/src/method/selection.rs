@@ -88,11 +88,6 @@ impl Selection {
         captures.get(1)?.as_str().parse().ok()
     }
 
-    /// Whether a module is trained whole.
-    pub fn saves(&self, module: &str) -> bool {
-        lies_in(module, &self.saved)
-    }
-
     /// Fails where a name of `method`'s names nothing: less would be trained than was asked for, silently.
     pub fn check_targets(
         &self,
@@ -104,7 +99,7 @@ impl Selection {
             |targets: String, modules| Err(Error::NoTarget { method: method.into(), targets, choices: ends(modules) });
         // PEFT writes "all-linear" as the names of all linear layers, those among them that are trained whole, such as those within
         // RoBERTa's classifier.
-        let trained_whole = modules.iter().filter(|module| self.saves(module));
+        let trained_whole = modules.iter().filter(|module| lies_in(module, &self.saved));
         let mut unmatched = self.targets.unmatched(linear_layers.iter().chain(trained_whole))?;
         unmatched.retain(|name| !(is_head(name) && name.contains('.')));
         if !unmatched.is_empty() || self.targets == Targets::Suffixes(Vec::new()) {

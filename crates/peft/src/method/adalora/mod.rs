@@ -172,16 +172,6 @@ impl AdaLoraTuner {
         })
     }
 
-    /// Whether a module is trained whole.
-    pub fn saves(&self, module: &str) -> bool {
-        self.selection.saves(module)
-    }
-
-    /// The biases that are trained besides.
-    pub fn bias(&self) -> Bias {
-        self.adalora.bias
-    }
-
     /// Fails where a name of the method names nothing.
     pub fn check_targets(&self, linear_layers: &BTreeSet<String>, modules: &BTreeSet<String>) -> Result<()> {
         self.selection.check_targets("AdaLoRA", linear_layers, modules)?;

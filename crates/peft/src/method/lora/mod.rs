@@ -194,6 +194,20 @@ impl Lora {
         }
     }
 
+    /// Rank `r` on these layers, by their whole paths, with scaling 1; a layer of another rank has patterns.
+    pub(crate) fn on_ranks<'a>(r: usize, layers: impl IntoIterator<Item = (&'a str, usize)>) -> Self {
+        let mut lora = Self { lora_alpha: r as f64, ..Self::rank(r) };
+        let mut targets = Vec::new();
+        for (path, rank) in layers {
+            targets.push(path.to_string());
+            if rank != r {
+                lora.rank_pattern.insert(path.into(), rank);
+                lora.alpha_pattern.insert(path.into(), rank as f64);
+            }
+        }
+        lora.on(Targets::Suffixes(targets))
+    }
+
     /// With other target modules.
     pub fn on(mut self, targets: Targets) -> Self {
         self.target_modules = targets;

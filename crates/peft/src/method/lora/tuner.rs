@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use regex::Regex;
 
-use super::{Bias, Branch, Lora};
+use super::{Branch, Lora};
 use crate::error::Result;
 use crate::method::selection::Selection;
 use crate::method::targets::expression;
@@ -46,16 +46,6 @@ impl LoraTuner {
             start: self.lora.init_lora_weights,
             use_dora: self.lora.use_dora,
         }
-    }
-
-    /// Whether a module is trained whole.
-    pub fn saves(&self, module: &str) -> bool {
-        self.selection.saves(module)
-    }
-
-    /// The biases that are trained besides.
-    pub fn bias(&self) -> Bias {
-        self.lora.bias
     }
 
     /// Fails where a name of the method names nothing.

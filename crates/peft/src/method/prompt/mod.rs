@@ -15,7 +15,7 @@ pub use p_tuning::{PTuning, Reparameterization};
 pub use prefix_tuning::{PrefixInitWeights, PrefixTuning};
 pub use prompt_tuning::{PromptTuning, PromptTuningInit};
 
-use super::saved::{lies_in, unmatched_name};
+use super::saved::unmatched_name;
 use super::targets::ends;
 use super::{Method, Modules};
 use crate::error::{Error, Result};
@@ -81,11 +81,6 @@ impl VirtualTokens {
             Self::Prompt(prompt) => &prompt.modules_to_save,
             Self::PTuning(prompt) => &prompt.modules_to_save,
         }
-    }
-
-    /// Whether a module is trained whole.
-    pub fn saves(&self, module: &str) -> bool {
-        lies_in(module, self.modules_to_save())
     }
 
     /// Fails where a name of the method names nothing.

@@ -129,16 +129,6 @@ impl VeraTuner {
         (self.projections.clone(), self.vera.projection_prng_key)
     }
 
-    /// Whether a module is trained whole.
-    pub fn saves(&self, module: &str) -> bool {
-        self.selection.saves(module)
-    }
-
-    /// The biases that are trained besides.
-    pub fn bias(&self) -> Bias {
-        self.vera.bias
-    }
-
     /// Fails where a name of the method names nothing.
     pub fn check_targets(&self, linear_layers: &BTreeSet<String>, modules: &BTreeSet<String>) -> Result<()> {
         self.selection.check_targets("VeRA", linear_layers, modules)
