@@ -118,4 +118,9 @@ impl Operation for Activation {
             backward(*self, values, &x[first..], &y[first..], &gradient[first..]);
         }))])
     }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
+        Some(self)
+    }
 }

@@ -26,6 +26,12 @@ impl Dropout {
         (probability > 0.0).then_some(Self { dropped_below, scale: 1.0 / (1.0 - probability), seed })
     }
 
+    /// Its threshold, scale and seed.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn parts(&self) -> (u32, f64, u64) {
+        (self.dropped_below, self.scale, self.seed)
+    }
+
     /// What element `position` is multiplied by: 0 or `scale`.
     #[inline(always)]
     pub(crate) fn factor<T: Float>(&self, position: u32) -> T {
@@ -82,7 +88,7 @@ pub fn dropout(x: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
     }
 }
 
-struct Mask(Dropout);
+pub(crate) struct Mask(pub(crate) Dropout);
 
 impl Operation for Mask {
     const NAME: &'static str = "dropout";
@@ -100,6 +106,11 @@ impl Operation for Mask {
     ) -> Result<Vec<Gradient<T>>> {
         Ok(vec![Gradient::Values(masked(gradient.data, self.0))])
     }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
+        Some(self)
+    }
 }
 
 /// `dropout(x) + residual`, the two of one shape.
@@ -110,7 +121,7 @@ pub fn add_dropout(x: &Tensor, residual: &Tensor, dropout: Option<Dropout>) -> R
     apply(AddDropout(dropout), &[x, residual])
 }
 
-struct AddDropout(Option<Dropout>);
+pub(crate) struct AddDropout(pub(crate) Option<Dropout>);
 
 impl Operation for AddDropout {
     const NAME: &'static str = "add_dropout";
@@ -132,6 +143,11 @@ impl Operation for AddDropout {
             None => Gradient::Upstream,
         };
         Ok(vec![x, if needed[1] { Gradient::Upstream } else { Gradient::None }])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
+        Some(self)
     }
 }
 

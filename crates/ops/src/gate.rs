@@ -18,7 +18,7 @@ pub fn gate(x: &Tensor, gate: &Tensor) -> Result<Tensor> {
     apply(Gate, &[x, gate])
 }
 
-struct Gate;
+pub(crate) struct Gate;
 
 /// Elements are handed to threads in pieces of this many.
 const PIECE: usize = 1 << 13;
@@ -50,5 +50,10 @@ impl Operation for Gate {
             false => Gradient::None,
         };
         Ok(vec![times(needed[0], &inputs[1]), times(needed[1], &inputs[0])])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
+        Some(self)
     }
 }

@@ -37,6 +37,8 @@ mod amx;
 mod attention;
 mod columns;
 mod concatenation;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod dropout;
 mod embedding;
 mod float;
@@ -64,6 +66,8 @@ pub use adamw::{AdamWStep, Moments, adamw_step, squared_norm};
 pub use attention::attention;
 pub use columns::{add_bias, scale_columns};
 pub use concatenation::{concatenate_columns, narrow_columns};
+#[cfg(feature = "cuda")]
+pub use cuda::cuda_device;
 pub use dropout::{Dropout, add_dropout, dropout};
 pub use embedding::embedding_sum;
 pub use gate::gate;

@@ -6,6 +6,8 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, DType, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "cuda")]
+use crate::cuda::{Buffer, GpuOperation, GpuWeight};
 use crate::dropout::{Dropout, add_masked, masked};
 use crate::float::Float;
 use crate::matrix::{Cores, Matrix, column_sums};
@@ -43,13 +45,16 @@ pub struct Weight {
 
 /// How a weight is multiplied.
 #[derive(Clone, Debug)]
-enum Products {
+pub(crate) enum Products {
     /// By a general product.
     General,
     /// In panels, ordered anew each time, since training changes the weight.
     Packed(Number),
     /// In panels, ordered once: the weight is frozen.
     Frozen(Arc<Frozen>),
+    /// On a GPU.
+    #[cfg(feature = "cuda")]
+    Gpu(Arc<GpuWeight>),
 }
 
 #[derive(Debug)]
@@ -62,7 +67,7 @@ impl Weight {
     /// A weight whose products are taken at that precision.
     ///
     /// # Errors
-    /// When it is no matrix, or bf16 is asked of one that is not f32 on the CPU.
+    /// When it is no matrix, or bf16 is asked of one that is not f32.
     pub fn new(tensor: Tensor, precision: Precision) -> Result<Self> {
         let (outputs, inputs) = tensor.dims2()?;
         let number = match precision {
@@ -73,6 +78,8 @@ impl Weight {
             Precision::Exact => (tensor.dtype() == DType::F32 && Number::F32.is_native()).then_some(Number::F32),
         };
         let products = match number {
+            #[cfg(feature = "cuda")]
+            _ if tensor.device().is_cuda() => Products::Gpu(Arc::new(GpuWeight::new(precision, !tensor.track_op()))),
             None => Products::General,
             Some(number) if tensor.track_op() => Products::Packed(number),
             Some(number) => with_views::<f32, _>(&[&tensor.contiguous()?], "linear", |views| {
@@ -143,10 +150,21 @@ impl Products {
         }
     }
 
+    /// The weight on the GPU, if it is there.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_gpu(&self) -> Option<&GpuWeight> {
+        match self {
+            Self::Gpu(weight) => Some(weight),
+            _ => None,
+        }
+    }
+
     /// Of an adapter's thin matrices: never rounded.
     fn adapter(&self) -> Packing {
         match self {
             Self::General => Packing::None,
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => Packing::None,
             _ => Packing::Now(Number::F32),
         }
     }
@@ -179,8 +197,8 @@ fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
     Ok(())
 }
 
-struct Linear {
-    products: Products,
+pub(crate) struct Linear {
+    pub(crate) products: Products,
 }
 
 impl Operation for Linear {
@@ -220,6 +238,11 @@ impl Operation for Linear {
         gradients.truncate(inputs.len());
         Ok(gradients)
     }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn GpuOperation> {
+        Some(self)
+    }
 }
 
 /// The branch that LoRA adds to a linear layer.
@@ -253,6 +276,8 @@ pub fn lora_linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, lora: Lor
         scaling: lora.scaling,
         dropout: lora.dropout,
         down: OnceLock::new(),
+        #[cfg(feature = "cuda")]
+        gpu_down: OnceLock::new(),
     };
     apply(operation, &[x, lora.a, lora.b])
 }
@@ -266,14 +291,17 @@ fn check_branch(weight: &Tensor, lora: &Lora) -> Result<()> {
     Ok(())
 }
 
-struct LoraLinear {
-    weight: Tensor,
-    products: Products,
-    bias: Option<Tensor>,
-    scaling: f64,
-    dropout: Option<Dropout>,
+pub(crate) struct LoraLinear {
+    pub(crate) weight: Tensor,
+    pub(crate) products: Products,
+    pub(crate) bias: Option<Tensor>,
+    pub(crate) scaling: f64,
+    pub(crate) dropout: Option<Dropout>,
     /// `scaling * dropout(x) Aᵀ`, `(tokens, r)`: thin enough to keep for the backward pass.
     down: OnceLock<CpuStorage>,
+    /// The same on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) gpu_down: OnceLock<Buffer>,
 }
 
 impl LoraLinear {
@@ -354,5 +382,10 @@ impl Operation for LoraLinear {
             gradients[2] = Gradient::Values(transpose(&sum_of_products(1.0, &[product], None), outputs)); // (out, r)
         }
         Ok(gradients)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn GpuOperation> {
+        Some(self)
     }
 }

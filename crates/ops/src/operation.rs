@@ -4,6 +4,11 @@ use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, WithDType, bail,
 };
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
+
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::float::Float;
 use crate::tape::{self, Backward};
 
@@ -46,6 +51,12 @@ pub(crate) trait Operation: Send + Sync + 'static {
         output: View<T>,
         gradient: View<T>,
     ) -> Result<Vec<Gradient<T>>>;
+
+    /// Its kernels, if it has such.
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
+        None
+    }
 }
 
 /// Applies `operation`, and has it recorded for the backward pass. `inputs` holds one to three tensors of one dtype.
@@ -99,6 +110,10 @@ impl<K: Operation> Backward for Bridge<K> {
                 })
                 .collect()
         }
+        #[cfg(feature = "cuda")]
+        if gradient.device().is_cuda() {
+            return cuda::backward(&self.0, inputs, needed, output, gradient);
+        }
         match gradient.dtype() {
             DType::F32 => run::<K, f32>(&self.0, inputs, needed, output, gradient),
             DType::F64 => run::<K, f64>(&self.0, inputs, needed, output, gradient),
@@ -147,7 +162,7 @@ pub(crate) fn with_views<T: WithDType, R>(
         .iter()
         .map(|(storage, layout)| match &**storage {
             Storage::Cpu(cpu) => view(cpu, layout, name),
-            _ => bail!("{name}: runs on the CPU only, found a tensor on another device"),
+            _ => bail!("{name}: expected tensors on the CPU, found one on another device"),
         })
         .collect::<Result<Vec<_>>>()?;
     read(&views)
@@ -162,6 +177,11 @@ impl<K: Operation> CustomOp1 for Bridge<K> {
         self.forward(&[(s, l)])
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, s: &CudaStorage, l: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::forward(&self.0, &[(s, l)])
+    }
+
     fn bwd(&self, a: &Tensor, result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         Ok(self.gradients(&[a], result, gradient)?.pop().flatten())
     }
@@ -174,6 +194,11 @@ impl<K: Operation> CustomOp2 for Bridge<K> {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         self.forward(&[(s1, l1), (s2, l2)])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, s1: &CudaStorage, l1: &Layout, s2: &CudaStorage, l2: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::forward(&self.0, &[(s1, l1), (s2, l2)])
     }
 
     fn bwd(
@@ -203,6 +228,19 @@ impl<K: Operation> CustomOp3 for Bridge<K> {
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         self.forward(&[(s1, l1), (s2, l2), (s3, l3)])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &CudaStorage,
+        l1: &Layout,
+        s2: &CudaStorage,
+        l2: &Layout,
+        s3: &CudaStorage,
+        l3: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        cuda::forward(&self.0, &[(s1, l1), (s2, l2), (s3, l3)])
     }
 
     fn bwd(

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
-use candle_core::{Result, Tensor, TensorId, bail};
+use candle_core::{Device, Result, Tensor, TensorId, bail};
 
 use crate::dropout::add_dropout;
 
@@ -137,7 +137,8 @@ impl Recorded {
     /// When an operation's backward pass fails.
     pub fn gradients(self) -> Result<Gradients> {
         let Self { value, mut tape } = self;
-        let mut gradients = HashMap::from([(value.id(), value.ones_like()?)]);
+        let one = Tensor::ones(value.shape(), value.dtype(), &Device::Cpu)?.to_device(value.device())?;
+        let mut gradients = HashMap::from([(value.id(), one)]);
         while let Some(Node { operation, inputs, needed, output }) = tape.nodes.pop() {
             let Some(gradient) = gradients.remove(&output.id()) else { continue };
             let of: Vec<&Tensor> = inputs.iter().collect();

@@ -1,0 +1,111 @@
+//! Memory on a GPU.
+
+use std::marker::PhantomData;
+
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::CudaStorageSlice;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
+use candle_core::{CudaStorage, DType, Layout, Result, bail};
+
+/// The type of numbers that a kernel reads and writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Element {
+    F32,
+    Bf16,
+}
+
+impl Element {
+    /// The kernel of that name for these numbers.
+    pub fn kernel(self, name: &str) -> String {
+        match self {
+            Self::F32 => format!("{name}_f32"),
+            Self::Bf16 => format!("{name}_bf16"),
+        }
+    }
+
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+/// A contiguous tensor as a kernel sees it, while its storage is borrowed.
+#[derive(Clone, Copy)]
+pub(crate) struct Array<'a> {
+    /// The address of the first number.
+    pub pointer: u64,
+    pub element: Element,
+    pub shape: &'a [usize],
+    storage: PhantomData<&'a CudaStorage>,
+}
+
+impl<'a> Array<'a> {
+    pub fn new(storage: &'a CudaStorage, layout: &'a Layout, name: &str) -> Result<Self> {
+        let Some((first, _)) = layout.contiguous_offsets() else { bail!("{name}: expected contiguous tensors") };
+        let (start, element) = start(storage, name)?;
+        let pointer = start + (first * element.bytes()) as u64;
+        Ok(Self { pointer, element, shape: layout.dims(), storage: PhantomData })
+    }
+
+    /// How many numbers.
+    pub fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// `(rows, columns)`, all dimensions but the last folded into the rows.
+    pub fn matrix(&self) -> (usize, usize) {
+        let columns = self.shape.last().copied().unwrap_or(1);
+        (self.count() / columns.max(1), columns)
+    }
+
+    /// The same numbers in another shape.
+    pub fn reshaped<'b>(self, shape: &'b [usize]) -> Array<'b>
+    where
+        'a: 'b,
+    {
+        Array { shape, ..self }
+    }
+}
+
+/// New memory on a GPU. It is freed in the order of the device's work, when the last that was asked of it before is done.
+#[derive(Debug)]
+pub(crate) struct Buffer(CudaStorage);
+
+impl Buffer {
+    pub fn new(storage: CudaStorage) -> Self {
+        Self(storage)
+    }
+
+    /// All of it, in a shape of so many numbers.
+    pub fn array<'a>(&'a self, shape: &'a [usize]) -> Result<Array<'a>> {
+        let (pointer, element) = start(&self.0, "buffer")?;
+        Ok(Array { pointer, element, shape, storage: PhantomData })
+    }
+
+    /// The address of the first number.
+    pub fn pointer(&self) -> Result<u64> {
+        Ok(start(&self.0, "buffer")?.0)
+    }
+
+    pub fn into_storage(self) -> CudaStorage {
+        self.0
+    }
+}
+
+/// The address of a storage's first number.
+fn start(storage: &CudaStorage, name: &str) -> Result<(u64, Element)> {
+    /// All work on a device is put on one stream, so that nobody needs to wait for what is done with this memory.
+    fn pointer<T>(slice: &CudaSlice<T>) -> u64 {
+        slice.device_ptr(slice.stream()).0
+    }
+    match &storage.slice {
+        CudaStorageSlice::F32(slice) => Ok((pointer(slice), Element::F32)),
+        CudaStorageSlice::BF16(slice) => Ok((pointer(slice), Element::Bf16)),
+        _ => {
+            let found: DType = storage.dtype();
+            bail!("{name}: expected f32 or bf16 on a GPU, found {found:?}; f64 is computed on the CPU only")
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Choosing a GPU.
+
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::driver::{result, sys};
+use candle_core::{Device, Result, bail};
+
+/// The GPU of that number, counted from 0, ready for the operations of this crate.
+///
+/// All of its work is put on one stream, and memory that is freed is kept for what is asked for next.
+///
+/// # Errors
+/// When there is no such GPU, or its driver or the card is too old.
+pub fn cuda_device(ordinal: usize) -> Result<Device> {
+    let failed = |what: &str, error: &dyn std::fmt::Display| {
+        candle_core::Error::Msg(format!("cuda:{ordinal}: {what}: {error}; choose another device, or cpu")).bt()
+    };
+    result::init().map_err(|error| failed("the NVIDIA driver does not start", &error))?;
+    let count = result::device::get_count().map_err(|error| failed("the GPUs cannot be counted", &error))?;
+    if ordinal >= count as usize {
+        bail!("cuda:{ordinal}: this machine has {count} GPUs, counted from 0; choose another device, or cpu")
+    }
+    let device = result::device::get(ordinal as i32).w()?;
+    let major = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
+    let minor = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR;
+    // SAFETY: the device was found just now.
+    let (major, minor) = unsafe {
+        (result::device::get_attribute(device, major).w()?, result::device::get_attribute(device, minor).w()?)
+    };
+    if major < LEAST_CAPABILITY {
+        bail!(
+            "cuda:{ordinal}: its compute capability is {major}.{minor}; bf16 and the kernels here take {LEAST_CAPABILITY}.0 \
+             (Ampere) or later; choose another device, or cpu"
+        )
+    }
+    let found = Device::new_cuda_with_stream(ordinal).map_err(|error| failed("it does not start", &error))?;
+    let cuda = found.as_cuda_device()?;
+    // SAFETY: there is one stream, so that nothing is used by another before it is written, or after it is freed.
+    unsafe { cuda.disable_event_tracking() };
+    keep_freed_memory(device)?;
+    Ok(found)
+}
+
+/// Ampere, the first with bf16.
+const LEAST_CAPABILITY: i32 = 8;
+
+/// By default all freed memory is given back to the system whenever the CPU waits for the GPU.
+fn keep_freed_memory(device: sys::CUdevice) -> Result<()> {
+    let mut most = u64::MAX;
+    // SAFETY: the attribute is a number of 64 bits.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(device).w()?;
+        let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        result::mem_pool::set_attribute(pool, threshold, (&raw mut most).cast()).w()
+    }
+}
