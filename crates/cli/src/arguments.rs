@@ -11,7 +11,7 @@ use trainer::peft::{
     InitLoraWeights, LnTuning, Lora, Method, PTuning, Pooling, Precision, PrefixTuning, Pretrained, PromptTuning,
     PromptTuningInit, Targets, Vera,
 };
-use trainer::{Evaluate, Run, Settings, Tokenizer};
+use trainer::{DeviceName, Evaluate, Run, Settings, Tokenizer};
 
 use crate::adapter::AdapterCommand;
 
@@ -148,6 +148,9 @@ pub struct RunArguments {
     /// take the model with it.
     #[arg(long, conflicts_with = "method")]
     pub adapter: Option<PathBuf>,
+    /// auto (the first NVIDIA GPU, if this was built for such and there is one), cpu, or cuda:0.
+    #[arg(long, default_value_t = DeviceName::Auto)]
+    pub device: DeviceName,
     /// A folder, a folder below models/, or a Hugging Face hub id.
     #[arg(long, default_value = "all-MiniLM-L6-v2")]
     model: String,

@@ -163,6 +163,7 @@ pub(crate) mod tests {
             tokens: 240_000,
             peak_memory: 1 << 30,
             environment: Environment {
+                gpu: None,
                 version: "0.1.0".into(),
                 platform: "test".into(),
                 processor: "test".into(),

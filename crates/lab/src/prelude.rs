@@ -11,7 +11,7 @@ pub use peft::{
 pub use plotly;
 pub use polars::{self, prelude::DataFrame};
 pub use trainer::study::{Search, SearchSpace, best_record, best_run, over_ranks, over_seeds, search};
-pub use trainer::{Evaluate, Profile, Record, Run, Settings, TaskData, Tokenizer, Trainer, Verbosity};
+pub use trainer::{DeviceName, Evaluate, Profile, Record, Run, Settings, TaskData, Tokenizer, Trainer, Verbosity};
 
 pub use crate::table::Table;
 pub use crate::tree::Tree;

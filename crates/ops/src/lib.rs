@@ -67,7 +67,7 @@ pub use attention::attention;
 pub use columns::{add_bias, scale_columns};
 pub use concatenation::{concatenate_columns, narrow_columns};
 #[cfg(feature = "cuda")]
-pub use cuda::cuda_device;
+pub use cuda::{card, card_memory, cuda_device, cuda_devices};
 pub use dropout::{Dropout, add_dropout, dropout};
 pub use embedding::embedding_sum;
 pub use gate::gate;

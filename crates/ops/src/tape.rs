@@ -136,24 +136,27 @@ impl Recorded {
     /// # Errors
     /// When an operation's backward pass fails.
     pub fn gradients(self) -> Result<Gradients> {
+        self.gradients_times(1.0)
+    }
+
+    /// The gradient of `factor` times the value.
+    ///
+    /// # Errors
+    /// When an operation's backward pass fails.
+    pub fn gradients_times(self, factor: f64) -> Result<Gradients> {
         let Self { value, mut tape } = self;
-        let one = Tensor::ones(value.shape(), value.dtype(), &Device::Cpu)?.to_device(value.device())?;
-        let mut gradients = HashMap::from([(value.id(), one)]);
+        let factor =
+            Tensor::full(factor, value.shape(), &Device::Cpu)?.to_dtype(value.dtype())?.to_device(value.device())?;
+        let mut gradients = Gradients(HashMap::from([(value.id(), factor)]));
         while let Some(Node { operation, inputs, needed, output }) = tape.nodes.pop() {
-            let Some(gradient) = gradients.remove(&output.id()) else { continue };
+            let Some(gradient) = gradients.0.remove(&output.id()) else { continue };
             let of: Vec<&Tensor> = inputs.iter().collect();
             let found = operation.backward(&of, &needed, &output, &gradient)?;
             for (input, gradient) in inputs.iter().zip(found).filter_map(|(input, found)| Some((input, found?))) {
-                match gradients.entry(input.id()) {
-                    Entry::Vacant(entry) => drop(entry.insert(gradient)),
-                    Entry::Occupied(mut entry) => {
-                        let sum = without_gradients(|| add_dropout(entry.get(), &gradient, None))?;
-                        entry.insert(sum);
-                    }
-                }
+                gradients.add(input.id(), gradient)?;
             }
         }
-        Ok(Gradients(gradients))
+        Ok(gradients)
     }
 }
 
@@ -161,6 +164,28 @@ impl Recorded {
 pub struct Gradients(HashMap<TensorId, Tensor>);
 
 impl Gradients {
+    /// The sum of two gradients of the same parameters.
+    ///
+    /// # Errors
+    /// When their shapes differ.
+    pub fn plus(mut self, others: Self) -> Result<Self> {
+        for (parameter, gradient) in others.0 {
+            self.add(parameter, gradient)?;
+        }
+        Ok(self)
+    }
+
+    fn add(&mut self, tensor: TensorId, gradient: Tensor) -> Result<()> {
+        match self.0.entry(tensor) {
+            Entry::Vacant(entry) => drop(entry.insert(gradient)),
+            Entry::Occupied(mut entry) => {
+                let sum = without_gradients(|| add_dropout(entry.get(), &gradient, None))?;
+                entry.insert(sum);
+            }
+        }
+        Ok(())
+    }
+
     /// A parameter's gradient, of its shape.
     pub fn get(&self, parameter: &Tensor) -> Option<&Tensor> {
         self.0.get(&parameter.id())

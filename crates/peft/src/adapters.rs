@@ -31,7 +31,7 @@ const BASE: &str = "__base__";
 /// adapters.add_weighted_adapter(&["first", "second"], &[0.7, 0.3], "both", &combination)?;
 ///
 /// let sentence = Sequence { input_ids: vec![1, 75, 92, 2], token_type_ids: vec![0; 4] };
-/// let batch = Batch::new([&sentence, &sentence, &sentence], &candle_core::Device::Cpu)?;
+/// let batch = Batch::new([&sentence, &sentence, &sentence])?;
 /// let logits = adapters.predict_mixed(&batch, &["first", "both", "__base__"])?; // one of (num_labels) for each sequence
 /// adapters.set_adapter("second")?;
 /// let of_second = adapters.predict(&batch)?; // (3, 2)

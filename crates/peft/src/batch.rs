@@ -26,7 +26,8 @@ impl Sequence {
     }
 }
 
-/// Sequences one after the other, without padding.
+/// Sequences one after the other, without padding. The ids are on the CPU, wherever the model is: the operations that look
+/// something up by them bring them there.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// Where each sequence begins and ends.
@@ -41,7 +42,7 @@ impl Batch {
     ///
     /// # Errors
     /// When a sequence's two lists differ in length.
-    pub fn new<'a>(sequences: impl IntoIterator<Item = &'a Sequence>, device: &Device) -> Result<Self> {
+    pub fn new<'a>(sequences: impl IntoIterator<Item = &'a Sequence>) -> Result<Self> {
         let (mut lengths, mut ids, mut types, mut positions) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for sequence in sequences {
             if sequence.token_type_ids.len() != sequence.len() {
@@ -56,9 +57,9 @@ impl Batch {
         let tokens = ids.len();
         Ok(Self {
             segments: Segments::from_lengths(&lengths),
-            input_ids: Tensor::from_vec(ids, tokens, device)?,
-            token_type_ids: Tensor::from_vec(types, tokens, device)?,
-            positions: Tensor::from_vec(positions, tokens, device)?,
+            input_ids: Tensor::from_vec(ids, tokens, &Device::Cpu)?,
+            token_type_ids: Tensor::from_vec(types, tokens, &Device::Cpu)?,
+            positions: Tensor::from_vec(positions, tokens, &Device::Cpu)?,
         })
     }
 
@@ -74,7 +75,7 @@ impl Batch {
             Ok(Sequence { input_ids: ids[range.clone()].to_vec(), token_type_ids: types[range].to_vec() })
         };
         let sequences: Vec<Sequence> = places.iter().map(one).collect::<Result<_>>()?;
-        Self::new(&sequences, self.input_ids.device())
+        Self::new(&sequences)
     }
 
     /// Positions of which a sequence's first is `first`.
@@ -96,7 +97,7 @@ impl Batch {
                 if id == padding { padding } else { last }
             }));
         }
-        Ok(Tensor::from_vec(positions, ids.len(), self.input_ids.device())?)
+        Ok(Tensor::from_vec(positions, ids.len(), &Device::Cpu)?)
     }
 
     /// How many tokens all sequences have together.

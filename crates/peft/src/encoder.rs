@@ -1,7 +1,7 @@
 //! The encoder (Vaswani et al. 2017; Devlin et al. 2019), under Hugging Face's parameter names. Every architecture is a
 //! [`Layout`] of it.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use ops::{Activation, Segments};
 
 use crate::architectures::Config;
@@ -169,10 +169,10 @@ impl Embeddings {
     fn prompt_sum(&self, prompt: &PromptEncoder) -> Result<Tensor> {
         let vectors = prompt.forward()?;
         let count = self.virtual_tokens as u32;
-        let rows = Tensor::arange(0, count, vectors.device())?;
+        let rows = Tensor::arange(0, count, &Device::Cpu)?;
         let types = rows.zeros_like()?;
         let positions = match self.layout.positions {
-            Some(numbering) => Tensor::arange(numbering.first(), numbering.first() + count, vectors.device())?,
+            Some(numbering) => Tensor::arange(numbering.first(), numbering.first() + count, &Device::Cpu)?,
             None => types.clone(),
         };
         Ok(ops::embedding_sum([&vectors, &self.token_types, &self.positions], [&rows, &types, &positions])?)

@@ -19,7 +19,7 @@
 //! println!("{}", model.trainable_report()); // trainable params: 2,114 || all params: 24,932 || trainable%: 8.4791
 //!
 //! let sentence = Sequence { input_ids: vec![1, 75, 92, 2], token_type_ids: vec![0; 4] };
-//! let (batch, labels) = (Batch::new([&sentence], model.device())?, Tensor::new(&[1u32], model.device())?);
+//! let (batch, labels) = (Batch::new([&sentence])?, Tensor::new(&[1u32], &candle_core::Device::Cpu)?);
 //! for step in 0..3 {
 //!     let loss = ops::record(|| -> peft::Result<Tensor> {
 //!         let logits = model.forward(&batch, &Pass::training(&batch.segments, step))?; // (1, 2)

@@ -23,6 +23,9 @@ pub(crate) struct Progress {
     pub evaluations: Vec<Evaluation>,
     pub tokens: usize,
     pub train_seconds: f64,
+    /// How many tokens go through the model at once, where memory did not suffice for a batch.
+    #[serde(default)]
+    pub part_tokens: Option<usize>,
 }
 
 /// f32 numbers as they stand in a file.

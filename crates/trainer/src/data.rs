@@ -43,17 +43,17 @@ impl Labelled {
     }
 
     /// The packed batch of these examples, and their labels: class ids `(sequences)` in u32, or scores in f32.
-    pub(crate) fn batch(&self, indices: &[usize], device: &Device) -> Result<(Batch, Tensor)> {
-        let batch = Batch::new(indices.iter().map(|&index| &self.sequences[index]), device)?;
+    pub(crate) fn batch(&self, indices: &[usize]) -> Result<(Batch, Tensor)> {
+        let batch = Batch::new(indices.iter().map(|&index| &self.sequences[index]))?;
         let count = indices.len();
         let targets = match &self.targets {
             Targets::Classes(ids) => {
                 let ids: Vec<u32> = indices.iter().map(|&index| ids[index] as u32).collect();
-                Tensor::from_vec(ids, count, device)?
+                Tensor::from_vec(ids, count, &Device::Cpu)?
             }
             Targets::Values(values) => {
                 let values: Vec<f32> = indices.iter().map(|&index| values[index] as f32).collect();
-                Tensor::from_vec(values, count, device)?
+                Tensor::from_vec(values, count, &Device::Cpu)?
             }
         };
         Ok((batch, targets))

@@ -50,6 +50,17 @@ pub enum Error {
         /// The parameter.
         name: String,
     },
+    /// A device whose memory does not suffice.
+    #[error(
+        "out of memory for {needed}: {found}; lower max_length, train fewer parameters, end what else uses the card, or take \
+         another device; the run goes on from its last step when it is asked for again"
+    )]
+    OutOfMemory {
+        /// What it was to hold.
+        needed: String,
+        /// What there is.
+        found: String,
+    },
     /// A file that cannot be read or written.
     #[error("{path}: {source}; check that the folder exists and may be written")]
     File {

@@ -31,7 +31,7 @@ pub fn evaluate(model: &Model, task: Task, data: &Labelled) -> Result<(f64, Scor
     let mut rows = vec![Vec::new(); data.len()];
     let mut total = 0.0;
     for indices in by_length(&data.sequences).chunks(BATCH_SIZE) {
-        let (batch, targets) = data.batch(indices, model.device())?;
+        let (batch, targets) = data.batch(indices)?;
         let logits = model.predict(&batch)?;
         total += loss(&logits, &targets)?.to_dtype(DType::F64)?.to_scalar::<f64>()? * indices.len() as f64;
         for (&index, row) in indices.iter().zip(logits.to_dtype(DType::F64)?.to_vec2::<f64>()?) {
@@ -45,7 +45,7 @@ pub fn evaluate(model: &Model, task: Task, data: &Labelled) -> Result<(f64, Scor
 pub fn predict(model: &Model, task: Task, sequences: &[Sequence]) -> Result<Targets> {
     let mut rows = vec![Vec::new(); sequences.len()];
     for indices in by_length(sequences).chunks(BATCH_SIZE) {
-        let batch = Batch::new(indices.iter().map(|&index| &sequences[index]), model.device())?;
+        let batch = Batch::new(indices.iter().map(|&index| &sequences[index]))?;
         let logits = model.predict(&batch)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
         for (&index, row) in indices.iter().zip(logits) {
             rows[index] = row;

@@ -17,6 +17,7 @@
 mod batches;
 mod checkpoint;
 mod data;
+mod device;
 mod error;
 mod evaluation;
 mod files;
@@ -28,6 +29,7 @@ mod replay;
 mod run;
 mod schedule;
 pub mod statistics;
+mod step;
 pub mod study;
 mod tokenizer;
 mod trainer;
@@ -35,6 +37,7 @@ mod training;
 
 pub use batches::epoch_batches;
 pub use data::{Labelled, TaskData};
+pub use device::DeviceName;
 pub use error::{Error, Result};
 pub use evaluation::{evaluate, predict};
 pub use profile::{DEFAULT_MODEL, Profile};

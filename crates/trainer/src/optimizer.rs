@@ -1,6 +1,6 @@
 //! AdamW over a model's trained parameters, in groups, and what a method does after each step.
 
-use candle_core::Var;
+use candle_core::{Tensor, Var};
 use ops::{AdamWStep, Gradients, Moments};
 use peft::{Model, RankAllocator};
 
@@ -46,8 +46,11 @@ impl Optimizer {
         Ok(Self { slots, rank_allocator: RankAllocator::new(model)?, max_grad_norm: settings.max_grad_norm })
     }
 
-    /// One step, counted from 0, at `factor` times the learning rates.
-    pub fn step(&mut self, found: &Gradients, factor: f64, step: usize) -> Result<()> {
+    /// One step, counted from 0, at `factor` times the learning rates; none if the loss is not finite.
+    pub fn step(&mut self, found: &Gradients, loss: &Tensor, factor: f64, step: usize) -> Result<()> {
+        if !loss.to_scalar::<f32>()?.is_finite() {
+            return Ok(());
+        }
         let gradient =
             |slot: &Slot| found.get(&slot.variable).ok_or_else(|| Error::CutGradient { name: slot.name.clone() });
         let gradients = self.slots.iter().map(gradient).collect::<Result<Vec<_>>>()?;

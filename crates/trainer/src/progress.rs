@@ -39,6 +39,11 @@ impl Lines {
         }
     }
 
+    /// Whether it is time for a line.
+    pub fn is_due(&self) -> bool {
+        self.verbosity == Verbosity::Lines && self.last.elapsed() >= PAUSE
+    }
+
     pub fn step(&mut self, loss: &StepLoss, tokens: usize) {
         self.tokens += tokens;
         let StepLoss { step, epoch, loss, learning_rate } = *loss;

@@ -177,7 +177,10 @@ pub struct Environment {
     pub platform: String,
     /// The processor's name, where the system tells.
     pub processor: String,
-    /// Threads of the computation.
+    /// The GPU that computed, if it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<String>,
+    /// Threads of the computation on the CPU.
     pub threads: usize,
     /// When the run ended, in seconds since 1970.
     pub finished_at: u64,

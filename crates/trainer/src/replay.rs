@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::npy::NpzTensors;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use peft::{Batch, Sequence};
 use serde::{Deserialize, Serialize};
 
@@ -14,8 +14,8 @@ use crate::evaluation::loss;
 use crate::optimizer::Optimizer;
 use crate::run::Run;
 use crate::schedule::Schedule;
+use crate::step::{Step, take_step};
 use crate::trainer::{Trainer, peak_memory};
-use crate::training::take_step;
 
 /// What a replay does with each batch: its step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,11 +85,7 @@ pub fn replay(
         // A start from data that has not settled by then goes over the batches again.
         _ => trainer.model_from(
             run,
-            batches
-                .iter()
-                .cycle()
-                .take(10 * batches.len())
-                .map(|(sequences, _)| Ok(Batch::new(sequences, &Device::Cpu)?)),
+            batches.iter().cycle().take(10 * batches.len()).map(|(sequences, _)| Ok(Batch::new(sequences)?)),
         )?,
     };
     let mut warnings = Vec::new();
@@ -112,11 +108,12 @@ pub fn replay(
     };
     for (step, (sequences, targets)) in batches.iter().enumerate() {
         let began = Instant::now();
-        let batch = Batch::new(sequences, model.device())?;
+        let batch = Batch::new(sequences)?;
         replayed.losses.push(match &mut optimizer {
             Some(optimizer) => {
-                let (step_seed, factor) = (run.seed + step as u64, schedule.factor(step));
-                take_step(&model, optimizer, &batch, targets, step, step_seed, factor)?
+                let this = Step { index: step, seed: run.seed + step as u64, factor: schedule.factor(step) };
+                let loss = take_step(&model, optimizer, &batch, targets, this, &mut None)?;
+                f64::from(loss.to_scalar::<f32>()?)
             }
             None => {
                 let logits = model.predict(&batch)?;

@@ -12,6 +12,7 @@ use peft::{AdaLora, Batch, Method, Model, ModelOptions, Pretrained, Warning};
 use crate::batches::epoch_batches;
 use crate::checkpoint;
 use crate::data::TaskData;
+use crate::device::{self, DeviceName};
 use crate::error::{Error, Result};
 use crate::evaluation::predict;
 use crate::files;
@@ -32,6 +33,8 @@ pub struct Trainer {
     keep_weights: bool,
     time_budget: Option<Duration>,
     verbosity: Verbosity,
+    device: DeviceName,
+    opened: Option<Device>,
     pretrained: HashMap<String, Arc<Pretrained>>,
     data: HashMap<String, Arc<TaskData>>,
 }
@@ -49,6 +52,8 @@ impl Trainer {
             keep_weights: false,
             time_budget: None,
             verbosity: Verbosity::default(),
+            device: DeviceName::default(),
+            opened: None,
             pretrained: HashMap::new(),
             data: HashMap::new(),
         }
@@ -69,6 +74,12 @@ impl Trainer {
     /// How much runs say.
     pub fn verbosity(mut self, verbosity: Verbosity) -> Self {
         self.verbosity = verbosity;
+        self
+    }
+
+    /// Where runs are computed; by default [`DeviceName::Auto`]. It is opened when the first model is built.
+    pub fn device(mut self, name: DeviceName) -> Self {
+        (self.device, self.opened) = (name, None);
         self
     }
 
@@ -128,7 +139,7 @@ impl Trainer {
             train_seconds: progress.train_seconds,
             tokens: progress.tokens,
             peak_memory: peak_memory(),
-            environment: environment(),
+            environment: Environment { gpu: device::card(model.device()), ..environment() },
         };
         let path = conditions.folder.join("record.json");
         let json = serde_json::to_vec_pretty(&record).map_err(|error| Error::Content {
@@ -172,7 +183,7 @@ impl Trainer {
         // In the order of the steps, from memory that the device need not hold at once.
         let order =
             (0..epochs).flat_map(|epoch| epoch_batches(&lengths, batch_size.max(1), group_by_length, run.seed, epoch));
-        self.model_from(run, order.map(|indices| Ok(data.train.batch(&indices, &Device::Cpu)?.0)))
+        self.model_from(run, order.map(|indices| Ok(data.train.batch(&indices)?.0)))
     }
 
     /// The model a run starts from, if it starts from these batches.
@@ -190,7 +201,19 @@ impl Trainer {
         Ok(Model::new(&*self.pretrained(&run.model)?, &options)?)
     }
 
+    /// The device that runs are computed on.
+    ///
+    /// # Errors
+    /// As [`DeviceName::open`].
+    pub fn opened_device(&mut self) -> Result<Device> {
+        match &self.opened {
+            Some(device) => Ok(device.clone()),
+            None => Ok(self.opened.insert(self.device.open()?).clone()),
+        }
+    }
+
     fn options(&mut self, run: &Run) -> Result<ModelOptions> {
+        let device = self.opened_device()?;
         let method = match &run.method {
             Method::AdaLora(AdaLora { total_step: None, .. }) => {
                 run.method.clone().over(steps(&run.settings, self.data(run)?.train.len()))
@@ -203,6 +226,7 @@ impl Trainer {
             dropout: run.settings.dropout,
             precision: run.settings.precision,
             seed: run.seed,
+            device,
             ..ModelOptions::new(method, run.task.num_labels())
         })
     }
@@ -344,12 +368,13 @@ pub(crate) fn peak_memory() -> u64 {
     kibibytes.and_then(|value| value.split(' ').next()?.parse::<u64>().ok()).map_or(0, |value| value * 1024)
 }
 
-/// The conditions of this process.
+/// The conditions of this process, on the CPU.
 pub fn environment() -> Environment {
     Environment {
         version: env!("CARGO_PKG_VERSION").into(),
         platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         processor: system_value("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".into()),
+        gpu: None,
         threads: ops::threads(),
         finished_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
     }

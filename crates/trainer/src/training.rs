@@ -3,20 +3,21 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use candle_core::Tensor;
-use peft::{Batch, Model, Pass};
+use candle_core::{Device, Tensor};
+use peft::Model;
 
 use crate::batches::epoch_batches;
 use crate::checkpoint::{self, Progress};
 use crate::data::TaskData;
 use crate::error::{Error, Result};
-use crate::evaluation::{evaluate, loss};
+use crate::evaluation::evaluate;
 use crate::optimizer::Optimizer;
 use crate::progress::{Lines, Verbosity};
 use crate::record::{Evaluation, StepLoss, Stop};
 use crate::run::{Evaluate, Run, Settings};
 use crate::schedule::Schedule;
 use crate::statistics::best_by;
+use crate::step::{Step, take_step};
 
 /// What may end a run before its last step, and what it keeps.
 pub(crate) struct Conditions {
@@ -64,34 +65,69 @@ pub(crate) fn train(run: &Run, data: &TaskData, model: &Model, conditions: &Cond
         lines.say(&format!("  going on after step {} of {steps}", progress.step));
     }
     let (began, mut saved) = (Instant::now(), Instant::now());
+    let mut unread = Unread::new(model.device());
     let mut batches = Vec::new();
 
     while progress.step < steps {
-        let step = progress.step;
+        let step = progress.step + unread.len();
         let (epoch, index) = (step / steps_per_epoch, step % steps_per_epoch);
         if index == 0 || batches.is_empty() {
             batches = epoch_batches(&lengths, settings.batch_size, settings.group_by_length, run.seed, epoch);
         }
         let step_began = Instant::now();
-        let (batch, targets) = data.train.batch(&batches[index], model.device())?;
-        let step_seed = run.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (step as u64) << 20;
+        let (batch, targets) = data.train.batch(&batches[index])?;
+        let seed = run.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (step as u64) << 20;
         let factor = schedule.factor(step);
-        let value = take_step(model, &mut optimizer, &batch, &targets, step, step_seed, factor)?;
-        if !value.is_finite() {
-            lines.say(&format!("  step {}: the loss is {value}", step + 1));
-            return Ok((progress, Stop::Diverged));
+        let this = Step { index: step, seed, factor };
+        let before = progress.part_tokens;
+        let taken = take_step(model, &mut optimizer, &batch, &targets, this, &mut progress.part_tokens);
+        if let (Some(tokens), true) = (progress.part_tokens, progress.part_tokens != before) {
+            lines.say(&format!("  step {}: out of memory; from here on in parts of {tokens} tokens", step + 1));
         }
-
-        progress.step = step + 1;
-        progress.tokens += batch.tokens();
+        let out_of_memory = match taken {
+            Ok(loss) => {
+                let epoch = (step + 1) as f64 / steps_per_epoch as f64;
+                let learning_rate = settings.learning_rate * factor;
+                unread.push(StepLoss { step: step + 1, epoch, loss: f64::NAN, learning_rate }, batch.tokens(), loss);
+                None
+            }
+            Err(error @ Error::OutOfMemory { .. }) => Some(error),
+            Err(error) => return Err(error),
+        };
+        let evaluates = due(settings.evaluate, step + 1, steps_per_epoch, steps);
+        let saves = saved.elapsed() >= CHECKPOINT_PAUSE;
+        let stop = if conditions.time_budget.is_some_and(|budget| began.elapsed() >= budget) {
+            Some(Stop::TimeBudget)
+        } else if conditions.stop_files.iter().any(|file| file.exists()) {
+            Some(Stop::StopFile)
+        } else {
+            None
+        };
+        let reads =
+            out_of_memory.is_some() || evaluates || saves || stop.is_some() || lines.is_due() || unread.is_full();
+        if !reads {
+            progress.train_seconds += step_began.elapsed().as_secs_f64();
+            continue;
+        }
+        for (mut logged, tokens, loss) in unread.take() {
+            logged.loss = f64::from(loss.to_scalar::<f32>()?);
+            if !logged.loss.is_finite() {
+                lines.say(&format!("  step {}: the loss is {}", logged.step, logged.loss));
+                return Ok((progress, Stop::Diverged));
+            }
+            progress.step = logged.step;
+            progress.tokens += tokens;
+            lines.step(&logged, tokens);
+            progress.losses.push(logged);
+        }
         progress.train_seconds += step_began.elapsed().as_secs_f64();
+        if let Some(error) = out_of_memory {
+            checkpoint::save(&conditions.checkpoint(), &mut optimizer, &progress)?;
+            return Err(error);
+        }
         let epoch = progress.step as f64 / steps_per_epoch as f64;
-        let logged =
-            StepLoss { step: progress.step, epoch, loss: value, learning_rate: settings.learning_rate * factor };
-        lines.step(&logged, batch.tokens());
-        progress.losses.push(logged);
 
-        if due(settings.evaluate, progress.step, steps_per_epoch, steps) {
+        if evaluates {
             let evaluation = evaluation(model, data, progress.step, epoch)?;
             progress.evaluations.push(evaluation.clone());
             let best = best(&progress.evaluations).is_some_and(|best| best.step == progress.step);
@@ -106,14 +142,7 @@ pub(crate) fn train(run: &Run, data: &TaskData, model: &Model, conditions: &Cond
         if progress.step == steps {
             break;
         }
-        let stop = if conditions.time_budget.is_some_and(|budget| began.elapsed() >= budget) {
-            Some(Stop::TimeBudget)
-        } else if conditions.stop_files.iter().any(|file| file.exists()) {
-            Some(Stop::StopFile)
-        } else {
-            None
-        };
-        if stop.is_some() || saved.elapsed() >= CHECKPOINT_PAUSE {
+        if stop.is_some() || saves {
             checkpoint::save(&conditions.checkpoint(), &mut optimizer, &progress)?;
             saved = Instant::now();
         }
@@ -134,31 +163,33 @@ pub(crate) fn train(run: &Run, data: &TaskData, model: &Model, conditions: &Cond
     Ok((progress, Stop::Finished))
 }
 
-/// One step: the loss, and an update if the loss is finite. `factor` multiplies the learning rates.
-pub(crate) fn take_step(
-    model: &Model,
-    optimizer: &mut Optimizer,
-    batch: &Batch,
-    targets: &Tensor,
-    step: usize,
-    step_seed: u64,
-    factor: f64,
-) -> Result<f64> {
-    ops::on_workers(|| {
-        let recorded = ops::record(|| -> Result<Tensor> {
-            let logits = model.forward(batch, &Pass::training(&batch.segments, step_seed))?; // (sequences, num_labels)
-            let loss = loss(&logits, targets)?;
-            Ok(match model.regularization()? {
-                Some(term) => ops::add_dropout(&loss, &term, None)?,
-                None => loss,
-            })
-        })?;
-        let value = f64::from(recorded.value().to_scalar::<f32>()?);
-        if value.is_finite() {
-            optimizer.step(&recorded.gradients()?, factor, step)?;
-        }
-        Ok(value)
-    })
+/// The steps whose losses nobody has looked at. On a GPU that would be to wait for it, so that it idles until the next step is there.
+struct Unread {
+    steps: Vec<(StepLoss, usize, Tensor)>,
+    most: usize,
+}
+
+impl Unread {
+    fn new(device: &Device) -> Self {
+        Self { steps: Vec::new(), most: if device.is_cpu() { 1 } else { 64 } }
+    }
+
+    /// A step without its loss, its tokens, and its loss on the device.
+    fn push(&mut self, step: StepLoss, tokens: usize, loss: Tensor) {
+        self.steps.push((step, tokens, loss));
+    }
+
+    fn len(&self) -> usize {
+        self.steps.len()
+    }
+
+    fn is_full(&self) -> bool {
+        self.len() >= self.most
+    }
+
+    fn take(&mut self) -> Vec<(StepLoss, usize, Tensor)> {
+        std::mem::take(&mut self.steps)
+    }
 }
 
 fn evaluation(model: &Model, data: &TaskData, step: usize, epoch: f64) -> Result<Evaluation> {

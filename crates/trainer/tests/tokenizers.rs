@@ -88,7 +88,7 @@ fn the_token_types_that_a_tokenizer_tells_are_read_only_by_models_that_have_them
         without.token_type_ids.fill(0);
         let model = Model::new(&pretrained, &ModelOptions::new(Method::Head, 3)).unwrap();
         let logits = |sequence| {
-            let batch = peft::Batch::new([sequence], model.device()).unwrap();
+            let batch = peft::Batch::new([sequence]).unwrap();
             model.predict(&batch).unwrap().to_vec2::<f32>().unwrap()
         };
         assert_eq!(logits(&sequence) != logits(&without), has_types, "{case}");

@@ -40,6 +40,27 @@ pub fn cuda_device(ordinal: usize) -> Result<Device> {
     Ok(found)
 }
 
+/// How many NVIDIA GPUs this machine has; 0 where the driver does not start.
+pub fn cuda_devices() -> usize {
+    result::init().and_then(|()| result::device::get_count()).map_or(0, |count| usize::try_from(count).unwrap_or(0))
+}
+
+/// The name of a GPU, such as `NVIDIA H200`.
+///
+/// # Errors
+/// When the device is none.
+pub fn card(device: &Device) -> Result<String> {
+    device.as_cuda_device()?.cuda_stream().context().name().w()
+}
+
+/// The bytes of a GPU's memory that are free, and all it has.
+///
+/// # Errors
+/// When the device is none.
+pub fn card_memory(device: &Device) -> Result<(usize, usize)> {
+    device.as_cuda_device()?.cuda_stream().context().mem_get_info().w()
+}
+
 /// Ampere, the first with bf16.
 const LEAST_CAPABILITY: i32 = 8;
 

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
-use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaModule, CudaStream, LaunchConfig, PushKernelArg};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaFunction, CudaModule, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg,
+};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaDType, DeviceId, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, Result};
@@ -100,10 +102,7 @@ impl Gpu {
 
     /// Memory for so many numbers, whatever lies in it.
     pub fn empty(&self, element: Element, count: usize) -> Result<Buffer> {
-        fn of<T: CudaDType>(gpu: &Gpu, count: usize) -> Result<CudaStorage>
-        where
-            T: candle_core::cuda_backend::cudarc::driver::DeviceRepr,
-        {
+        fn of<T: CudaDType + DeviceRepr>(gpu: &Gpu, count: usize) -> Result<CudaStorage> {
             // SAFETY: who asks for it writes every number before one is read.
             Ok(CudaStorage::wrap_cuda_slice(unsafe { gpu.device.alloc::<T>(count) }?, gpu.device.clone()))
         }
@@ -123,10 +122,7 @@ impl Gpu {
     }
 
     /// A copy of numbers of the CPU.
-    pub fn copy<T>(&self, values: &[T]) -> Result<Buffer>
-    where
-        T: CudaDType + candle_core::cuda_backend::cudarc::driver::DeviceRepr + 'static,
-    {
+    pub fn copy<T: CudaDType + DeviceRepr + 'static>(&self, values: &[T]) -> Result<Buffer> {
         let slice = self.device.clone_htod(values)?;
         Ok(Buffer::new(CudaStorage::wrap_cuda_slice(slice, self.device.clone())))
     }

@@ -24,7 +24,7 @@ pub(crate) use gpu::{Argument, Gpu};
 
 pub(crate) use linear::GpuWeight;
 
-pub use device::cuda_device;
+pub use device::{card, card_memory, cuda_device, cuda_devices};
 
 /// The passes of an operation that has kernels.
 pub(crate) trait GpuOperation {

@@ -231,6 +231,6 @@ fn sequences_that_the_model_cannot_take_are_errors() {
     assert!(error(&sequences(&[3, 0], 100)).contains("no token"));
     error(&[Sequence { input_ids: vec![100], token_type_ids: vec![0] }]);
     let uneven = Sequence { input_ids: vec![1, 2], token_type_ids: vec![0] };
-    let message = Batch::new([&uneven], model.device()).unwrap_err().to_string();
+    let message = Batch::new([&uneven]).unwrap_err().to_string();
     assert!(message.contains("2 token ids and 1 token types"), "{message}");
 }

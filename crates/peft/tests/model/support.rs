@@ -54,7 +54,7 @@ pub fn sequences(lengths: &[usize], vocabulary: u32) -> Vec<Sequence> {
 }
 
 pub fn batch(sequences: &[Sequence]) -> Batch {
-    Batch::new(sequences, &Device::Cpu).unwrap()
+    Batch::new(sequences).unwrap()
 }
 
 /// LoRA's B, VeRA's outer vector and AdaLoRA's singular values start at zero, where what stands beside them has no gradient: gives
