@@ -6,8 +6,11 @@ output= folder=. kind=binary sources=()
 while [ $# -gt 0 ]; do
     case $1 in
         --version | -V)
-            echo "nvcc: NVIDIA (R) Cuda compiler driver (a stand-in: the emulated GPU)"
-            echo "Cuda compilation tools, release 13.0, V13.0.88"
+            # Build scripts count these lines.
+            echo 'nvcc: NVIDIA (R) Cuda compiler driver'
+            echo 'A stand-in without a compiler'
+            echo 'Of the emulated GPU'
+            echo 'Cuda compilation tools, release 13.0, V13.0.88'
             exit ;;
         --list-gpu-code) printf 'sm_%s\n' 80 90 && exit ;;
         -o | --output-file) output=$2 && shift ;;
