@@ -21,7 +21,7 @@ namespace emulator {
 namespace {
 
 constexpr size_t STACK = 64 << 10;
-constexpr size_t PAGE = 4 << 10;
+constexpr size_t PAGE = 64 << 10; // the largest of any processor's
 constexpr size_t SHARED_GUARD = 256;
 constexpr unsigned char POISON = 0xff; // NaN, in float and in bf16
 constexpr unsigned char GUARD = 0xa5;
@@ -39,14 +39,15 @@ struct Fiber {
     unsigned char* stack;
     jmp_buf resume;
 
-    Fiber() {
+    explicit Fiber(size_t number) {
         stack = static_cast<unsigned char*>(
             mmap(nullptr, PAGE + STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
         if (stack == MAP_FAILED || mprotect(stack, PAGE, PROT_NONE) != 0) fail("no memory for the stack of a thread");
         ucontext_t here, there;
         getcontext(&there);
         there.uc_stack.ss_sp = stack + PAGE;
-        there.uc_stack.ss_size = STACK;
+        // Stacks that begin at the same place of their pages would share a few lines of the cache.
+        there.uc_stack.ss_size = STACK - number % 16 * 256;
         there.uc_link = nullptr;
         makecontext(&there, reinterpret_cast<void (*)()>(&enter), 0);
         entering = this;
@@ -74,6 +75,7 @@ thread_local ucontext_t* Fiber::creator;
 enum class State { NEW, RUNNING, READY, AT_BARRIER, IN_MEETING, RETURNED };
 
 struct Thread {
+    unsigned number; // within the block
     uint3 index;
     State state;
     Fiber* fiber;
@@ -93,7 +95,7 @@ struct Warp {
 struct Runner {
     const Kernel* kernel = nullptr;
     void* const* parameters = nullptr;
-    std::string kernel_name = "none";
+    std::string kernel_name;
 
     std::vector<Thread> threads;
     std::vector<Warp> warps;
@@ -113,13 +115,14 @@ struct Runner {
     size_t shared_bytes = 0;
 
     void push(Thread& thread) {
-        queue[(queue_head + queue_length++) % queue.size()] = &thread;
+        size_t end = queue_head + queue_length++;
+        queue[end < queue.size() ? end : end - queue.size()] = &thread;
     }
 
     Thread* pop() {
         if (queue_length == 0) return nullptr;
         Thread* thread = queue[queue_head];
-        queue_head = (queue_head + 1) % queue.size();
+        if (++queue_head == queue.size()) queue_head = 0;
         queue_length--;
         return thread;
     }
@@ -129,28 +132,29 @@ struct Runner {
         push(thread);
     }
 
-    Warp& warp_of(const Thread& thread) { return warps[(&thread - threads.data()) / WARP]; }
-    Thread* lanes_of(const Thread& thread) { return threads.data() + (&thread - threads.data()) / WARP * WARP; }
+    Warp& warp_of(const Thread& thread) { return warps[thread.number / WARP]; }
+    Thread* lanes_of(const Thread& thread) { return &threads[thread.number / WARP * WARP]; }
 };
 
-thread_local Runner runner;
+// This host thread's.
+__thread __attribute__((tls_model("initial-exec"))) Runner* runner;
 
 void make_current(Thread& thread) {
-    runner.current = &thread;
+    runner->current = &thread;
     thread.state = State::RUNNING;
     threadIdx = thread.index;
 }
 
 // Goes on where `next` stopped; with none, in the scheduler.
 [[noreturn]] void leave_to(Thread* next) {
-    if (!next) _longjmp(runner.scheduler, 1);
+    if (!next) _longjmp(runner->scheduler, 1);
     if (!next->fiber) {
-        if (runner.idle.empty()) {
-            runner.fibers.push_back(std::make_unique<Fiber>());
-            runner.idle.push_back(runner.fibers.back().get());
+        if (runner->idle.empty()) {
+            runner->fibers.push_back(std::make_unique<Fiber>(runner->fibers.size()));
+            runner->idle.push_back(runner->fibers.back().get());
         }
-        next->fiber = runner.idle.back();
-        runner.idle.pop_back();
+        next->fiber = runner->idle.back();
+        runner->idle.pop_back();
     }
     make_current(*next);
     _longjmp(next->fiber->resume, 1);
@@ -162,19 +166,20 @@ __attribute__((noinline)) void switch_from(Fiber& fiber, Thread* next) {
 }
 
 // The current thread stops here until it is woken.
-void suspend() { switch_from(*runner.current->fiber, runner.pop()); }
+void suspend() { switch_from(*runner->current->fiber, runner->pop()); }
 
 // Answers the meeting of `thread` if everyone is there, and wakes all of it but the current thread.
 void hold_meeting(Thread& thread) {
-    Warp& warp = runner.warp_of(thread);
-    Thread* lanes = runner.lanes_of(thread);
+    Warp& warp = runner->warp_of(thread);
+    Thread* lanes = runner->lanes_of(thread);
     unsigned expected = thread.mask & warp.living;
     if ((warp.waiting & expected) != expected) return;
     void* messages[WARP] = {};
     for (unsigned i = 0; i < WARP; i++) {
         if (!(expected >> i & 1)) continue;
-        if (strcmp(lanes[i].function, thread.function) != 0 || lanes[i].answer != thread.answer || lanes[i].mask != thread.mask) {
-            fail("lane %u is in %s of lanes %08x while lane %u is in %s of lanes %08x", unsigned(&thread - lanes), thread.function,
+        bool same = lanes[i].function == thread.function || strcmp(lanes[i].function, thread.function) == 0;
+        if (!same || lanes[i].answer != thread.answer || lanes[i].mask != thread.mask) {
+            fail("lane %u is in %s of lanes %08x while lane %u is in %s of lanes %08x", thread.number % WARP, thread.function,
                 thread.mask, i, lanes[i].function, lanes[i].mask);
         }
         messages[i] = lanes[i].message;
@@ -183,47 +188,47 @@ void hold_meeting(Thread& thread) {
     warp.waiting &= ~expected;
     for (unsigned i = 0; i < WARP; i++) {
         if (!(expected >> i & 1)) continue;
-        if (&lanes[i] == runner.current) lanes[i].state = State::RUNNING;
-        else runner.wake(lanes[i]);
+        if (&lanes[i] == runner->current) lanes[i].state = State::RUNNING;
+        else runner->wake(lanes[i]);
     }
 }
 
 void open_barrier() {
-    runner.at_barrier = 0;
-    for (Thread& thread : runner.threads) {
+    runner->at_barrier = 0;
+    for (Thread& thread : runner->threads) {
         if (thread.state != State::AT_BARRIER) continue;
-        if (&thread == runner.current) thread.state = State::RUNNING;
-        else runner.wake(thread);
+        if (&thread == runner->current) thread.state = State::RUNNING;
+        else runner->wake(thread);
     }
 }
 
 // A thread that returns is waited for no more.
 void retire(Thread& thread) {
     thread.state = State::RETURNED;
-    Warp& warp = runner.warp_of(thread);
-    Thread* lanes = runner.lanes_of(thread);
-    warp.living &= ~(1u << (&thread - lanes));
-    runner.living--;
+    Warp& warp = runner->warp_of(thread);
+    Thread* lanes = runner->lanes_of(thread);
+    warp.living &= ~(1u << thread.number % WARP);
+    runner->living--;
     for (unsigned i = 0; i < WARP; i++) {
         if (warp.waiting >> i & 1) hold_meeting(lanes[i]);
     }
-    if (runner.living > 0 && runner.at_barrier == runner.living) open_barrier();
+    if (runner->living > 0 && runner->at_barrier == runner->living) open_barrier();
 }
 
 // Runs the current thread to its end, and those after it that have not begun: without barriers one fiber runs them all.
 void run_threads() {
     for (;;) {
-        Thread& thread = *runner.current;
-        runner.kernel->call(runner.kernel->function, runner.parameters);
+        Thread& thread = *runner->current;
+        runner->kernel->call(runner->kernel->function, runner->parameters);
         Fiber* fiber = thread.fiber;
         retire(thread);
-        Thread* next = runner.pop();
+        Thread* next = runner->pop();
         if (next && next->state == State::NEW) {
             next->fiber = fiber;
             make_current(*next);
             continue;
         }
-        runner.idle.push_back(fiber);
+        runner->idle.push_back(fiber);
         switch_from(*fiber, next);
         return;
     }
@@ -240,10 +245,10 @@ const char* state_name(const Thread& thread) {
 
 // A thread that waits for others that never come.
 void check_all_returned() {
-    if (runner.living == 0) return;
-    for (const Thread& thread : runner.threads) {
+    if (runner->living == 0) return;
+    for (const Thread& thread : runner->threads) {
         if (thread.state == State::RETURNED) continue;
-        for (const Thread& other : runner.threads) {
+        for (const Thread& other : runner->threads) {
             if (strcmp(state_name(thread), state_name(other)) == 0) continue;
             fail("thread (%u, %u, %u) waits at %s while thread (%u, %u, %u) is at %s", thread.index.x, thread.index.y, thread.index.z,
                 state_name(thread), other.index.x, other.index.y, other.index.z, state_name(other));
@@ -287,31 +292,29 @@ Region static_shared_of(const void* function) {
 
 void prepare_threads(dim3 block) {
     unsigned count = block.x * block.y * block.z, whole = (count + WARP - 1) / WARP * WARP;
-    runner.threads.resize(whole);
-    runner.warps.resize(whole / WARP);
-    runner.queue.resize(whole);
-    unsigned i = 0;
-    for (unsigned z = 0; z < block.z; z++) {
-        for (unsigned y = 0; y < block.y; y++) {
-            for (unsigned x = 0; x < block.x; x++) runner.threads[i++].index = {x, y, z};
-        }
+    runner->threads.resize(whole);
+    runner->warps.resize(whole / WARP);
+    runner->queue.resize(whole);
+    for (unsigned i = 0; i < whole; i++) {
+        runner->threads[i].number = i;
+        runner->threads[i].index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
     }
 }
 
 void run_block(unsigned count, bool last_first) {
-    for (Thread& thread : runner.threads) {
-        thread.state = unsigned(&thread - runner.threads.data()) < count ? State::NEW : State::RETURNED;
+    for (Thread& thread : runner->threads) {
+        thread.state = thread.number < count ? State::NEW : State::RETURNED;
         thread.fiber = nullptr;
     }
-    for (size_t i = 0; i < runner.warps.size(); i++) {
+    for (size_t i = 0; i < runner->warps.size(); i++) {
         unsigned lanes = count - unsigned(i) * WARP;
-        runner.warps[i] = {lanes >= WARP ? ~0u : (1u << lanes) - 1, 0};
+        runner->warps[i] = {lanes >= WARP ? ~0u : (1u << lanes) - 1, 0};
     }
-    runner.living = count;
-    runner.at_barrier = 0;
-    runner.queue_head = runner.queue_length = 0;
-    for (unsigned i = 0; i < count; i++) runner.push(runner.threads[last_first ? count - 1 - i : i]);
-    if (_setjmp(runner.scheduler) == 0) leave_to(runner.pop());
+    runner->living = count;
+    runner->at_barrier = 0;
+    runner->queue_head = runner->queue_length = 0;
+    for (unsigned i = 0; i < count; i++) runner->push(runner->threads[last_first ? count - 1 - i : i]);
+    if (_setjmp(runner->scheduler) == 0) leave_to(runner->pop());
     check_all_returned();
 }
 
@@ -327,41 +330,43 @@ void fail(const char* format, ...) {
     abort();
 }
 
-const char* last_kernel() { return runner.kernel_name.c_str(); }
+const char* last_kernel() { return runner ? runner->kernel_name.c_str() : "none"; }
 
-unsigned lane() { return unsigned(runner.current - runner.threads.data()) % WARP; }
+unsigned lane() { return runner->current->number % WARP; }
 
-void* dynamic_shared() { return runner.shared; }
+void* dynamic_shared() { return runner->shared; }
 
 void wait_for_block() {
-    runner.current->state = State::AT_BARRIER;
-    runner.at_barrier++;
-    if (runner.at_barrier == runner.living) open_barrier();
+    runner->current->state = State::AT_BARRIER;
+    runner->at_barrier++;
+    if (runner->at_barrier == runner->living) open_barrier();
     else suspend();
 }
 
 void meet(const char* function, unsigned mask, void* message, Answer answer) {
-    Thread& thread = *runner.current;
+    Thread& thread = *runner->current;
     if (!(mask >> lane() & 1)) fail("lane %u calls %s of lanes %08x, without itself", lane(), function, mask);
     thread.state = State::IN_MEETING;
     thread.function = function;
     thread.mask = mask;
     thread.message = message;
     thread.answer = answer;
-    runner.warp_of(thread).waiting |= 1u << lane();
+    runner->warp_of(thread).waiting |= 1u << lane();
     hold_meeting(thread);
     if (thread.state == State::IN_MEETING) suspend();
 }
 
 void run(const Kernel& kernel, dim3 grid, dim3 block, size_t shared_bytes, void* const* parameters) {
     constexpr size_t ALIGNMENT = 1024;
-    runner.kernel = &kernel;
-    runner.kernel_name = kernel.name;
-    runner.parameters = parameters;
-    runner.shared_memory.resize(ALIGNMENT + shared_bytes + SHARED_GUARD);
-    size_t begin = reinterpret_cast<size_t>(runner.shared_memory.data());
-    runner.shared = reinterpret_cast<unsigned char*>((begin + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
-    memset(runner.shared + shared_bytes, GUARD, SHARED_GUARD);
+    static thread_local Runner own;
+    runner = &own;
+    runner->kernel = &kernel;
+    runner->kernel_name = kernel.name;
+    runner->parameters = parameters;
+    runner->shared_memory.resize(ALIGNMENT + shared_bytes + SHARED_GUARD);
+    size_t begin = reinterpret_cast<size_t>(runner->shared_memory.data());
+    runner->shared = reinterpret_cast<unsigned char*>((begin + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+    memset(runner->shared + shared_bytes, GUARD, SHARED_GUARD);
     prepare_threads(block);
     Region static_shared = static_shared_of(kernel.function);
     gridDim = grid;
@@ -371,11 +376,11 @@ void run(const Kernel& kernel, dim3 grid, dim3 block, size_t shared_bytes, void*
     for (unsigned long long i = 0; i < blocks; i++) {
         unsigned long long number = last_first ? blocks - 1 - i : i;
         blockIdx = {unsigned(number % grid.x), unsigned(number / grid.x % grid.y), unsigned(number / grid.x / grid.y)};
-        memset(runner.shared, POISON, shared_bytes);
+        memset(runner->shared, POISON, shared_bytes);
         if (static_shared.size > 0) memset(static_shared.begin, POISON, static_shared.size);
         run_block(block.x * block.y * block.z, last_first);
         for (size_t byte = 0; byte < SHARED_GUARD; byte++) {
-            if (runner.shared[shared_bytes + byte] != GUARD) fail("wrote behind its %zu bytes of dynamic shared memory", shared_bytes);
+            if (runner->shared[shared_bytes + byte] != GUARD) fail("wrote behind its %zu bytes of dynamic shared memory", shared_bytes);
         }
     }
 }
