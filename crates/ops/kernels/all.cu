@@ -1,0 +1,3 @@
+// Every kernel, as one module.
+#include "columns.cu"
+#include "pointwise.cu"
