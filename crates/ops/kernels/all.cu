@@ -1,3 +1,4 @@
 // Every kernel, as one module.
+#include "attention.cu"
 #include "columns.cu"
 #include "pointwise.cu"

@@ -5,11 +5,19 @@
 #include <cuda_bf16.h>
 #include <mma.h>
 #define DYNAMIC_SHARED(type, name) \
-    extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
+    extern __shared__ __align__(128) unsigned char dynamic_shared[]; \
     type* name = reinterpret_cast<type*>(dynamic_shared)
 #endif
 
 typedef __nv_bfloat16 bf16;
+
+// One of two types.
+template <bool First, typename A, typename B> struct Choose {
+    typedef A type;
+};
+template <typename A, typename B> struct Choose<false, A, B> {
+    typedef B type;
+};
 
 constexpr unsigned WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;

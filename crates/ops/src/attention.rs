@@ -30,7 +30,15 @@ pub fn attention(
     dropout: Option<Dropout>,
 ) -> Result<Tensor> {
     let Rows { queries, keys, .. } = check([query, key, value], segments, heads, Attention::NAME)?;
-    apply(Attention { queries, segments: keys, heads, dropout }, &[query, key, value])
+    let operation = Attention {
+        queries,
+        segments: keys,
+        heads,
+        dropout,
+        #[cfg(feature = "cuda")]
+        logarithms: Default::default(),
+    };
+    apply(operation, &[query, key, value])
 }
 
 /// Where the sequences lie in attention's inputs.
@@ -73,13 +81,16 @@ pub(crate) fn check(
     Ok(Rows { queries, keys: segments.lengthened(prefix), prefix })
 }
 
-struct Attention {
+pub(crate) struct Attention {
     /// Of the query's rows.
-    queries: Segments,
+    pub(crate) queries: Segments,
     /// Of the key's and the value's rows.
-    segments: Segments,
-    heads: usize,
-    dropout: Option<Dropout>,
+    pub(crate) segments: Segments,
+    pub(crate) heads: usize,
+    pub(crate) dropout: Option<Dropout>,
+    /// On a GPU, of each query's sum of exponentials, `(heads, queries)`, for the backward pass.
+    #[cfg(feature = "cuda")]
+    pub(crate) logarithms: std::sync::OnceLock<crate::cuda::Buffer>,
 }
 
 // Scores are kept as `(keys, queries)`: a softmax then runs down a column, and what is added up for a query stays in its lane. Rows
@@ -323,5 +334,10 @@ impl Operation for Attention {
         // SAFETY: the heads' columns are all there are.
         let written = |gradient: Option<Columns<T>>| gradient.map(|gradient| unsafe { gradient.written() });
         Ok(gradients.into_iter().map(|gradient| written(gradient).map_or(Gradient::None, Gradient::Values)).collect())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
+        Some(self)
     }
 }

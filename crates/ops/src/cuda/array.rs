@@ -59,14 +59,6 @@ impl<'a> Array<'a> {
         let columns = self.shape.last().copied().unwrap_or(1);
         (self.count() / columns.max(1), columns)
     }
-
-    /// The same numbers in another shape.
-    pub fn reshaped<'b>(self, shape: &'b [usize]) -> Array<'b>
-    where
-        'a: 'b,
-    {
-        Array { shape, ..self }
-    }
 }
 
 /// New memory on a GPU. It is freed in the order of the device's work, when the last that was asked of it before is done.
@@ -84,8 +76,11 @@ impl Buffer {
         Ok(Array { pointer, element, shape, storage: PhantomData })
     }
 
-    /// The address of the first number.
-    pub fn pointer(&self) -> Result<u64> {
+    /// The address of the first number, of whatever type.
+    pub fn address(&self) -> Result<u64> {
+        if let CudaStorageSlice::U32(slice) = &self.0.slice {
+            return Ok(pointer(slice));
+        }
         Ok(start(&self.0, "buffer")?.0)
     }
 
@@ -94,12 +89,13 @@ impl Buffer {
     }
 }
 
+/// All work on a device is put on one stream, so that nobody needs to wait for what is done with this memory.
+fn pointer<T>(slice: &CudaSlice<T>) -> u64 {
+    slice.device_ptr(slice.stream()).0
+}
+
 /// The address of a storage's first number.
 fn start(storage: &CudaStorage, name: &str) -> Result<(u64, Element)> {
-    /// All work on a device is put on one stream, so that nobody needs to wait for what is done with this memory.
-    fn pointer<T>(slice: &CudaSlice<T>) -> u64 {
-        slice.device_ptr(slice.stream()).0
-    }
     match &storage.slice {
         CudaStorageSlice::F32(slice) => Ok((pointer(slice), Element::F32)),
         CudaStorageSlice::BF16(slice) => Ok((pointer(slice), Element::Bf16)),

@@ -1,16 +1,29 @@
 //! Choosing a GPU.
 
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{result, sys};
 use candle_core::{Device, Result, bail};
 
-/// The GPU of that number, counted from 0, ready for the operations of this crate.
+/// The GPU of that number, counted from 0, ready for the operations of this crate: the same device whenever it is asked for.
 ///
 /// All of its work is put on one stream, and memory that is freed is kept for what is asked for next.
 ///
 /// # Errors
 /// When there is no such GPU, or its driver or the card is too old.
 pub fn cuda_device(ordinal: usize) -> Result<Device> {
+    static OPENED: Mutex<Vec<(usize, Device)>> = Mutex::new(Vec::new());
+    let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, device)) = opened.iter().find(|(number, _)| *number == ordinal) {
+        return Ok(device.clone());
+    }
+    let device = open(ordinal)?;
+    opened.push((ordinal, device.clone()));
+    Ok(device)
+}
+
+fn open(ordinal: usize) -> Result<Device> {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
         candle_core::Error::Msg(format!("cuda:{ordinal}: {what}: {error}; choose another device, or cpu")).bt()
     };

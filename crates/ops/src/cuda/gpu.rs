@@ -1,7 +1,7 @@
 //! A GPU with the kernels loaded, and how they are launched.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
 use candle_core::cuda_backend::cudarc::driver::{
@@ -13,6 +13,7 @@ use candle_core::{CudaDevice, CudaStorage, Result};
 use half::bf16;
 
 use super::array::{Array, Buffer, Element};
+use super::attention::Plan;
 use super::product::Products;
 
 /// The kernels, for all cards that they are built for.
@@ -74,6 +75,7 @@ pub(crate) struct Gpu {
     module: Arc<CudaModule>,
     functions: Mutex<HashMap<String, CudaFunction>>,
     pub(super) products: Products,
+    plans: Mutex<Vec<Plan>>,
 }
 
 /// Shared memory that a block may have without being allowed more.
@@ -95,9 +97,15 @@ impl Gpu {
             stream,
             module,
             functions: Mutex::default(),
+            plans: Mutex::default(),
         });
         gpus.push((device.id(), gpu.clone()));
         Ok(gpu)
+    }
+
+    /// What the last batches' attention was planned as.
+    pub(super) fn plans(&self) -> MutexGuard<'_, Vec<Plan>> {
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Memory for so many numbers, whatever lies in it.

@@ -4,6 +4,7 @@
 //! slow, but right. Hidden states may be bf16 here, parameters and their gradients are always f32.
 
 mod array;
+mod attention;
 mod columns;
 mod device;
 mod gpu;

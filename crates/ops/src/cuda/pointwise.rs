@@ -24,7 +24,7 @@ impl Converted<'_> {
 }
 
 /// Dropout as kernels take it; without any, nothing is dropped.
-fn dropout_arguments(dropout: Option<Dropout>) -> [Argument; 3] {
+pub(super) fn dropout_arguments(dropout: Option<Dropout>) -> [Argument; 3] {
     let (dropped_below, scale, seed) = dropout.map_or((0, 1.0, 0), |dropout| dropout.parts());
     [Argument::Count(dropped_below), Argument::Float(scale as f32), Argument::Seed(seed)]
 }

@@ -1,0 +1,386 @@
+// Attention over packed sequences without a matrix of scores in memory (Dao 2023, "FlashAttention-2"): a block takes a tile of queries
+// of one head and goes over the tiles of its sequence's keys, the softmax being brought up to date with each. The backward pass
+// computes the probabilities again from the logarithm of each query's sum, once to gather the gradients of queries, once those of
+// keys and values, so that no two blocks add to one number.
+//
+// A warp has 16 rows of a tile. bf16 is multiplied by tensor cores, f32 by plain sums; scores and sums are f32.
+#include "common.cuh"
+
+// Sums of products, 16 x 16, held by a warp. `a` is 16 x inner, `b` inner x 16; either may lie there transposed.
+template <typename T> struct Sum;
+
+template <> struct Sum<bf16> {
+    nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> values;
+
+    __device__ void clear() { nvcuda::wmma::fill_fragment(values, 0.0f); }
+
+    template <bool TransposedA, bool TransposedB>
+    __device__ void add(const bf16* a, unsigned a_stride, const bf16* b, unsigned b_stride, unsigned inner) {
+        using namespace nvcuda::wmma;
+        typedef typename Choose<TransposedA, col_major, row_major>::type LayoutA;
+        typedef typename Choose<TransposedB, col_major, row_major>::type LayoutB;
+        for (unsigned k = 0; k < inner; k += 16) {
+            fragment<matrix_a, 16, 16, 16, bf16, LayoutA> left;
+            fragment<matrix_b, 16, 16, 16, bf16, LayoutB> right;
+            load_matrix_sync(left, a + (TransposedA ? k * a_stride : k), a_stride);
+            load_matrix_sync(right, b + (TransposedB ? k : k * b_stride), b_stride);
+            mma_sync(values, left, right, values);
+        }
+    }
+
+    __device__ void load(const float* from, unsigned stride) {
+        nvcuda::wmma::load_matrix_sync(values, from, stride, nvcuda::wmma::mem_row_major);
+    }
+    __device__ void store(float* to, unsigned stride) {
+        nvcuda::wmma::store_matrix_sync(to, values, stride, nvcuda::wmma::mem_row_major);
+    }
+};
+
+// Two lanes share a row, eight columns each.
+template <> struct Sum<float> {
+    float values[8];
+
+    __device__ unsigned row() { return threadIdx.x % WARP / 2; }
+    __device__ unsigned column() { return threadIdx.x % 2 * 8; }
+
+    __device__ void clear() {
+        for (unsigned i = 0; i < 8; i++) values[i] = 0.0f;
+    }
+
+    template <bool TransposedA, bool TransposedB>
+    __device__ void add(const float* a, unsigned a_stride, const float* b, unsigned b_stride, unsigned inner) {
+        for (unsigned k = 0; k < inner; k++) {
+            float left = TransposedA ? a[k * a_stride + row()] : a[row() * a_stride + k];
+#pragma unroll
+            for (unsigned i = 0; i < 8; i++) {
+                unsigned j = column() + i;
+                values[i] += left * (TransposedB ? b[j * b_stride + k] : b[k * b_stride + j]);
+            }
+        }
+    }
+
+    __device__ void load(const float* from, unsigned stride) {
+        for (unsigned i = 0; i < 8; i++) values[i] = from[row() * stride + column() + i];
+    }
+    __device__ void store(float* to, unsigned stride) {
+        for (unsigned i = 0; i < 8; i++) to[row() * stride + column() + i] = values[i];
+    }
+};
+
+// Where a sequence lies: five numbers of the table that attention.rs makes.
+struct Sequence {
+    unsigned first_query, queries, first_key, keys, first_probability;
+
+    __device__ Sequence(const unsigned* sequences, unsigned index) {
+        const unsigned* row = sequences + 5 * index;
+        first_query = row[0], queries = row[1], first_key = row[2], keys = row[3], first_probability = row[4];
+    }
+};
+
+struct Mask {
+    unsigned dropped_below;
+    float scale;
+    unsigned long long seed;
+};
+
+// The distances between rows in shared memory: a multiple of 16 bytes, but not of all banks.
+template <typename T> constexpr unsigned padded(unsigned columns) { return columns + 16 / sizeof(T); }
+
+// Up to Tile rows of one head, zeros for the rest, by all threads of the block.
+template <typename T, unsigned Width, unsigned Tile>
+__device__ void load_tile(T* tile, const T* data, unsigned rows, unsigned hidden, unsigned width) {
+    constexpr unsigned MANY = 16 / sizeof(T);
+    struct alignas(16) Many {
+        T values[MANY];
+    };
+    bool aligned = width % MANY == 0 && hidden % MANY == 0 && reinterpret_cast<unsigned long long>(data) % 16 == 0;
+    for (unsigned i = threadIdx.x; i < Tile * (Width / MANY); i += blockDim.x) {
+        unsigned row = i / (Width / MANY), column = i % (Width / MANY) * MANY;
+        Many many;
+        if (row < rows && column < width && aligned) {
+            many = *reinterpret_cast<const Many*>(data + static_cast<unsigned long long>(row) * hidden + column);
+        } else {
+            for (unsigned j = 0; j < MANY; j++) {
+                bool there = row < rows && column + j < width;
+                many.values[j] = there ? data[static_cast<unsigned long long>(row) * hidden + column + j] : from_float<T>(0.0f);
+            }
+        }
+        *reinterpret_cast<Many*>(tile + row * padded<T>(Width) + column) = many;
+    }
+}
+
+// Scores of a warp's 16 rows with all rows of the other tile: (16, Tile) of a * bᵀ.
+template <typename T, unsigned Width, unsigned Tile> __device__ void multiply_rows(float* scores, const T* a, const T* b) {
+    for (unsigned column = 0; column < Tile; column += 16) {
+        Sum<T> sum;
+        sum.clear();
+        sum.template add<false, true>(a, padded<T>(Width), b + column * padded<T>(Width), padded<T>(Width), Width);
+        sum.store(scores + column, padded<float>(Tile));
+    }
+}
+
+// The sum, or the highest, of what the two lanes of a row hold.
+__device__ __forceinline__ float row_sum(float x) { return x + __shfl_xor_sync(ALL_LANES, x, 1); }
+__device__ __forceinline__ float row_highest(float x) { return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1)); }
+
+// out = softmax(scale * q kᵀ) v, and for each query of each head the logarithm of the sum of its e^score.
+template <typename T, unsigned Width, unsigned Tile>
+__device__ void attention_forward(
+    T* out, float* logarithms, const T* q, const T* k, const T* v, const unsigned* sequences, const unsigned* tiles, unsigned hidden,
+    unsigned width, unsigned all_queries, float scale, Mask mask) {
+    DYNAMIC_SHARED(T, memory);
+    T* q_tile = memory;
+    T* k_tile = q_tile + Tile * padded<T>(Width);
+    T* v_tile = k_tile + Tile * padded<T>(Width);
+    T* probabilities = v_tile + Tile * padded<T>(Width);
+    float* scores = reinterpret_cast<float*>(probabilities + Tile * padded<T>(Tile));
+    float* sums = scores + Tile * padded<float>(Tile); // (Tile, Width): the output before its division
+
+    Sequence sequence(sequences, tiles[2 * blockIdx.x]);
+    unsigned first = tiles[2 * blockIdx.x + 1], head = blockIdx.y, column = head * width;
+    unsigned warp_row = threadIdx.x / WARP * 16, row = warp_row + threadIdx.x % WARP / 2, half = threadIdx.x % 2;
+    unsigned rows = min(Tile, sequence.queries - first);
+    bool works = warp_row < rows;
+    unsigned long long offset = static_cast<unsigned long long>(sequence.first_query + first) * hidden + column;
+    load_tile<T, Width, Tile>(q_tile, q + offset, rows, hidden, width);
+    for (unsigned i = threadIdx.x; i < Tile * padded<float>(Width); i += blockDim.x) sums[i] = 0.0f;
+
+    unsigned position = sequence.first_probability + head * sequence.queries * sequence.keys + (first + row) * sequence.keys;
+    float highest = -INFINITY, total = 0.0f;
+    for (unsigned key = 0; key < sequence.keys; key += Tile) {
+        unsigned keys = min(Tile, sequence.keys - key);
+        unsigned long long from = static_cast<unsigned long long>(sequence.first_key + key) * hidden + column;
+        __syncthreads();
+        load_tile<T, Width, Tile>(k_tile, k + from, keys, hidden, width);
+        load_tile<T, Width, Tile>(v_tile, v + from, keys, hidden, width);
+        __syncthreads();
+        if (!works) continue;
+        multiply_rows<T, Width, Tile>(scores + warp_row * padded<float>(Tile), q_tile + warp_row * padded<T>(Width), k_tile);
+        __syncwarp();
+        float* own = scores + row * padded<float>(Tile);
+        float found = highest;
+        for (unsigned j = half; j < keys; j += 2) found = fmaxf(found, scale * own[j]);
+        found = row_highest(found);
+        float kept = expf(highest - found), sum = 0.0f;
+        for (unsigned j = half; j < Tile; j += 2) {
+            float p = j < keys ? expf(scale * own[j] - found) : 0.0f;
+            sum += p;
+            p *= dropout_factor(position + key + j, mask.dropped_below, mask.scale, mask.seed);
+            probabilities[row * padded<T>(Tile) + j] = from_float<T>(p);
+        }
+        total = total * kept + row_sum(sum);
+        highest = found;
+        if (key > 0) {
+            for (unsigned j = half; j < Width; j += 2) sums[row * padded<float>(Width) + j] *= kept;
+        }
+        __syncwarp();
+        for (unsigned j = 0; j < Width; j += 16) {
+            float* block = sums + warp_row * padded<float>(Width) + j;
+            Sum<T> sum_of_values;
+            sum_of_values.load(block, padded<float>(Width));
+            sum_of_values.template add<false, false>(
+                probabilities + warp_row * padded<T>(Tile), padded<T>(Tile), v_tile + j, padded<T>(Width), Tile);
+            sum_of_values.store(block, padded<float>(Width));
+        }
+        __syncwarp();
+    }
+    if (row >= rows) return;
+    float inverse = 1.0f / total;
+    for (unsigned j = half; j < width; j += 2) {
+        out[offset + static_cast<unsigned long long>(row) * hidden + j] = from_float<T>(sums[row * padded<float>(Width) + j] * inverse);
+    }
+    if (half == 0) {
+        logarithms[static_cast<unsigned long long>(head) * all_queries + sequence.first_query + first + row] = highest + logf(total);
+    }
+}
+
+// What the backward pass makes of a warp's 16 queries and a tile of keys: the masked probabilities, and the gradient of the scores,
+// zero where there is no query or key. `deltas` holds each query's sum of gradient * output.
+template <typename T, unsigned Width, unsigned Tile>
+__device__ void score_gradients(
+    T* probabilities, T* gradients, float* scores, float* of_probabilities, const T* q_tile, const T* k_tile, const T* v_tile,
+    const T* g_tile, unsigned warp_row, unsigned rows, unsigned keys, float logarithm, float delta, unsigned position, float scale,
+    Mask mask) {
+    unsigned row = warp_row + threadIdx.x % WARP / 2, half = threadIdx.x % 2;
+    unsigned scores_row = warp_row * padded<float>(Tile), tile_row = warp_row * padded<T>(Width);
+    multiply_rows<T, Width, Tile>(scores + scores_row, q_tile + tile_row, k_tile);
+    multiply_rows<T, Width, Tile>(of_probabilities + scores_row, g_tile + tile_row, v_tile);
+    __syncwarp();
+    for (unsigned j = half; j < Tile; j += 2) {
+        unsigned i = row * padded<float>(Tile) + j;
+        bool there = row < rows && j < keys;
+        float p = there ? expf(scale * scores[i] - logarithm) : 0.0f;
+        float factor = dropout_factor(position + j, mask.dropped_below, mask.scale, mask.seed);
+        probabilities[row * padded<T>(Tile) + j] = from_float<T>(p * factor);
+        gradients[row * padded<T>(Tile) + j] = from_float<T>(there ? p * (of_probabilities[i] * factor - delta) : 0.0f);
+    }
+    __syncwarp();
+}
+
+// A query's sum of gradient * output, for both lanes of its row; 0 where there is no query.
+template <typename T>
+__device__ float row_delta(const T* gradient, const T* output, bool there, unsigned width) {
+    float sum = 0.0f;
+    if (there) {
+        for (unsigned j = threadIdx.x % 2; j < width; j += 2) sum += to_float(gradient[j]) * to_float(output[j]);
+    }
+    return row_sum(sum);
+}
+
+// The gradient of the queries.
+template <typename T, unsigned Width, unsigned Tile>
+__device__ void attention_queries(
+    T* dq, const T* q, const T* k, const T* v, const T* out, const T* gradient, const float* logarithms, const unsigned* sequences,
+    const unsigned* tiles, unsigned hidden, unsigned width, unsigned all_queries, float scale, Mask mask) {
+    DYNAMIC_SHARED(T, memory);
+    T* q_tile = memory;
+    T* k_tile = q_tile + Tile * padded<T>(Width);
+    T* v_tile = k_tile + Tile * padded<T>(Width);
+    T* g_tile = v_tile + Tile * padded<T>(Width);
+    T* probabilities = g_tile + Tile * padded<T>(Width);
+    T* gradients = probabilities + Tile * padded<T>(Tile);
+    float* scores = reinterpret_cast<float*>(gradients + Tile * padded<T>(Tile));
+    float* of_probabilities = scores + Tile * padded<float>(Tile);
+    float* sums = of_probabilities + Tile * padded<float>(Tile); // (Tile, Width)
+
+    Sequence sequence(sequences, tiles[2 * blockIdx.x]);
+    unsigned first = tiles[2 * blockIdx.x + 1], head = blockIdx.y, column = head * width;
+    unsigned warp_row = threadIdx.x / WARP * 16, row = warp_row + threadIdx.x % WARP / 2, half = threadIdx.x % 2;
+    unsigned rows = min(Tile, sequence.queries - first);
+    bool works = warp_row < rows, there = row < rows;
+    unsigned long long offset = static_cast<unsigned long long>(sequence.first_query + first) * hidden + column;
+    unsigned long long own = offset + static_cast<unsigned long long>(row) * hidden;
+    load_tile<T, Width, Tile>(q_tile, q + offset, rows, hidden, width);
+    load_tile<T, Width, Tile>(g_tile, gradient + offset, rows, hidden, width);
+    float delta = row_delta(gradient + own, out + own, there, width);
+    unsigned long long query = static_cast<unsigned long long>(head) * all_queries + sequence.first_query + first + row;
+    float logarithm = there ? logarithms[query] : 0.0f;
+    unsigned position = sequence.first_probability + head * sequence.queries * sequence.keys + (first + row) * sequence.keys;
+
+    Sum<T> totals[Width / 16];
+    for (unsigned j = 0; j < Width / 16; j++) totals[j].clear();
+    for (unsigned key = 0; key < sequence.keys; key += Tile) {
+        unsigned keys = min(Tile, sequence.keys - key);
+        unsigned long long from = static_cast<unsigned long long>(sequence.first_key + key) * hidden + column;
+        __syncthreads();
+        load_tile<T, Width, Tile>(k_tile, k + from, keys, hidden, width);
+        load_tile<T, Width, Tile>(v_tile, v + from, keys, hidden, width);
+        __syncthreads();
+        if (!works) continue;
+        score_gradients<T, Width, Tile>(
+            probabilities, gradients, scores, of_probabilities, q_tile, k_tile, v_tile, g_tile, warp_row, rows, keys, logarithm, delta,
+            position + key, scale, mask);
+#pragma unroll
+        for (unsigned j = 0; j < Width / 16; j++) {
+            totals[j].template add<false, false>(
+                gradients + warp_row * padded<T>(Tile), padded<T>(Tile), k_tile + 16 * j, padded<T>(Width), Tile);
+        }
+        __syncwarp();
+    }
+    if (!works) return;
+#pragma unroll
+    for (unsigned j = 0; j < Width / 16; j++) totals[j].store(sums + warp_row * padded<float>(Width) + 16 * j, padded<float>(Width));
+    __syncwarp();
+    if (!there) return;
+    for (unsigned j = half; j < width; j += 2) dq[own + j] = from_float<T>(scale * sums[row * padded<float>(Width) + j]);
+}
+
+// The gradients of keys and values.
+template <typename T, unsigned Width, unsigned Tile>
+__device__ void attention_keys(
+    T* dk, T* dv, const T* q, const T* k, const T* v, const T* out, const T* gradient, const float* logarithms,
+    const unsigned* sequences, const unsigned* tiles, unsigned hidden, unsigned width, unsigned all_queries, float scale, Mask mask) {
+    DYNAMIC_SHARED(T, memory);
+    T* q_tile = memory;
+    T* k_tile = q_tile + Tile * padded<T>(Width);
+    T* v_tile = k_tile + Tile * padded<T>(Width);
+    T* g_tile = v_tile + Tile * padded<T>(Width);
+    T* probabilities = g_tile + Tile * padded<T>(Width);
+    T* gradients = probabilities + Tile * padded<T>(Tile);
+    float* scores = reinterpret_cast<float*>(gradients + Tile * padded<T>(Tile));
+    float* of_probabilities = scores + Tile * padded<float>(Tile);
+    float* sums = of_probabilities + Tile * padded<float>(Tile); // (Tile, Width)
+
+    Sequence sequence(sequences, tiles[2 * blockIdx.x]);
+    unsigned first = tiles[2 * blockIdx.x + 1], head = blockIdx.y, column = head * width;
+    unsigned warp_row = threadIdx.x / WARP * 16, row = warp_row + threadIdx.x % WARP / 2, half = threadIdx.x % 2;
+    unsigned keys = min(Tile, sequence.keys - first);
+    bool works = warp_row < keys; // Of the keys that the warp gathers for; every warp takes part in the scores.
+    unsigned long long offset = static_cast<unsigned long long>(sequence.first_key + first) * hidden + column;
+    load_tile<T, Width, Tile>(k_tile, k + offset, keys, hidden, width);
+    load_tile<T, Width, Tile>(v_tile, v + offset, keys, hidden, width);
+
+    Sum<T> key_totals[Width / 16], value_totals[Width / 16];
+    for (unsigned j = 0; j < Width / 16; j++) key_totals[j].clear(), value_totals[j].clear();
+    for (unsigned query = 0; query < sequence.queries; query += Tile) {
+        unsigned rows = min(Tile, sequence.queries - query);
+        unsigned long long from = static_cast<unsigned long long>(sequence.first_query + query) * hidden + column;
+        __syncthreads();
+        load_tile<T, Width, Tile>(q_tile, q + from, rows, hidden, width);
+        load_tile<T, Width, Tile>(g_tile, gradient + from, rows, hidden, width);
+        __syncthreads();
+        bool there = row < rows;
+        unsigned long long own = from + static_cast<unsigned long long>(row) * hidden;
+        float delta = row_delta(gradient + own, out + own, there, width);
+        unsigned long long index = static_cast<unsigned long long>(head) * all_queries + sequence.first_query + query + row;
+        unsigned position =
+            sequence.first_probability + head * sequence.queries * sequence.keys + (query + row) * sequence.keys + first;
+        score_gradients<T, Width, Tile>(
+            probabilities, gradients, scores, of_probabilities, q_tile, k_tile, v_tile, g_tile, warp_row, rows, keys,
+            there ? logarithms[index] : 0.0f, delta, position, scale, mask);
+        __syncthreads();
+        if (!works) continue;
+#pragma unroll
+        for (unsigned j = 0; j < Width / 16; j++) {
+            value_totals[j].template add<true, false>(
+                probabilities + warp_row, padded<T>(Tile), g_tile + 16 * j, padded<T>(Width), Tile);
+            key_totals[j].template add<true, false>(gradients + warp_row, padded<T>(Tile), q_tile + 16 * j, padded<T>(Width), Tile);
+        }
+    }
+    if (!works) return;
+    bool there = row < keys;
+    unsigned long long own = offset + static_cast<unsigned long long>(row) * hidden;
+    float* sums_row = sums + row * padded<float>(Width);
+#pragma unroll
+    for (unsigned j = 0; j < Width / 16; j++) key_totals[j].store(sums + warp_row * padded<float>(Width) + 16 * j, padded<float>(Width));
+    __syncwarp();
+    for (unsigned j = half; there && j < width; j += 2) dk[own + j] = from_float<T>(scale * sums_row[j]);
+    __syncwarp();
+#pragma unroll
+    for (unsigned j = 0; j < Width / 16; j++) value_totals[j].store(sums + warp_row * padded<float>(Width) + 16 * j, padded<float>(Width));
+    __syncwarp();
+    for (unsigned j = half; there && j < width; j += 2) dv[own + j] = from_float<T>(sums_row[j]);
+}
+
+// One kernel of each kind for heads of up to so many columns; the tiles as attention.rs has them.
+#define ATTENTION(type, suffix, width, tile) \
+    extern "C" __global__ void __launch_bounds__(tile * 2) attention_forward_##width##_##suffix( \
+        type* out, float* logarithms, const type* q, const type* k, const type* v, const unsigned* sequences, const unsigned* tiles, \
+        unsigned hidden, unsigned head, unsigned queries, float scale, unsigned dropped_below, float keep, unsigned long long seed) { \
+        attention_forward<type, width, tile>( \
+            out, logarithms, q, k, v, sequences, tiles, hidden, head, queries, scale, Mask{dropped_below, keep, seed}); \
+    } \
+    extern "C" __global__ void __launch_bounds__(tile * 2) attention_queries_##width##_##suffix( \
+        type* dq, const type* q, const type* k, const type* v, const type* out, const type* gradient, const float* logarithms, \
+        const unsigned* sequences, const unsigned* tiles, unsigned hidden, unsigned head, unsigned queries, float scale, \
+        unsigned dropped_below, float keep, unsigned long long seed) { \
+        attention_queries<type, width, tile>( \
+            dq, q, k, v, out, gradient, logarithms, sequences, tiles, hidden, head, queries, scale, Mask{dropped_below, keep, seed}); \
+    } \
+    extern "C" __global__ void __launch_bounds__(tile * 2) attention_keys_##width##_##suffix( \
+        type* dk, type* dv, const type* q, const type* k, const type* v, const type* out, const type* gradient, \
+        const float* logarithms, const unsigned* sequences, const unsigned* tiles, unsigned hidden, unsigned head, unsigned queries, \
+        float scale, unsigned dropped_below, float keep, unsigned long long seed) { \
+        attention_keys<type, width, tile>( \
+            dk, dv, q, k, v, out, gradient, logarithms, sequences, tiles, hidden, head, queries, scale, \
+            Mask{dropped_below, keep, seed}); \
+    }
+
+ATTENTION(float, f32, 32, 64)
+ATTENTION(float, f32, 64, 32)
+ATTENTION(float, f32, 128, 32)
+ATTENTION(float, f32, 256, 16)
+ATTENTION(bf16, bf16, 32, 64)
+ATTENTION(bf16, bf16, 64, 64)
+ATTENTION(bf16, bf16, 128, 32)
+ATTENTION(bf16, bf16, 256, 16)

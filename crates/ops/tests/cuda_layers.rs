@@ -1,0 +1,127 @@
+//! Attention and linear layers on the GPU against the CPU. Without a GPU: `eval "$(scripts/cuda_emulator.sh)"` first.
+
+#![cfg(feature = "cuda")]
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+mod support;
+
+use candle_core::{DType, Device, Tensor};
+use ops::{Dropout, Lora, Precision, Segments, Weight};
+use support::{check, matrix, vector};
+
+/// f32 sums of some hundred products in another order: each number is off by a few units in the last place (6e-8) of the
+/// largest term. bf16: results are rounded to 8 bits (2^-9 = 2e-3), and so are the probabilities and factors they come from.
+const TOLERANCES: [(DType, f64); 2] = [(DType::F32, 5e-6), (DType::BF16, 2e-2)];
+
+fn attention(name: &str, lengths: &[usize], prefix: usize, heads: usize, head: usize, first_only: bool, dropout: f64) {
+    let segments = Segments::from_lengths(lengths);
+    let (tokens, hidden) = (segments.tokens(), heads * head);
+    let queries = if first_only { lengths.len() } else { tokens };
+    let keys = tokens + prefix * lengths.len();
+    let inputs = [matrix(queries, hidden, 1), matrix(keys, hidden, 2), matrix(keys, hidden, 3)];
+    for (dtype, tolerance) in TOLERANCES {
+        check(name, dtype, tolerance, 3, &inputs, |inputs| {
+            let dropout = Dropout::new(dropout, 7);
+            ops::attention(&inputs[0], &inputs[1], &inputs[2], &segments, heads, dropout)
+        });
+    }
+}
+
+#[test]
+fn attention_is_the_cpus_for_sequences_of_all_lengths() {
+    attention("short", &[1, 17, 5, 16], 0, 3, 32, false, 0.0);
+    attention("around a tile", &[64, 65, 1, 33], 0, 2, 64, false, 0.0);
+    attention("long", &[300], 0, 1, 32, false, 0.0);
+}
+
+#[test]
+fn attention_is_the_cpus_for_heads_of_all_widths() {
+    for head in [8, 20, 32, 48, 64, 96, 128, 160, 256] {
+        attention(&format!("width {head}"), &[19, 40], 0, 2, head, false, 0.0);
+    }
+}
+
+#[test]
+fn attention_of_first_tokens_with_a_prefix_and_with_dropout_is_the_cpus() {
+    attention("first tokens", &[70, 3, 1], 0, 2, 32, true, 0.1);
+    attention("a prefix", &[20, 3, 66], 5, 2, 64, false, 0.0);
+    attention("a prefix and first tokens", &[20, 3], 5, 2, 32, true, 0.3);
+    attention("dropout", &[80, 31, 2], 0, 2, 64, false, 0.1);
+}
+
+#[test]
+fn a_linear_layer_is_the_cpus_with_a_trained_and_with_a_frozen_weight() {
+    for (tokens, inputs, outputs) in [(1, 8, 8), (37, 36, 130), (70, 64, 3)] {
+        let (x, weight, bias) = (matrix(tokens, inputs, 1), matrix(outputs, inputs, 2), vector(outputs, 3));
+        for (dtype, tolerance) in TOLERANCES {
+            let precision = if dtype == DType::F32 { Precision::Exact } else { Precision::Bf16 };
+            let on = |x: &Tensor| if x.device().is_cuda() { precision } else { Precision::Exact };
+            check("trained", dtype, tolerance, 1, &[x.clone(), weight.clone(), bias.clone()], |inputs| {
+                ops::linear(&inputs[0], &Weight::new(inputs[1].clone(), on(&inputs[0]))?, Some(&inputs[2]))
+            });
+            check("frozen", dtype, tolerance, 1, &[x.clone(), bias.clone()], |inputs| {
+                let frozen = weight.to_device(inputs[0].device())?;
+                ops::linear(&inputs[0], &Weight::new(frozen, on(&inputs[0]))?, Some(&inputs[1]))
+            });
+        }
+    }
+}
+
+#[test]
+fn exact_products_of_bf16_hidden_states_are_taken_in_f32() {
+    let (x, weight) = (matrix(9, 24, 1), matrix(10, 24, 2));
+    check("exact", DType::BF16, 1e-2, 1, &[x, weight], |inputs| {
+        ops::linear(&inputs[0], &Weight::new(inputs[1].clone(), Precision::Exact)?, None)
+    });
+}
+
+#[test]
+fn a_lora_layer_is_the_cpus_with_and_without_dropout() {
+    let weight = matrix(40, 24, 2);
+    let bias = vector(40, 3);
+    for (rank, dropout) in [(1, 0.0), (4, 0.0), (8, 0.25)] {
+        let inputs = [matrix(33, 24, 1), matrix(rank, 24, 4), matrix(40, rank, 5)];
+        for (dtype, tolerance) in TOLERANCES {
+            check("lora", dtype, tolerance, 1, &inputs, |inputs| {
+                let (x, a, b) = (&inputs[0], &inputs[1], &inputs[2]);
+                let precision = if x.dtype() == DType::F32 { Precision::Exact } else { Precision::Bf16 };
+                let place = |tensor: &Tensor| tensor.to_device(x.device());
+                let weight = Weight::new(place(&weight)?, precision)?;
+                let lora = Lora { a, b, scaling: 0.5, dropout: Dropout::new(dropout, 3) };
+                ops::lora_linear(x, &weight, Some(&place(&bias)?), lora)
+            });
+        }
+    }
+}
+
+#[test]
+fn a_sum_of_two_paths_and_pointwise_functions_are_the_cpus() {
+    let inputs = [matrix(7, 33, 1), matrix(7, 33, 2)];
+    for (dtype, tolerance) in TOLERANCES {
+        for activation in [
+            ops::Activation::Gelu,
+            ops::Activation::GeluApproximate,
+            ops::Activation::Relu,
+            ops::Activation::Tanh,
+            ops::Activation::Swish,
+        ] {
+            check("pointwise", dtype, tolerance, 2, &inputs, |inputs| {
+                let sum =
+                    ops::add_dropout(&ops::activation(&inputs[0], activation)?, &inputs[1], Dropout::new(0.2, 5))?;
+                ops::gate(&ops::dropout(&sum, Dropout::new(0.4, 6))?, &inputs[0])
+            });
+        }
+    }
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_refused_with_how_many_there_are() {
+    let message = ops::cuda_device(99).unwrap_err().to_string();
+    assert!(message.contains("cuda:99") && message.contains("GPUs"), "{message}");
+}
+
+#[test]
+fn a_tensor_of_the_cpu_among_those_of_the_gpu_is_an_error() {
+    let x = matrix(2, 3, 1).to_device(&support::gpu()).unwrap();
+    assert!(ops::gate(&x, &Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap()).is_err());
+}
