@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaStorageSlice;
+use candle_core::cuda_backend::DeviceId;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
 use candle_core::{CudaStorage, DType, Layout, Result, bail};
 
@@ -91,6 +92,25 @@ impl Buffer {
 
     pub fn into_storage(self) -> CudaStorage {
         self.0
+    }
+}
+
+/// Numbers of rows on a GPU.
+#[derive(Debug)]
+pub(crate) struct Indices {
+    slice: CudaSlice<u32>,
+    /// Where they lie.
+    pub device: DeviceId,
+}
+
+impl Indices {
+    pub fn new(slice: CudaSlice<u32>, device: DeviceId) -> Self {
+        Self { slice, device }
+    }
+
+    /// The address of the first.
+    pub fn pointer(&self) -> u64 {
+        self.slice.device_ptr(self.slice.stream()).0
     }
 }
 

@@ -12,8 +12,9 @@ use candle_core::cuda_backend::{CudaDType, DeviceId, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, Result};
 use half::bf16;
 
-use super::array::{Array, Buffer, Element};
+use super::array::{Array, Buffer, Element, Indices};
 use super::product::Products;
+use super::rotary::Turns;
 
 /// The kernels, for all cards that they are built for.
 static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
@@ -25,11 +26,23 @@ pub(crate) enum Argument {
     Count(u32),
     Seed(u64),
     Float(f32),
+    Double(f64),
+}
+
+impl Argument {
+    /// The address of nothing.
+    pub const NULL: Self = Self::Pointer(0);
 }
 
 impl From<Array<'_>> for Argument {
     fn from(array: Array) -> Self {
         Self::Pointer(array.pointer)
+    }
+}
+
+impl From<&Indices> for Argument {
+    fn from(indices: &Indices) -> Self {
+        Self::Pointer(indices.pointer())
     }
 }
 
@@ -44,6 +57,12 @@ impl From<f32> for Argument {
         Self::Float(value)
     }
 }
+
+// Of `common.cuh`.
+const WARP: usize = 32;
+const ROWS_PER_BLOCK: usize = 4;
+const SUM_COLUMNS: usize = 32;
+const SUM_ROWS: usize = 8;
 
 /// How many blocks of how many threads run a kernel.
 #[derive(Clone, Copy)]
@@ -61,6 +80,16 @@ impl Grid {
         Self::blocks(count.div_ceil(4 * THREADS), THREADS)
     }
 
+    /// A warp for every row.
+    pub fn rows(rows: usize) -> Self {
+        Self { blocks: (rows.div_ceil(ROWS_PER_BLOCK), 1), threads: (WARP, ROWS_PER_BLOCK), shared: 0 }
+    }
+
+    /// Blocks that sum rows, each over [`SUM_COLUMNS`] columns, for each of so many sums.
+    pub fn sums(columns: usize, sums: usize) -> Self {
+        Self { blocks: (columns.div_ceil(SUM_COLUMNS), sums), threads: (SUM_COLUMNS, SUM_ROWS), shared: 0 }
+    }
+
     /// So many blocks of so many threads.
     pub fn blocks(blocks: usize, threads: usize) -> Self {
         Self { blocks: (blocks, 1), threads: (threads, 1), shared: 0 }
@@ -74,6 +103,7 @@ pub(crate) struct Gpu {
     module: Arc<CudaModule>,
     functions: Mutex<HashMap<String, CudaFunction>>,
     pub(super) products: Products,
+    pub(super) turns: Turns,
 }
 
 /// Shared memory that a block may have without being allowed more.
@@ -95,9 +125,15 @@ impl Gpu {
             stream,
             module,
             functions: Mutex::default(),
+            turns: Turns::default(),
         });
         gpus.push((device.id(), gpu.clone()));
         Ok(gpu)
+    }
+
+    /// Which of candle's devices it is.
+    pub fn id(&self) -> DeviceId {
+        self.device.id()
     }
 
     /// Memory for so many numbers, whatever lies in it.
@@ -127,6 +163,11 @@ impl Gpu {
         Ok(Buffer::new(CudaStorage::wrap_cuda_slice(slice, self.device.clone())))
     }
 
+    /// A copy of numbers of rows.
+    pub fn indices(&self, indices: &[u32]) -> Result<Indices> {
+        Ok(Indices::new(self.device.clone_htod(indices)?, self.device.id()))
+    }
+
     /// Puts a kernel in the line of what the GPU does.
     ///
     /// Its arguments must be those it is written for, and every address in them that of memory as large as it takes it for.
@@ -146,6 +187,7 @@ impl Gpu {
                 Argument::Pointer(value) | Argument::Seed(value) => builder.arg(value),
                 Argument::Count(value) => builder.arg(value),
                 Argument::Float(value) => builder.arg(value),
+                Argument::Double(value) => builder.arg(value),
             };
         }
         let config = LaunchConfig {

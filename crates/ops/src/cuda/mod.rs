@@ -8,8 +8,12 @@ mod columns;
 mod device;
 mod gpu;
 mod linear;
+mod loss;
+mod normalization;
 mod pointwise;
 mod product;
+mod rotary;
+mod rows;
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::result::memcpy_dtoh_sync;
@@ -19,7 +23,7 @@ use half::bf16;
 
 use crate::operation::{Gradient, Operation, View};
 
-pub(crate) use array::{Array, Buffer, Element};
+pub(crate) use array::{Array, Buffer, Element, Indices};
 pub(crate) use gpu::{Argument, Gpu};
 
 pub(crate) use linear::GpuWeight;

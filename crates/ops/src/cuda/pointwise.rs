@@ -49,6 +49,14 @@ impl Gpu {
         self.launch(kernel, Grid::fours(x.count()), &[y.array(x.shape)?.into(), x.into(), x.count().into()])
     }
 
+    /// The gradient of an input, in that one's type.
+    pub fn of_type(&self, values: Buffer, input: Array) -> Result<GpuGradient> {
+        Ok(GpuGradient::Values(match self.convert(values.array(input.shape)?, input.element)? {
+            Converted::Copy(converted, _) => converted,
+            Converted::Same(_) => values,
+        }))
+    }
+
     /// A kernel from inputs of one size and type to an output of the same, with more arguments behind the count.
     fn pointwise(&self, kernel: &str, inputs: &[Array], more: &[Argument]) -> Result<Buffer> {
         let (element, count) = (inputs[0].element, inputs[0].count());

@@ -1,0 +1,7 @@
+// Every kernel, as one module.
+#include "adamw.cu"
+#include "columns.cu"
+#include "loss.cu"
+#include "normalization.cu"
+#include "pointwise.cu"
+#include "rows.cu"

@@ -1,0 +1,120 @@
+// What all kernels share: numbers, packs of four of them, sums over a block, and dropout.
+#pragma once
+
+#ifndef EMULATOR
+#include <cuda_bf16.h>
+#include <mma.h>
+#define DYNAMIC_SHARED(type, name) \
+    extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
+    type* name = reinterpret_cast<type*>(dynamic_shared)
+#endif
+
+typedef __nv_bfloat16 bf16;
+
+constexpr unsigned WARP = 32;
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
+
+template <typename T> __device__ __forceinline__ T from_float(float x);
+template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
+template <> __device__ __forceinline__ bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
+
+// Four neighbouring numbers, which one instruction reads or writes.
+template <typename T> struct alignas(4 * sizeof(T)) Pack {
+    T values[4];
+};
+
+// The position of this thread's first number, where each thread of a one-dimensional grid takes four.
+__device__ __forceinline__ unsigned first_of_four() { return 4 * (blockIdx.x * blockDim.x + threadIdx.x); }
+
+// Whether four numbers from `first` can be read at once.
+template <typename T> __device__ __forceinline__ bool is_pack(const T* data, unsigned first, unsigned count) {
+    return first + 4 <= count && reinterpret_cast<unsigned long long>(data + first) % sizeof(Pack<T>) == 0;
+}
+
+// Up to four numbers from `first` on; zeros behind the end.
+template <typename T> __device__ __forceinline__ void read_four(const T* data, unsigned first, unsigned count, float values[4]) {
+    if (is_pack(data, first, count)) {
+        Pack<T> pack = *reinterpret_cast<const Pack<T>*>(data + first);
+        for (unsigned i = 0; i < 4; i++) values[i] = to_float(pack.values[i]);
+    } else {
+        for (unsigned i = 0; i < 4; i++) values[i] = first + i < count ? to_float(data[first + i]) : 0.0f;
+    }
+}
+
+template <typename T> __device__ __forceinline__ void write_four(T* data, unsigned first, unsigned count, const float values[4]) {
+    if (is_pack(data, first, count)) {
+        Pack<T> pack;
+        for (unsigned i = 0; i < 4; i++) pack.values[i] = from_float<T>(values[i]);
+        *reinterpret_cast<Pack<T>*>(data + first) = pack;
+    } else {
+        for (unsigned i = 0; i < 4 && first + i < count; i++) data[first + i] = from_float<T>(values[i]);
+    }
+}
+
+__device__ __forceinline__ float warp_sum(float x) {
+    for (unsigned lanes = WARP / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(ALL_LANES, x, lanes);
+    return x;
+}
+
+// The sum over a block of whole warps, for all its threads.
+__device__ __forceinline__ float block_sum(float x) {
+    __shared__ float sums[WARP];
+    x = warp_sum(x);
+    __syncthreads(); // Nobody reads the sums from before any more.
+    if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = x;
+    __syncthreads();
+    float total = 0.0f;
+    for (unsigned warp = 0; warp < blockDim.x / WARP; warp++) total += sums[warp];
+    return total;
+}
+
+// Kernels over rows take one warp per row, ROWS_PER_BLOCK of them in a block.
+constexpr unsigned ROWS_PER_BLOCK = 4;
+
+__device__ __forceinline__ unsigned row_of_warp() { return blockIdx.x * ROWS_PER_BLOCK + threadIdx.y; }
+
+// Where the row of a matrix begins.
+template <typename T> __device__ __forceinline__ T* row_of(T* data, unsigned row, unsigned columns) {
+    return data + static_cast<unsigned long long>(row) * columns;
+}
+
+// The positions of the first of four numbers that a lane takes of a row.
+#define FOR_FOURS_OF_ROW(first, columns) for (unsigned first = 4 * threadIdx.x; first < columns; first += 4 * WARP)
+
+// Kernels that sum over rows take blocks of 32 columns and 8 rows at a time.
+constexpr unsigned SUM_COLUMNS = 32;
+constexpr unsigned SUM_ROWS = 8;
+
+// The sum over such a block's rows of what each thread holds, in the threads of row 0.
+__device__ __forceinline__ float sum_of_rows(float x) {
+    __shared__ float sums[SUM_ROWS][SUM_COLUMNS + 1];
+    __syncthreads(); // Nobody reads the sums from before any more.
+    sums[threadIdx.y][threadIdx.x] = x;
+    __syncthreads();
+    float total = 0.0f;
+    if (threadIdx.y == 0) {
+        for (unsigned row = 0; row < SUM_ROWS; row++) total += sums[row][threadIdx.x];
+    }
+    return total;
+}
+
+// The finaliser "lowbias32", as in dropout.rs.
+__device__ __forceinline__ unsigned mix(unsigned x) {
+    x = (x ^ (x >> 16)) * 0x7feb352du;
+    x = (x ^ (x >> 15)) * 0x846ca68bu;
+    return x ^ (x >> 16);
+}
+
+// What the number at a position is multiplied by: 0 or `scale`. Without dropout `dropped_below` is 0 and `scale` 1.
+__device__ __forceinline__ float dropout_factor(unsigned position, unsigned dropped_below, float scale, unsigned long long seed) {
+    unsigned hash = mix(mix(position ^ static_cast<unsigned>(seed)) + static_cast<unsigned>(seed >> 32));
+    return hash < dropped_below ? 0.0f : scale;
+}
+
+// A kernel for both types of hidden states: its template is `name`.
+#define FOR_EACH_ELEMENT(name, parameters, arguments) \
+    extern "C" __global__ void name##_f32 parameters(float) { name<float> arguments; } \
+    extern "C" __global__ void name##_bf16 parameters(bf16) { name<bf16> arguments; }
