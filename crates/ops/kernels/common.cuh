@@ -79,6 +79,36 @@ __device__ __forceinline__ float block_sum(float x) {
     return total;
 }
 
+// Kernels over rows take one warp per row, ROWS_PER_BLOCK of them in a block.
+constexpr unsigned ROWS_PER_BLOCK = 4;
+
+__device__ __forceinline__ unsigned row_of_warp() { return blockIdx.x * ROWS_PER_BLOCK + threadIdx.y; }
+
+// Where the row of a matrix begins.
+template <typename T> __device__ __forceinline__ T* row_of(T* data, unsigned row, unsigned columns) {
+    return data + static_cast<unsigned long long>(row) * columns;
+}
+
+// The positions of the first of four numbers that a lane takes of a row.
+#define FOR_FOURS_OF_ROW(first, columns) for (unsigned first = 4 * threadIdx.x; first < columns; first += 4 * WARP)
+
+// Kernels that sum over rows take blocks of 32 columns and 8 rows at a time.
+constexpr unsigned SUM_COLUMNS = 32;
+constexpr unsigned SUM_ROWS = 8;
+
+// The sum over such a block's rows of what each thread holds, in the threads of row 0.
+__device__ __forceinline__ float sum_of_rows(float x) {
+    __shared__ float sums[SUM_ROWS][SUM_COLUMNS + 1];
+    __syncthreads(); // Nobody reads the sums from before any more.
+    sums[threadIdx.y][threadIdx.x] = x;
+    __syncthreads();
+    float total = 0.0f;
+    if (threadIdx.y == 0) {
+        for (unsigned row = 0; row < SUM_ROWS; row++) total += sums[row][threadIdx.x];
+    }
+    return total;
+}
+
 // The finaliser "lowbias32", as in dropout.rs.
 __device__ __forceinline__ unsigned mix(unsigned x) {
     x = (x ^ (x >> 16)) * 0x7feb352du;

@@ -130,3 +130,131 @@ pub fn squared_norm(tensor: &Tensor) -> Result<f64> {
         _ => sum::<f32>(&tensor),
     }
 }
+
+/// The running means of a parameter's gradient, on the parameter's device.
+#[derive(Debug)]
+pub struct ParameterMoments(Place);
+
+#[derive(Debug)]
+enum Place {
+    Cpu(Moments),
+    #[cfg(feature = "cuda")]
+    Gpu(crate::cuda::GpuMoments),
+}
+
+impl ParameterMoments {
+    /// Those that are zero.
+    ///
+    /// # Errors
+    /// When the device's memory does not suffice.
+    pub fn zeros(parameter: &Tensor) -> Result<Self> {
+        Self::new(parameter, Moments::zeros(parameter.elem_count()))
+    }
+
+    /// Those that [`ParameterMoments::read`] gave.
+    ///
+    /// # Errors
+    /// When the device's memory does not suffice.
+    pub fn new(parameter: &Tensor, moments: Moments) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if parameter.device().is_cuda() {
+            return crate::cuda::GpuMoments::new(parameter.device(), &moments).map(Place::Gpu).map(Self);
+        }
+        let _ = parameter;
+        Ok(Self(Place::Cpu(moments)))
+    }
+
+    /// A copy on the CPU.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn read(&self) -> Result<Moments> {
+        match &self.0 {
+            Place::Cpu(moments) => Ok(moments.clone()),
+            #[cfg(feature = "cuda")]
+            Place::Gpu(moments) => moments.read(),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_gpu(&self) -> Option<&crate::cuda::GpuMoments> {
+        match &self.0 {
+            Place::Gpu(moments) => Some(moments),
+            Place::Cpu(_) => None,
+        }
+    }
+}
+
+/// A parameter in a step of [`adamw`].
+pub struct AdamWSlot<'a> {
+    /// The parameter, in f32.
+    pub parameter: &'a Var,
+    /// Its gradient, of the same shape.
+    pub gradient: &'a Tensor,
+    /// Its running means.
+    pub moments: &'a mut ParameterMoments,
+    /// Its learning rate.
+    pub learning_rate: f64,
+    /// Its decoupled weight decay.
+    pub weight_decay: f64,
+}
+
+/// What gradients were multiplied by, so that their norm is within a limit.
+pub enum ClipFactor {
+    /// It is known.
+    Known(f64),
+    /// It lies on a GPU.
+    #[cfg(feature = "cuda")]
+    OnGpu(crate::cuda::GpuFactor),
+}
+
+impl ClipFactor {
+    /// The number. On a GPU, that is to wait for it.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn value(&self) -> Result<f64> {
+        match self {
+            Self::Known(value) => Ok(*value),
+            #[cfg(feature = "cuda")]
+            Self::OnGpu(factor) => factor.read(),
+        }
+    }
+}
+
+/// A step of [`adamw_step`] on every parameter, of one device, after their gradients together have been clipped to the norm
+/// `max_norm` as by torch's `clip_grad_norm_`; none where the loss, a scalar in f32, is not finite. `settings` has what all share: the
+/// slots' rates and the clipping take the place of its own.
+///
+/// On a GPU this is three launches whatever the number of parameters, and nobody waits for them.
+///
+/// # Errors
+/// As [`adamw_step`].
+pub fn adamw(slots: &mut [AdamWSlot], max_norm: Option<f64>, loss: &Tensor, settings: AdamWStep) -> Result<ClipFactor> {
+    #[cfg(feature = "cuda")]
+    if loss.device().is_cuda() {
+        return crate::cuda::adamw(slots, max_norm, loss, settings).map(ClipFactor::OnGpu);
+    }
+    let gradient_scale = match max_norm {
+        Some(limit) => {
+            let mut squares = 0.0;
+            for slot in slots.iter() {
+                squares += squared_norm(slot.gradient)?;
+            }
+            (limit / (squares.sqrt() + 1e-6)).min(1.0)
+        }
+        None => 1.0,
+    };
+    if loss.to_scalar::<f32>()?.is_finite() {
+        for AdamWSlot { parameter, gradient, moments, learning_rate, weight_decay } in slots {
+            let (learning_rate, weight_decay) = (*learning_rate, *weight_decay);
+            let settings = AdamWStep { learning_rate, weight_decay, gradient_scale, ..settings };
+            match &mut moments.0 {
+                Place::Cpu(moments) => adamw_step(parameter, gradient, moments, settings)?,
+                #[cfg(feature = "cuda")]
+                Place::Gpu(_) => bail!("adamw: the loss is on the CPU, and moments are on a GPU"),
+            }
+        }
+    }
+    Ok(ClipFactor::Known(gradient_scale))
+}

@@ -46,7 +46,7 @@ fn check(name: &str, x: &Tensor, vector: &Tensor) -> Result<()> {
     Ok(())
 }
 
-struct AddBias;
+pub(crate) struct AddBias;
 
 impl Operation for AddBias {
     const NAME: &'static str = "add_bias";
@@ -73,10 +73,15 @@ impl Operation for AddBias {
         let bias = if needed[1] { Gradient::Values(column_sums(gradient.data, hidden)) } else { Gradient::None };
         Ok(vec![x, bias])
     }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
+        Some(self)
+    }
 }
 
-struct ScaleColumns {
-    over: Option<Tensor>, // (hidden)
+pub(crate) struct ScaleColumns {
+    pub(crate) over: Option<Tensor>, // (hidden)
 }
 
 impl ScaleColumns {
@@ -138,5 +143,10 @@ impl Operation for ScaleColumns {
             gradients[1] = Gradient::Values(self.factors(&sums)?); // (hidden)
         }
         Ok(gradients)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
+        Some(self)
     }
 }

@@ -22,7 +22,7 @@ pub fn concatenate_columns(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     apply(ConcatenateColumns, &[a, b])
 }
 
-struct ConcatenateColumns;
+pub(crate) struct ConcatenateColumns;
 
 /// Some columns of each row of a matrix of `width` columns.
 fn columns_of<T: Float>(data: &[T], width: usize, columns: Range<usize>) -> Vec<T> {
@@ -65,6 +65,11 @@ impl Operation for ConcatenateColumns {
         };
         Ok(vec![part(needed[0], 0..m), part(needed[1], m..m + n)])
     }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
+        Some(self)
+    }
 }
 
 /// The columns of that range: x `(rows, n)`, result `(rows, columns.len())`.
@@ -79,7 +84,7 @@ pub fn narrow_columns(x: &Tensor, columns: Range<usize>) -> Result<Tensor> {
     apply(NarrowColumns(columns), &[x])
 }
 
-struct NarrowColumns(Range<usize>);
+pub(crate) struct NarrowColumns(pub(crate) Range<usize>);
 
 impl Operation for NarrowColumns {
     const NAME: &'static str = "narrow_columns";
@@ -104,5 +109,10 @@ impl Operation for NarrowColumns {
             }
         });
         Ok(vec![Gradient::Values(values)])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
+        Some(self)
     }
 }

@@ -30,8 +30,8 @@ pub fn embedding_sum(tables: [&Tensor; 3], rows: [&Tensor; 3]) -> Result<Tensor>
     apply(EmbeddingSum { rows }, &tables)
 }
 
-struct EmbeddingSum {
-    rows: [Vec<u32>; 3],
+pub(crate) struct EmbeddingSum {
+    pub(crate) rows: [Vec<u32>; 3],
 }
 
 /// Tokens a thread takes at a time.
@@ -73,5 +73,10 @@ impl Operation for EmbeddingSum {
             Gradient::Values(sums)
         };
         Ok(inputs.iter().zip(&self.rows).zip(needed).map(table_gradient).collect())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
+        Some(self)
     }
 }

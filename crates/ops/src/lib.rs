@@ -37,6 +37,7 @@ mod amx;
 mod attention;
 mod columns;
 mod concatenation;
+mod conversion;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod dropout;
@@ -62,10 +63,11 @@ mod tiles;
 mod transpose;
 
 pub use activation::{Activation, activation};
-pub use adamw::{AdamWStep, Moments, adamw_step, squared_norm};
+pub use adamw::{AdamWSlot, AdamWStep, ClipFactor, Moments, ParameterMoments, adamw, adamw_step, squared_norm};
 pub use attention::attention;
 pub use columns::{add_bias, scale_columns};
 pub use concatenation::{concatenate_columns, narrow_columns};
+pub use conversion::{to_exact, to_precision};
 #[cfg(feature = "cuda")]
 pub use cuda::{card, card_memory, cuda_device, cuda_devices};
 pub use dropout::{Dropout, add_dropout, dropout};

@@ -21,8 +21,8 @@ pub fn cross_entropy(logits: &Tensor, classes: &Tensor) -> Result<Tensor> {
     apply(CrossEntropy { classes }, &[logits])
 }
 
-struct CrossEntropy {
-    classes: Vec<u32>,
+pub(crate) struct CrossEntropy {
+    pub(crate) classes: Vec<u32>,
 }
 
 /// The highest logit of a row, and the sum of `e^(logit - highest)`.
@@ -61,9 +61,15 @@ impl Operation for CrossEntropy {
         }
         Ok(vec![Gradient::Values(values)])
     }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
+        Some(self)
+    }
 }
 
-/// The mean of `(scores - targets)²`: scores `(sequences, 1)`, targets `(sequences)` of the same type; a scalar.
+/// The mean of `(scores - targets)²`: scores `(sequences, 1)`, targets `(sequences)` of the same type, on any device; a
+/// scalar.
 ///
 /// # Errors
 /// When the sizes differ, or there is no sequence.
@@ -71,10 +77,10 @@ pub fn mean_squared_error(scores: &Tensor, targets: &Tensor) -> Result<Tensor> {
     if scores.dims() != [targets.elem_count(), 1] || targets.elem_count() == 0 {
         bail!("mean_squared_error: scores {:?} and targets {:?} do not fit", scores.dims(), targets.dims())
     }
-    apply(MeanSquaredError, &[scores, targets])
+    apply(MeanSquaredError, &[scores, &targets.to_device(scores.device())?])
 }
 
-struct MeanSquaredError;
+pub(crate) struct MeanSquaredError;
 
 impl Operation for MeanSquaredError {
     const NAME: &'static str = "mean_squared_error";
@@ -94,5 +100,10 @@ impl Operation for MeanSquaredError {
         let share = T::of(2.0) * gradient.data[0] / T::of(inputs[0].data.len() as f64);
         let values = inputs[0].data.iter().zip(inputs[1].data).map(|(&score, &target)| share * (score - target));
         Ok(vec![Gradient::Values(values.collect()), Gradient::None])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
+        Some(self)
     }
 }

@@ -23,8 +23,8 @@ pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, epsilon: f64) -> Re
 /// number of threads.
 const ROWS: usize = 32;
 
-struct LayerNorm {
-    epsilon: f64,
+pub(crate) struct LayerNorm {
+    pub(crate) epsilon: f64,
 }
 
 /// `(mean, 1 / sqrt(variance + epsilon))` of a row.
@@ -112,5 +112,10 @@ impl Operation for LayerNorm {
             gradients[2] = Gradient::Values(column_sums(gradient.data, hidden));
         }
         Ok(gradients)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
+        Some(self)
     }
 }

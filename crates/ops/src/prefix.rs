@@ -26,7 +26,7 @@ pub fn prepend(prefix: &Tensor, x: &Tensor, segments: &Segments) -> Result<Tenso
     apply(Prepend(segments.clone()), &[prefix, x])
 }
 
-struct Prepend(Segments);
+pub(crate) struct Prepend(pub(crate) Segments);
 
 impl Operation for Prepend {
     const NAME: &'static str = "prepend";
@@ -74,5 +74,10 @@ impl Operation for Prepend {
             gradients[1] = Gradient::Values(values);
         }
         Ok(gradients)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
+        Some(self)
     }
 }

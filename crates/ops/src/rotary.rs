@@ -23,31 +23,38 @@ pub fn rotary(x: &Tensor, segments: &Segments, heads: usize, theta: f64, first: 
     apply(Rotary { segments: segments.clone(), head_dim: hidden / heads, theta, first }, &[x])
 }
 
-struct Rotary {
-    segments: Segments,
-    head_dim: usize,
-    theta: f64,
-    first: usize,
+pub(crate) struct Rotary {
+    pub(crate) segments: Segments,
+    pub(crate) head_dim: usize,
+    pub(crate) theta: f64,
+    pub(crate) first: usize,
 }
 
 /// Rows a thread takes at a time.
 const ROWS: usize = 32;
 
 impl Rotary {
+    /// How many tokens the longest sequence has.
+    pub(crate) fn longest(&self) -> usize {
+        self.segments.ranges().map(|range| range.len()).max().unwrap_or(0)
+    }
+
+    /// The cosine and sine of each pair's angle at so many positions: `(positions, head_dim / 2)`.
+    pub(crate) fn turns<T: Float>(&self, positions: usize) -> Vec<(T, T)> {
+        let angle = |position: usize, i: usize| {
+            let frequency = self.theta.powf(-2.0 * i as f64 / self.head_dim as f64);
+            let (sine, cosine) = (position as f64 * frequency).sin_cos();
+            (T::of(cosine), T::of(sine))
+        };
+        let half = self.head_dim / 2;
+        (self.first..self.first + positions).flat_map(|position| (0..half).map(move |i| angle(position, i))).collect()
+    }
+
     /// Each row of `x` turned, against the angle if `back`.
     fn turn<T: Float>(&self, x: &View<T>, back: bool) -> Vec<T> {
         let ((_, hidden), half) = (x.matrix(), self.head_dim / 2);
-        let longest = self.segments.ranges().map(|range| range.len()).max().unwrap_or(0);
-        let sign = if back { -1.0 } else { 1.0 };
-        let turns: Vec<(T, T)> = (self.first..self.first + longest)
-            .flat_map(|position| {
-                (0..half).map(move |i| {
-                    let frequency = self.theta.powf(-2.0 * i as f64 / self.head_dim as f64);
-                    let (sine, cosine) = (position as f64 * frequency).sin_cos();
-                    (T::of(cosine), T::of(sign * sine))
-                })
-            })
-            .collect(); // (positions, half)
+        let sign = if back { -T::one() } else { T::one() };
+        let turns = self.turns::<T>(self.longest());
         let positions: Vec<usize> = self.segments.ranges().flat_map(|range| 0..range.len()).collect();
         in_pieces(x.data.len(), ROWS * hidden, |first, values| {
             let rows = values.chunks_exact_mut(hidden).zip(x.data[first..].chunks_exact(hidden));
@@ -55,6 +62,7 @@ impl Rotary {
                 let turns = &turns[position * half..][..half];
                 for (value, x) in value.chunks_exact_mut(self.head_dim).zip(x.chunks_exact(self.head_dim)) {
                     for (i, &(cosine, sine)) in turns.iter().enumerate() {
+                        let sine = sign * sine;
                         value[i] = x[i] * cosine - x[i + half] * sine;
                         value[i + half] = x[i + half] * cosine + x[i] * sine;
                     }
@@ -80,5 +88,10 @@ impl Operation for Rotary {
         gradient: View<T>,
     ) -> Result<Vec<Gradient<T>>> {
         Ok(vec![Gradient::Values(self.turn(&gradient, true))])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
+        Some(self)
     }
 }

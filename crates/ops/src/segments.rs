@@ -12,21 +12,59 @@ use crate::operation::{Gradient, Operation, View, apply};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segments {
     offsets: Arc<[usize]>,
+    #[cfg(feature = "cuda")]
+    uploaded: Uploaded,
 }
 
+/// The offsets on the GPU, once an operation there has asked for them. All clones share them.
+#[cfg(feature = "cuda")]
+#[derive(Clone, Debug, Default)]
+struct Uploaded(Arc<std::sync::OnceLock<Arc<crate::cuda::Indices>>>);
+
+/// Segments are equal if their offsets are.
+#[cfg(feature = "cuda")]
+impl PartialEq for Uploaded {
+    fn eq(&self, _other: &Self) -> bool {
+        true
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Eq for Uploaded {}
+
 impl Segments {
+    fn new(offsets: Arc<[usize]>) -> Self {
+        Self {
+            offsets,
+            #[cfg(feature = "cuda")]
+            uploaded: Uploaded::default(),
+        }
+    }
+
+    /// The offsets, `(sequences + 1)`, on that GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_gpu(&self, gpu: &crate::cuda::Gpu) -> Result<Arc<crate::cuda::Indices>> {
+        if let Some(found) = self.uploaded.0.get().filter(|found| found.device == gpu.id()) {
+            return Ok(found.clone());
+        }
+        let offsets: Vec<u32> = self.offsets.iter().map(|&offset| offset as u32).collect();
+        let indices = Arc::new(gpu.indices(&offsets)?);
+        let _ = self.uploaded.0.set(indices.clone()); // The first GPU's are kept.
+        Ok(indices)
+    }
+
     /// Segments of these lengths, one after the other.
     pub fn from_lengths(lengths: &[usize]) -> Self {
         let ends = lengths.iter().scan(0, |end, length| {
             *end += length;
             Some(*end)
         });
-        Self { offsets: std::iter::once(0).chain(ends).collect() }
+        Self::new(std::iter::once(0).chain(ends).collect())
     }
 
     /// The same with so many rows more before each sequence's own.
     pub fn lengthened(&self, rows: usize) -> Self {
-        Self { offsets: self.offsets.iter().enumerate().map(|(index, offset)| offset + index * rows).collect() }
+        Self::new(self.offsets.iter().enumerate().map(|(index, offset)| offset + index * rows).collect())
     }
 
     /// How many sequences there are.
@@ -71,7 +109,7 @@ pub fn first_tokens(hidden: &Tensor, segments: &Segments) -> Result<Tensor> {
     apply(FirstTokens(segments.clone()), &[hidden])
 }
 
-struct FirstTokens(Segments);
+pub(crate) struct FirstTokens(pub(crate) Segments);
 
 impl Operation for FirstTokens {
     const NAME: &'static str = "first_tokens";
@@ -96,6 +134,11 @@ impl Operation for FirstTokens {
         }
         Ok(vec![Gradient::Values(values)])
     }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
+        Some(self)
+    }
 }
 
 /// The mean over each sequence's tokens: `(tokens, hidden)` to `(sequences, hidden)`.
@@ -103,7 +146,7 @@ pub fn segment_mean(hidden: &Tensor, segments: &Segments) -> Result<Tensor> {
     apply(SegmentMean(segments.clone()), &[hidden])
 }
 
-struct SegmentMean(Segments);
+pub(crate) struct SegmentMean(pub(crate) Segments);
 
 impl Operation for SegmentMean {
     const NAME: &'static str = "segment_mean";
@@ -141,5 +184,10 @@ impl Operation for SegmentMean {
             }
         }
         Ok(vec![Gradient::Values(values)])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
+        Some(self)
     }
 }

@@ -115,6 +115,16 @@ fn a_sum_of_two_paths_and_pointwise_functions_are_the_cpus() {
 }
 
 #[test]
+fn hidden_states_go_to_bf16_and_back_and_their_gradient_the_other_way() {
+    let x = matrix(5, 31, 1).to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+    check("conversion", DType::F32, 4e-3, 1, &[x], |inputs| {
+        let rounded = ops::to_precision(&inputs[0], Precision::Bf16)?;
+        assert_eq!(rounded.dtype(), if inputs[0].device().is_cuda() { DType::BF16 } else { DType::F32 });
+        ops::to_exact(&rounded)
+    });
+}
+
+#[test]
 fn a_gpu_that_is_not_there_is_refused_with_how_many_there_are() {
     let message = ops::cuda_device(99).unwrap_err().to_string();
     assert!(message.contains("cuda:99") && message.contains("GPUs"), "{message}");

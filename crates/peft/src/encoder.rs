@@ -2,7 +2,7 @@
 //! [`Layout`] of it.
 
 use candle_core::{Device, Tensor};
-use ops::{Activation, Segments};
+use ops::{Activation, Precision, Segments};
 
 use crate::architectures::Config;
 use crate::attention::{SelfAttention, Shared, Wanted};
@@ -23,6 +23,7 @@ pub(crate) struct Encoder {
     /// The keys and values that the method puts before those of each layer, `(virtual tokens, layers * 2 * hidden)`.
     prefix: Option<PromptEncoder>,
     hidden_size: usize,
+    precision: Precision,
 }
 
 impl Encoder {
@@ -40,7 +41,8 @@ impl Encoder {
             NormOrder::Last => None,
             NormOrder::First { last } => Some(norm(builder, config, layout, &layout.path(last), config.hidden_size)?),
         };
-        Ok(Self { embeddings, layers, last_norm, prefix, hidden_size: config.hidden_size })
+        let precision = builder.precision;
+        Ok(Self { embeddings, layers, last_norm, prefix, hidden_size: config.hidden_size, precision })
     }
 
     /// Every branch merged into its layer's weight.
@@ -67,7 +69,8 @@ impl Encoder {
     /// The last hidden states: `(tokens, hidden)`, or `(sequences, hidden)` of the first tokens. The pass is over
     /// [`Encoder::lengthened`] sequences.
     pub fn forward(&self, batch: &Batch, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
-        let mut hidden = self.embeddings.forward(batch, pass)?; // (tokens, hidden)
+        let embedded = self.embeddings.forward(batch, pass)?;
+        let mut hidden = ops::to_precision(&embedded, self.precision)?; // (tokens, hidden)
         let prefix = self.prefix.as_ref().map(PromptEncoder::forward).transpose()?;
         for (index, layer) in self.layers.iter().enumerate() {
             let is_last = index + 1 == self.layers.len();
@@ -75,7 +78,10 @@ impl Encoder {
             let wanted = if is_last { wanted } else { Wanted::AllTokens };
             hidden = layer.forward(&hidden, prefix.as_ref(), pass, wanted)?;
         }
-        self.last_norm.as_ref().map_or(Ok(hidden.clone()), |norm| norm.forward(&hidden))
+        if let Some(norm) = &self.last_norm {
+            hidden = norm.forward(&hidden)?;
+        }
+        Ok(ops::to_exact(&hidden)?)
     }
 }
 

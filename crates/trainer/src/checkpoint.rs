@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
+use ops::{Moments, ParameterMoments};
 use peft::{Parameters, RankAllocator};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -67,8 +68,9 @@ pub(crate) fn save(path: &Path, optimizer: &mut Optimizer, progress: &Progress) 
         let shape = slot.variable.dims().to_vec();
         let mut put = |kind: &str, data| tensors.insert(format!("{kind}/{}", slot.name), (shape.clone(), data));
         put("parameter", bytes(&values(&slot.variable)?));
-        put("first_moment", bytes(&slot.moments.first));
-        put("second_moment", bytes(&slot.moments.second));
+        let moments = slot.moments.read()?;
+        put("first_moment", bytes(&moments.first));
+        put("second_moment", bytes(&moments.second));
     }
     for (name, values) in optimizer.rank_allocator.iter_mut().flat_map(RankAllocator::state) {
         tensors.insert(name, (vec![values.len()], bytes(values)));
@@ -94,7 +96,7 @@ pub(crate) fn load(path: &Path, optimizer: &mut Optimizer) -> Result<Option<Prog
         };
         let (parameter, first, second) = (get("parameter")?, get("first_moment")?, get("second_moment")?);
         set(&slot.variable, parameter)?;
-        (slot.moments.first, slot.moments.second) = (first, second);
+        slot.moments = ParameterMoments::new(&slot.variable, Moments { first, second })?;
     }
     for (name, values) in optimizer.rank_allocator.iter_mut().flat_map(RankAllocator::state) {
         *values = tensor(&file, &name, &[values.len()]).map_err(|found| content(path, expected, found))?;

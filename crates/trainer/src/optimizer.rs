@@ -1,7 +1,7 @@
 //! AdamW over a model's trained parameters, in groups, and what a method does after each step.
 
 use candle_core::{Tensor, Var};
-use ops::{AdamWStep, Gradients, Moments};
+use ops::{AdamWSlot, AdamWStep, Gradients, ParameterMoments};
 use peft::{Model, RankAllocator};
 
 use crate::error::{Error, Result};
@@ -11,7 +11,7 @@ use crate::run::Settings;
 pub(crate) struct Slot {
     pub name: String,
     pub variable: Var,
-    pub moments: Moments,
+    pub moments: ParameterMoments,
     learning_rate: f64,
     weight_decay: f64,
 }
@@ -31,53 +31,48 @@ impl Optimizer {
         let slots = model
             .parameters()
             .trainable()
-            .map(|(name, variable)| Slot {
-                name: name.into(),
-                variable: variable.clone(),
-                moments: Moments::zeros(variable.elem_count()),
-                learning_rate: match settings.head_learning_rate {
-                    Some(rate) if peft::is_head(name) => rate,
-                    _ => settings.learning_rate * loraplus_factor(name, variable.rank(), settings.loraplus_lr_ratio),
-                },
-                // Biases and layer norms are vectors.
-                weight_decay: if variable.rank() > 1 { settings.weight_decay } else { 0.0 },
+            .map(|(name, variable)| {
+                let factor = loraplus_factor(name, variable.rank(), settings.loraplus_lr_ratio);
+                Ok(Slot {
+                    name: name.into(),
+                    variable: variable.clone(),
+                    moments: ParameterMoments::zeros(variable)?,
+                    learning_rate: match settings.head_learning_rate {
+                        Some(rate) if peft::is_head(name) => rate,
+                        _ => settings.learning_rate * factor,
+                    },
+                    // Biases and layer norms are vectors.
+                    weight_decay: if variable.rank() > 1 { settings.weight_decay } else { 0.0 },
+                })
             })
-            .collect();
+            .collect::<Result<_>>()?;
         Ok(Self { slots, rank_allocator: RankAllocator::new(model)?, max_grad_norm: settings.max_grad_norm })
     }
 
     /// One step, counted from 0, at `factor` times the learning rates; none if the loss is not finite.
     pub fn step(&mut self, found: &Gradients, loss: &Tensor, factor: f64, step: usize) -> Result<()> {
-        if !loss.to_scalar::<f32>()?.is_finite() {
-            return Ok(());
-        }
         let gradient =
             |slot: &Slot| found.get(&slot.variable).ok_or_else(|| Error::CutGradient { name: slot.name.clone() });
         let gradients = self.slots.iter().map(gradient).collect::<Result<Vec<_>>>()?;
-        let gradient_scale = match self.max_grad_norm {
-            Some(limit) => {
-                let mut squares = 0.0;
-                for gradient in &gradients {
-                    squares += ops::squared_norm(gradient)?;
-                }
-                (limit / (squares.sqrt() + 1e-6)).min(1.0) // torch's clip_grad_norm_
-            }
-            None => 1.0,
-        };
-        for (slot, gradient) in self.slots.iter_mut().zip(gradients) {
-            let settings = AdamWStep {
-                learning_rate: slot.learning_rate * factor,
-                beta1: 0.9,
-                beta2: 0.999,
-                epsilon: 1e-8,
-                weight_decay: slot.weight_decay,
-                gradient_scale,
-                step: step + 1,
-            };
-            ops::adamw_step(&slot.variable, gradient, &mut slot.moments, settings)?;
+        let mut slots = Vec::with_capacity(gradients.len());
+        for (Slot { variable: parameter, moments, learning_rate, weight_decay, .. }, gradient) in
+            self.slots.iter_mut().zip(gradients)
+        {
+            let (learning_rate, weight_decay) = (*learning_rate * factor, *weight_decay);
+            slots.push(AdamWSlot { parameter, gradient, moments, learning_rate, weight_decay });
         }
+        let settings = AdamWStep {
+            learning_rate: 0.0, // The slots have their own.
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            gradient_scale: 1.0,
+            step: step + 1,
+        };
+        let clipped = ops::adamw(&mut slots, self.max_grad_norm, loss, settings)?;
         if let Some(allocator) = &mut self.rank_allocator {
-            allocator.update_and_allocate(step, |variable| found.get(variable), gradient_scale)?;
+            allocator.update_and_allocate(step, |variable| found.get(variable), clipped.value()?)?;
         }
         Ok(())
     }

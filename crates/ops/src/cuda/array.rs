@@ -4,8 +4,9 @@ use std::marker::PhantomData;
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaStorageSlice;
+use candle_core::cuda_backend::DeviceId;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
-use candle_core::{CudaStorage, DType, Layout, Result, bail};
+use candle_core::{CpuStorage, CudaStorage, DType, Layout, Result, bail};
 
 /// The type of numbers that a kernel reads and writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,12 +77,23 @@ impl Buffer {
         Ok(Array { pointer, element, shape, storage: PhantomData })
     }
 
-    /// The address of the first number, of whatever type.
-    pub fn address(&self) -> Result<u64> {
-        if let CudaStorageSlice::U32(slice) = &self.0.slice {
-            return Ok(pointer(slice));
-        }
+    /// The address of the first number.
+    pub fn pointer(&self) -> Result<u64> {
         Ok(start(&self.0, "buffer")?.0)
+    }
+
+    /// How many numbers.
+    pub fn count(&self) -> usize {
+        match &self.0.slice {
+            CudaStorageSlice::F32(slice) => slice.len(),
+            CudaStorageSlice::BF16(slice) => slice.len(),
+            _ => 0,
+        }
+    }
+
+    /// A copy on the CPU. Waits for the GPU.
+    pub fn to_cpu(&self) -> Result<CpuStorage> {
+        self.0.to_cpu_storage()
     }
 
     pub fn into_storage(self) -> CudaStorage {
@@ -89,8 +101,27 @@ impl Buffer {
     }
 }
 
+/// Numbers of rows on a GPU.
+#[derive(Debug)]
+pub(crate) struct Indices {
+    slice: CudaSlice<u32>,
+    /// Where they lie.
+    pub device: DeviceId,
+}
+
+impl Indices {
+    pub fn new(slice: CudaSlice<u32>, device: DeviceId) -> Self {
+        Self { slice, device }
+    }
+
+    /// The address of the first.
+    pub fn pointer(&self) -> u64 {
+        pointer(&self.slice)
+    }
+}
+
 /// All work on a device is put on one stream, so that nobody needs to wait for what is done with this memory.
-fn pointer<T>(slice: &CudaSlice<T>) -> u64 {
+pub(super) fn pointer<T>(slice: &CudaSlice<T>) -> u64 {
     slice.device_ptr(slice.stream()).0
 }
 

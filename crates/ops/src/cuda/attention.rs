@@ -4,7 +4,7 @@ use candle_core::{Result, bail};
 
 use super::gpu::Grid;
 use super::pointwise::dropout_arguments;
-use super::{Argument, Array, Buffer, Element, Gpu, GpuGradient, GpuOperation};
+use super::{Argument, Array, Buffer, Element, Gpu, GpuGradient, GpuOperation, Indices};
 use crate::attention::Attention;
 use crate::segments::Segments;
 
@@ -15,7 +15,7 @@ pub(crate) struct Plan {
     heads: usize,
     tile: usize,
     /// For each sequence its first query, queries, first key, keys, and the position of its first probability.
-    sequences: Buffer,
+    sequences: Indices,
     /// A sequence and the first of its queries that a block takes, those with most keys first.
     query_tiles: Tiles,
     /// Likewise of keys, those with most queries first.
@@ -24,7 +24,7 @@ pub(crate) struct Plan {
 
 struct Tiles {
     count: usize,
-    table: Buffer,
+    table: Indices,
 }
 
 impl Tiles {
@@ -36,7 +36,7 @@ impl Tiles {
         }
         tiles.sort_by_key(|&(work, ..)| std::cmp::Reverse(work));
         let table: Vec<u32> = tiles.iter().flat_map(|&(_, sequence, first)| [sequence, first]).collect();
-        Ok(Self { count: tiles.len(), table: gpu.copy(&table)? })
+        Ok(Self { count: tiles.len(), table: gpu.indices(&table)? })
     }
 }
 
@@ -65,7 +65,7 @@ impl Plan {
         }
         let lengths = || queries.ranges().zip(keys.ranges()).map(|(queries, keys)| (queries.len(), keys.len()));
         Ok(Self {
-            sequences: gpu.copy(&sequences)?,
+            sequences: gpu.indices(&sequences)?,
             query_tiles: Tiles::new(gpu, tile, lengths())?,
             key_tiles: Tiles::new(gpu, tile, lengths().map(|(queries, keys)| (keys, queries)))?,
             queries: queries.clone(),
@@ -121,7 +121,7 @@ impl Attention {
                 + exact * padded(tile, 4)
                 + padded(width, 4));
         let mut arguments = first.to_vec();
-        arguments.extend([plan.sequences.address()?, kernel.tiles.table.address()?].map(Argument::Pointer));
+        arguments.extend([&plan.sequences, &kernel.tiles.table].map(Argument::from));
         arguments.extend([hidden, head, queries].map(Argument::from));
         arguments.push((1.0 / (head as f32).sqrt()).into());
         arguments.extend(dropout_arguments(self.dropout));
@@ -137,7 +137,7 @@ impl GpuOperation for Attention {
         let (_, tile) = shape(element, hidden / self.heads)?;
         let output = gpu.empty(element, query.count())?;
         let logarithms = gpu.empty(Element::F32, self.heads * queries)?; // (heads, queries)
-        let mut first = [output.address()?, logarithms.address()?].map(Argument::Pointer).to_vec();
+        let mut first = [output.pointer()?, logarithms.pointer()?].map(Argument::Pointer).to_vec();
         first.extend(inputs.iter().map(|&input| Argument::from(input)));
         gpu.with_plan(self, tile, |plan| {
             let kernel = Kernel { name: "attention_forward", tiles: &plan.query_tiles, tables: (3, 1, 1) };
@@ -162,20 +162,20 @@ impl GpuOperation for Attention {
         let given: Vec<Argument> = [query, key, value, output, gradient]
             .map(Argument::from)
             .into_iter()
-            .chain([Argument::Pointer(logarithms.address()?)])
+            .chain([Argument::Pointer(logarithms.pointer()?)])
             .collect();
         let mut gradients = vec![GpuGradient::None, GpuGradient::None, GpuGradient::None];
         gpu.with_plan(self, tile, |plan| {
             if needed[0] {
                 let dq = gpu.empty(query.element, query.count())?;
-                let first = [&[Argument::Pointer(dq.address()?)], given.as_slice()].concat();
+                let first = [&[Argument::Pointer(dq.pointer()?)], given.as_slice()].concat();
                 let kernel = Kernel { name: "attention_queries", tiles: &plan.query_tiles, tables: (4, 2, 2) };
                 self.run(gpu, plan, &kernel, query, &first)?;
                 gradients[0] = GpuGradient::Values(dq);
             }
             if needed[1] || needed[2] {
                 let (dk, dv) = (gpu.empty(query.element, key.count())?, gpu.empty(query.element, key.count())?);
-                let new = [dk.address()?, dv.address()?].map(Argument::Pointer);
+                let new = [dk.pointer()?, dv.pointer()?].map(Argument::Pointer);
                 let first = [new.as_slice(), &given].concat();
                 let kernel = Kernel { name: "attention_keys", tiles: &plan.key_tiles, tables: (4, 2, 2) };
                 self.run(gpu, plan, &kernel, query, &first)?;

@@ -5,16 +5,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaModule, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg,
+    CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaDType, DeviceId, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, Result};
 use half::bf16;
 
-use super::array::{Array, Buffer, Element};
+use super::array::{Array, Buffer, Element, Indices};
 use super::attention::Plan;
 use super::product::Products;
+use super::rotary::Turns;
 
 /// The kernels, for all cards that they are built for.
 static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
@@ -26,11 +27,23 @@ pub(crate) enum Argument {
     Count(u32),
     Seed(u64),
     Float(f32),
+    Double(f64),
+}
+
+impl Argument {
+    /// The address of nothing.
+    pub const NULL: Self = Self::Pointer(0);
 }
 
 impl From<Array<'_>> for Argument {
     fn from(array: Array) -> Self {
         Self::Pointer(array.pointer)
+    }
+}
+
+impl From<&Indices> for Argument {
+    fn from(indices: &Indices) -> Self {
+        Self::Pointer(indices.pointer())
     }
 }
 
@@ -45,6 +58,12 @@ impl From<f32> for Argument {
         Self::Float(value)
     }
 }
+
+// Of `common.cuh`.
+const WARP: usize = 32;
+const ROWS_PER_BLOCK: usize = 4;
+const SUM_COLUMNS: usize = 32;
+const SUM_ROWS: usize = 8;
 
 /// How many blocks of how many threads run a kernel.
 #[derive(Clone, Copy)]
@@ -62,6 +81,16 @@ impl Grid {
         Self::blocks(count.div_ceil(4 * THREADS), THREADS)
     }
 
+    /// A warp for every row.
+    pub fn rows(rows: usize) -> Self {
+        Self { blocks: (rows.div_ceil(ROWS_PER_BLOCK), 1), threads: (WARP, ROWS_PER_BLOCK), shared: 0 }
+    }
+
+    /// Blocks that sum rows, each over [`SUM_COLUMNS`] columns, for each of so many sums.
+    pub fn sums(columns: usize, sums: usize) -> Self {
+        Self { blocks: (columns.div_ceil(SUM_COLUMNS), sums), threads: (SUM_COLUMNS, SUM_ROWS), shared: 0 }
+    }
+
     /// So many blocks of so many threads.
     pub fn blocks(blocks: usize, threads: usize) -> Self {
         Self { blocks: (blocks, 1), threads: (threads, 1), shared: 0 }
@@ -76,6 +105,7 @@ pub(crate) struct Gpu {
     functions: Mutex<HashMap<String, CudaFunction>>,
     pub(super) products: Products,
     plans: Mutex<Vec<Plan>>,
+    pub(super) turns: Turns,
 }
 
 /// Shared memory that a block may have without being allowed more.
@@ -98,6 +128,7 @@ impl Gpu {
             module,
             functions: Mutex::default(),
             plans: Mutex::default(),
+            turns: Turns::default(),
         });
         gpus.push((device.id(), gpu.clone()));
         Ok(gpu)
@@ -106,6 +137,11 @@ impl Gpu {
     /// What the last batches' attention was planned as.
     pub(super) fn plans(&self) -> MutexGuard<'_, Vec<Plan>> {
         self.plans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which of candle's devices it is.
+    pub fn id(&self) -> DeviceId {
+        self.device.id()
     }
 
     /// Memory for so many numbers, whatever lies in it.
@@ -135,6 +171,22 @@ impl Gpu {
         Ok(Buffer::new(CudaStorage::wrap_cuda_slice(slice, self.device.clone())))
     }
 
+    /// A copy of words.
+    pub fn words(&self, words: &[u64]) -> Result<CudaSlice<u64>> {
+        self.stream.clone_htod(words).w()
+    }
+
+    /// Memory for so many f64, whatever lies in it.
+    pub fn doubles(&self, count: usize) -> Result<CudaSlice<f64>> {
+        // SAFETY: who asks for it writes every number before one is read.
+        unsafe { self.device.alloc::<f64>(count) }
+    }
+
+    /// A copy of numbers of rows.
+    pub fn indices(&self, indices: &[u32]) -> Result<Indices> {
+        Ok(Indices::new(self.device.clone_htod(indices)?, self.device.id()))
+    }
+
     /// Puts a kernel in the line of what the GPU does.
     ///
     /// Its arguments must be those it is written for, and every address in them that of memory as large as it takes it for.
@@ -154,6 +206,7 @@ impl Gpu {
                 Argument::Pointer(value) | Argument::Seed(value) => builder.arg(value),
                 Argument::Count(value) => builder.arg(value),
                 Argument::Float(value) => builder.arg(value),
+                Argument::Double(value) => builder.arg(value),
             };
         }
         let config = LaunchConfig {

@@ -3,14 +3,19 @@
 //! An operation that has kernels says so by [`Operation::on_gpu`]. One that has none is run on the CPU, and its tensors cross over:
 //! slow, but right. Hidden states may be bf16 here, parameters and their gradients are always f32.
 
+mod adamw;
 mod array;
 mod attention;
 mod columns;
 mod device;
 mod gpu;
 mod linear;
+mod loss;
+mod normalization;
 mod pointwise;
 mod product;
+mod rotary;
+mod rows;
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::result::memcpy_dtoh_sync;
@@ -20,7 +25,9 @@ use half::bf16;
 
 use crate::operation::{Gradient, Operation, View};
 
-pub(crate) use array::{Array, Buffer, Element};
+pub(crate) use adamw::adamw;
+pub use adamw::{GpuFactor, GpuMoments};
+pub(crate) use array::{Array, Buffer, Element, Indices};
 pub(crate) use gpu::{Argument, Gpu};
 
 pub(crate) use linear::GpuWeight;

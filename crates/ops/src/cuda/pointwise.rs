@@ -5,6 +5,7 @@ use candle_core::Result;
 use super::gpu::Grid;
 use super::{Argument, Array, Buffer, Element, Gpu, GpuGradient, GpuOperation};
 use crate::activation::Activation;
+use crate::conversion::Conversion;
 use crate::dropout::{AddDropout, Dropout, Mask};
 use crate::gate::Gate;
 
@@ -49,6 +50,14 @@ impl Gpu {
         self.launch(kernel, Grid::fours(x.count()), &[y.array(x.shape)?.into(), x.into(), x.count().into()])
     }
 
+    /// The gradient of an input, in that one's type.
+    pub fn of_type(&self, values: Buffer, input: Array) -> Result<GpuGradient> {
+        Ok(GpuGradient::Values(match self.convert(values.array(input.shape)?, input.element)? {
+            Converted::Copy(converted, _) => converted,
+            Converted::Same(_) => values,
+        }))
+    }
+
     /// A kernel from inputs of one size and type to an output of the same, with more arguments behind the count.
     fn pointwise(&self, kernel: &str, inputs: &[Array], more: &[Argument]) -> Result<Buffer> {
         let (element, count) = (inputs[0].element, inputs[0].count());
@@ -87,6 +96,31 @@ impl GpuOperation for Mask {
         gradient: Array,
     ) -> Result<Vec<GpuGradient>> {
         Ok(vec![GpuGradient::Values(gpu.masked(gradient, self.0)?)])
+    }
+}
+
+impl GpuOperation for Conversion {
+    fn forward(&self, gpu: &Gpu, inputs: &[Array]) -> Result<(Buffer, Vec<usize>)> {
+        let element = match inputs[0].element {
+            Element::F32 => Element::Bf16,
+            Element::Bf16 => Element::F32,
+        };
+        let y = gpu.empty(element, inputs[0].count())?;
+        gpu.convert_into(inputs[0], &y)?;
+        Ok((y, inputs[0].shape.to_vec()))
+    }
+
+    fn backward(
+        &self,
+        gpu: &Gpu,
+        inputs: &[Array],
+        _needed: &[bool],
+        _output: Array,
+        gradient: Array,
+    ) -> Result<Vec<GpuGradient>> {
+        let dx = gpu.empty(inputs[0].element, inputs[0].count())?;
+        gpu.convert_into(gradient, &dx)?;
+        Ok(vec![GpuGradient::Values(dx)])
     }
 }
 
