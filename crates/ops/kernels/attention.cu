@@ -84,7 +84,7 @@ struct Mask {
 };
 
 // The distances between rows in shared memory: a multiple of 16 bytes, but not of all banks.
-template <typename T> constexpr unsigned padded(unsigned columns) { return columns + 16 / sizeof(T); }
+template <typename T> __host__ __device__ constexpr unsigned padded(unsigned columns) { return columns + 16 / sizeof(T); }
 
 // Up to Tile rows of one head, zeros for the rest, by all threads of the block.
 template <typename T, unsigned Width, unsigned Tile>
