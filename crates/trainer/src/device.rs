@@ -97,6 +97,16 @@ pub(crate) fn is_out_of_memory(error: &Error) -> bool {
     text.contains("CUDA_ERROR_OUT_OF_MEMORY") || text.contains("STATUS_ALLOC_FAILED")
 }
 
+/// The most memory that tensors on a GPU have taken at one time, in bytes.
+pub(crate) fn peak_memory(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return ops::card_peak_memory(device).ok();
+    }
+    let _ = device;
+    None
+}
+
 /// How much memory a device has, in words.
 pub(crate) fn memory(device: &Device) -> String {
     #[cfg(feature = "cuda")]

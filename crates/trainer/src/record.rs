@@ -28,7 +28,7 @@ pub struct Record {
     pub train_seconds: f64,
     /// Tokens trained on, over all steps. There is no padding.
     pub tokens: usize,
-    /// The highest memory use of the process so far, in bytes; 0 where the system does not tell.
+    /// The highest memory use of the process so far, in bytes; on a GPU, of the card's memory; 0 where the system does not tell.
     pub peak_memory: u64,
     /// Under what it ran.
     pub environment: Environment,

@@ -9,6 +9,7 @@ use peft::{Batch, Sequence};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::evaluation::loss;
 use crate::optimizer::Optimizer;
@@ -48,13 +49,14 @@ pub struct Replayed {
     /// The loss of each step.
     pub losses: Vec<f64>,
     /// The time of each step in seconds: from the batch in memory to the updated parameters, or to the loss where nothing is
-    /// trained.
+    /// trained. A GPU works on while the next step is prepared: there the last one has what was left to wait for, and only the
+    /// sum says how fast it is.
     pub step_seconds: Vec<f64>,
     /// The sequences of each step.
     pub examples: Vec<usize>,
     /// The tokens of each step, padding not counted.
     pub tokens: Vec<usize>,
-    /// The most memory the process has held, in bytes.
+    /// The most memory the process has held, in bytes; on a GPU, of the card's.
     pub peak_memory: u64,
     /// The logits of each forward pass, `(steps, sequences, labels)`; empty where the model is trained.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -106,26 +108,33 @@ pub fn replay(
         logits: Vec::new(),
         warnings,
     };
+    let mut losses = Vec::with_capacity(batches.len()); // Unread: on a GPU, reading one is to wait for its step.
     for (step, (sequences, targets)) in batches.iter().enumerate() {
         let began = Instant::now();
         let batch = Batch::new(sequences)?;
-        replayed.losses.push(match &mut optimizer {
+        losses.push(match &mut optimizer {
             Some(optimizer) => {
                 let this = Step { index: step, seed: run.seed + step as u64, factor: schedule.factor(step) };
-                let loss = take_step(&model, optimizer, &batch, targets, this, &mut None)?;
-                f64::from(loss.to_scalar::<f32>()?)
+                take_step(&model, optimizer, &batch, targets, this, &mut None)?
             }
             None => {
                 let logits = model.predict(&batch)?;
                 replayed.logits.push(logits.to_vec2()?);
-                f64::from(loss(&logits, targets)?.to_scalar::<f32>()?)
+                loss(&logits, targets)?
             }
         });
         replayed.step_seconds.push(began.elapsed().as_secs_f64());
         replayed.examples.push(sequences.len());
         replayed.tokens.push(batch.tokens());
     }
-    replayed.peak_memory = peak_memory();
+    let began = Instant::now();
+    for loss in losses {
+        replayed.losses.push(f64::from(loss.to_scalar::<f32>()?));
+    }
+    if let Some(last) = replayed.step_seconds.last_mut() {
+        *last += began.elapsed().as_secs_f64();
+    }
+    replayed.peak_memory = device::peak_memory(model.device()).unwrap_or_else(peak_memory);
     if let Some(folder) = save_adapter {
         model.save_adapter(folder)?;
     }

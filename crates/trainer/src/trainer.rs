@@ -138,7 +138,7 @@ impl Trainer {
             stop,
             train_seconds: progress.train_seconds,
             tokens: progress.tokens,
-            peak_memory: peak_memory(),
+            peak_memory: device::peak_memory(model.device()).unwrap_or_else(peak_memory),
             environment: Environment { gpu: device::card(model.device()), ..environment() },
         };
         let path = conditions.folder.join("record.json");

@@ -74,6 +74,22 @@ pub fn card_memory(device: &Device) -> Result<(usize, usize)> {
     device.as_cuda_device()?.cuda_stream().context().mem_get_info().w()
 }
 
+/// The most bytes that tensors on a GPU have taken at one time in this process.
+///
+/// # Errors
+/// When the device is none, or its driver does not tell.
+pub fn card_peak_memory(device: &Device) -> Result<u64> {
+    let mut most = 0u64;
+    let ordinal = device.as_cuda_device()?.cuda_stream().context().ordinal();
+    // SAFETY: the attribute is a number of 64 bits.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(result::device::get(ordinal as i32).w()?).w()?;
+        let highest = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+        result::mem_pool::get_attribute(pool, highest, (&raw mut most).cast()).w()?;
+    }
+    Ok(most)
+}
+
 /// Ampere, the first with bf16.
 const LEAST_CAPABILITY: i32 = 8;
 
