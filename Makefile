@@ -25,7 +25,7 @@ PDF := report/report.pdf
 FIGURE := report/comparison.svg
 endif
 
-.PHONY: help setup report export methods test test-rust test-scripts test-kernel test-report notebook cuda bench interop model-mpnet clean
+.PHONY: help setup report export methods test test-rust test-cuda test-scripts test-kernel test-report notebook cuda bench interop model-mpnet clean
 # One step after the other: they share two cores and one kernel.
 .NOTPARALLEL:
 
@@ -49,13 +49,21 @@ methods: setup  ## run notebooks/methods.ipynb: every method on one task (PROFIL
 	@echo "[methods] running notebooks/methods.ipynb, profile $(PROFILE)"
 	@$(WITH_KERNEL) $(PYTHON) scripts/execute_notebook.py notebooks/methods.ipynb --output $(METHODS) --profile $(PROFILE)
 
-test: setup test-rust test-scripts test-kernel test-report  ## everything that tests the project (40 minutes the first time)
+test: setup test-rust test-cuda test-scripts test-kernel test-report  ## everything that tests the project (40 minutes the first time)
 	@echo "[test] every part passed: Rust, scripts, kernel, and the report from end to end"
 
 test-rust:  ## format, lints, and every crate's tests
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo test --workspace --locked
+
+# On an emulated GPU, as candle's kernels are not: the tests that take those run on a card (scripts/gpu_check.sh).
+test-cuda:  ## what is computed on a GPU, by the CUDA build on an emulated one
+	@eval "$$(scripts/cuda_emulator.sh --test)" && \
+		cargo clippy --package ops --package trainer --features ops/cuda,trainer/cuda --all-targets --locked -- -D warnings && \
+		cargo test --package ops --features ops/cuda --locked --test cuda_layers --test cuda_operations && \
+		cargo test --package trainer --features trainer/cuda --locked --test cuda --test replay -- \
+			--skip adalora_has --skip forward_passes_have --skip what_a_replay_trained
 
 test-scripts: setup  ## the scripts around the notebook, and the benchmark's arithmetic
 	$(PYTHON) -m unittest discover --start-directory scripts --pattern 'test_*.py'

@@ -139,7 +139,7 @@ pub struct ParameterMoments(Place);
 enum Place {
     Cpu(Moments),
     #[cfg(feature = "cuda")]
-    Gpu(crate::cuda::GpuMoments),
+    Gpu(Box<crate::cuda::GpuMoments>),
 }
 
 impl ParameterMoments {
@@ -158,7 +158,8 @@ impl ParameterMoments {
     pub fn new(parameter: &Tensor, moments: Moments) -> Result<Self> {
         #[cfg(feature = "cuda")]
         if parameter.device().is_cuda() {
-            return crate::cuda::GpuMoments::new(parameter.device(), &moments).map(Place::Gpu).map(Self);
+            let moments = crate::cuda::GpuMoments::new(parameter.device(), &moments)?;
+            return Ok(Self(Place::Gpu(Box::new(moments))));
         }
         let _ = parameter;
         Ok(Self(Place::Cpu(moments)))

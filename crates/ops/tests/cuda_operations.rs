@@ -1,0 +1,126 @@
+//! The other operations on the GPU against the CPU. Without a GPU: `eval "$(scripts/cuda_emulator.sh)"` first.
+
+#![cfg(feature = "cuda")]
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+mod support;
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use ops::{AdamWSlot, AdamWStep, Moments, ParameterMoments, Segments};
+use support::{check, gpu, matrix, vector};
+
+/// As in `cuda_layers.rs`: f32 in another order of sums, bf16 rounded to 8 bits.
+const TOLERANCES: [(DType, f64); 2] = [(DType::F32, 5e-6), (DType::BF16, 2e-2)];
+
+fn both(name: &str, hidden: usize, inputs: &[Tensor], operation: impl Fn(&[Tensor]) -> Result<Tensor>) {
+    for (dtype, tolerance) in TOLERANCES {
+        check(name, dtype, tolerance, hidden, inputs, &operation);
+    }
+}
+
+#[test]
+fn a_layer_norm_is_the_cpus_for_odd_widths_and_many_rows() {
+    for (rows, columns) in [(1, 4), (7, 36), (300, 130), (3, 1030)] {
+        let inputs = [matrix(rows, columns, 1), vector(columns, 2), vector(columns, 3)];
+        both("layer_norm", 1, &inputs, |x| ops::layer_norm(&x[0], &x[1], &x[2], 1e-12));
+    }
+}
+
+#[test]
+fn vectors_over_columns_are_the_cpus() {
+    let inputs = [matrix(270, 37, 1), vector(37, 2)];
+    both("add_bias", 1, &inputs, |x| ops::add_bias(&x[0], &x[1]));
+    both("scale_columns", 1, &inputs, |x| ops::scale_columns(&x[0], &x[1], None));
+    let over = (vector(37, 3).abs().unwrap() + 0.5).unwrap();
+    both("scale_columns over", 1, &inputs, |x| ops::scale_columns(&x[0], &x[1], Some(&over.to_device(x[0].device())?)));
+}
+
+#[test]
+fn ranges_of_columns_are_the_cpus() {
+    let inputs = [matrix(9, 5, 1), matrix(9, 12, 2)];
+    both("concatenate_columns", 2, &inputs, |x| ops::concatenate_columns(&x[0], &x[1]));
+    both("narrow_columns", 1, &[matrix(9, 12, 2)], |x| ops::narrow_columns(&x[0], 3..10));
+}
+
+#[test]
+fn rows_of_sequences_are_the_cpus() {
+    let segments = Segments::from_lengths(&[3, 1, 40, 7]);
+    let x = matrix(segments.tokens(), 34, 1);
+    both("first_tokens", 1, std::slice::from_ref(&x), |x| ops::first_tokens(&x[0], &segments));
+    both("segment_mean", 1, std::slice::from_ref(&x), |x| ops::segment_mean(&x[0], &segments));
+    both("prepend", 2, &[matrix(5, 34, 2), x.clone()], |x| ops::prepend(&x[0], &x[1], &segments));
+    let heads = matrix(segments.tokens(), 3 * 12, 4);
+    both("rotary", 1, &[heads], |x| ops::rotary(&x[0], &segments, 3, 10_000.0, 2));
+}
+
+#[test]
+fn sums_of_embeddings_and_the_gradients_of_their_tables_are_the_cpus() {
+    let rows = |rows: &[u32]| Tensor::new(rows, &Device::Cpu).unwrap();
+    let indices = [rows(&[3, 0, 3, 3, 11, 7]), rows(&[0, 0, 1, 1, 0, 1]), rows(&[0, 1, 2, 0, 1, 2])];
+    let tables = [matrix(12, 34, 1), matrix(2, 34, 2), matrix(5, 34, 3)];
+    check("embedding_sum", DType::F32, 5e-6, 0, &tables, |tables| {
+        ops::embedding_sum([&tables[0], &tables[1], &tables[2]], [&indices[0], &indices[1], &indices[2]])
+    });
+}
+
+#[test]
+fn losses_are_the_cpus() {
+    let classes = Tensor::new(&[0u32, 2, 1, 1, 0], &Device::Cpu).unwrap();
+    check("cross_entropy", DType::F32, 5e-6, 0, &[matrix(5, 3, 1)], |x| ops::cross_entropy(&x[0], &classes));
+    let targets = vector(70, 2);
+    check("mean_squared_error", DType::F32, 5e-6, 0, &[matrix(70, 1, 1)], |x| ops::mean_squared_error(&x[0], &targets));
+}
+
+#[test]
+fn what_has_no_kernel_runs_on_the_cpu_and_its_tensors_cross_over() {
+    both("orthogonality", 1, &[matrix(4, 9, 1)], |x| ops::orthogonality(&x[0], ops::Orthonormal::Rows, 0.5));
+}
+
+/// Parameters of several sizes after steps on a device; whether each step's loss is finite is told by `losses`.
+fn stepped(device: &Device, limit: Option<f64>, losses: &[f32]) -> (Vec<Vec<f32>>, Vec<Moments>, Vec<f64>) {
+    let sizes = [(3, 5), (70, 130), (1, 1)];
+    let place = |tensor: Tensor| tensor.to_device(device).unwrap();
+    let parameters: Vec<Var> = sizes.iter().map(|&(m, n)| Var::from_tensor(&place(matrix(m, n, 1))).unwrap()).collect();
+    let mut moments: Vec<_> = parameters.iter().map(|p| ParameterMoments::zeros(p).unwrap()).collect();
+    let mut factors = Vec::new();
+    for (step, &loss) in (1..).zip(losses) {
+        let gradients: Vec<Tensor> = sizes.iter().map(|&(m, n)| place(matrix(m, n, 10 + step))).collect();
+        let mut slots: Vec<AdamWSlot> = parameters
+            .iter()
+            .zip(&gradients)
+            .zip(&mut moments)
+            .enumerate()
+            .map(|(index, ((parameter, gradient), moments))| {
+                let (learning_rate, weight_decay) = (1e-2 / (index + 1) as f64, 0.01 * index as f64);
+                AdamWSlot { parameter, gradient, moments, learning_rate, weight_decay }
+            })
+            .collect();
+        let settings = AdamWStep {
+            learning_rate: 0.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            gradient_scale: 1.0,
+            step: step as usize,
+        };
+        let loss = place(Tensor::new(loss, &Device::Cpu).unwrap());
+        factors.push(ops::adamw(&mut slots, limit, &loss, settings).unwrap().value().unwrap());
+    }
+    let values = |p: &Var| p.to_device(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    (parameters.iter().map(values).collect(), moments.iter().map(|m| m.read().unwrap()).collect(), factors)
+}
+
+#[test]
+fn adamw_steps_on_all_parameters_are_the_cpus_clipped_and_not_and_none_where_the_loss_is_not_finite() {
+    for (limit, losses) in [(Some(1.0), [1.0, 1.0, 1.0]), (None, [1.0, 1.0, 1.0]), (Some(0.5), [1.0, f32::NAN, 2.0])] {
+        let (expected, expected_moments, expected_factors) = stepped(&Device::Cpu, limit, &losses);
+        let (found, moments, factors) = stepped(&gpu(), limit, &losses);
+        let close = |a: &[f32], b: &[f32]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
+        assert!(expected.iter().zip(&found).all(|(expected, found)| close(expected, found)), "{limit:?} {losses:?}");
+        for (expected, found) in expected_moments.iter().zip(&moments) {
+            assert!(close(&expected.first, &found.first) && close(&expected.second, &found.second), "{losses:?}");
+        }
+        assert!(expected_factors.iter().zip(&factors).all(|(a, b)| (a - b).abs() < 1e-6), "{factors:?}");
+    }
+}

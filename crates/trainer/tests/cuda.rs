@@ -1,0 +1,83 @@
+//! Whole trainings on the GPU against the same on the CPU. Without a GPU: `eval "$(scripts/cuda_emulator.sh)"` first.
+
+#![cfg(feature = "cuda")]
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+use std::path::PathBuf;
+
+use glue::{Glue, Task};
+use peft::{
+    AdaLora, AdapterStyle, Bias, Bottleneck, Ia3, LnTuning, Lora, Method, PTuning, Precision, PrefixTuning,
+    PromptTuning, Vera,
+};
+use trainer::{DeviceName, Passes, Replayed, Run, Start, Trainer, Verbosity, replay};
+
+fn tests(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// The steps of a method on the oracle's batches, with dropout, whose masks are the same on both devices.
+fn losses(method: &Method, device: DeviceName, precision: Precision, encoder: &str) -> Vec<f64> {
+    let folder = tempfile::tempdir().unwrap();
+    let glue = Glue::synthetic("a test");
+    let mut trainer = Trainer::new(glue, folder.path()).verbosity(Verbosity::Silent).device(device);
+    let run = Run::new(Task::Mrpc, tests(encoder).to_str().unwrap(), method.clone()).with(|s| {
+        s.learning_rate = 1e-3;
+        s.dropout = Some(0.1);
+        s.precision = precision;
+    });
+    let Replayed { losses, .. } =
+        replay(&mut trainer, &run, &tests("tests/oracle/batches.npz"), Start::New, Passes::Training, None).unwrap();
+    losses
+}
+
+/// Whether candle's own kernels, which some methods take beside those of ops, run: they do on a card, not in the emulator.
+fn has_candles_kernels() -> bool {
+    ops::card(&ops::cuda_device(0).unwrap()).unwrap() != "Emulated GPU"
+}
+
+fn methods() -> Vec<(&'static str, Method, bool)> {
+    let beside = |lora: Lora| Method::Lora(lora);
+    vec![
+        ("full", Method::Full, false),
+        ("head", Method::Head, false),
+        ("bitfit", Method::bitfit(), false),
+        ("lora", Method::lora(4), false),
+        ("lora with dropout", beside(Lora { lora_dropout: 0.1, ..Lora::rank(4) }), false),
+        ("lora with all biases", beside(Lora { bias: Bias::All, ..Lora::rank(4) }), true),
+        ("dora", beside(Lora { use_dora: true, ..Lora::rank(4) }), true),
+        ("ia3", Method::Ia3(Ia3::default()), false),
+        ("layer norms", Method::LnTuning(LnTuning::default()), false),
+        ("houlsby", Method::Bottleneck(Bottleneck::new(AdapterStyle::Houlsby)), false),
+        ("parallel", Method::Bottleneck(Bottleneck::new(AdapterStyle::Parallel)), true),
+        ("vera", Method::Vera(Vera { r: 16, ..Vera::default() }), true),
+        ("adalora", Method::AdaLora(AdaLora { init_r: 3, target_r: 2, ..AdaLora::default() }), true),
+        ("prefix", Method::PrefixTuning(PrefixTuning { num_virtual_tokens: 4, ..PrefixTuning::default() }), true),
+        ("prompt", Method::PromptTuning(PromptTuning { num_virtual_tokens: 4, ..PromptTuning::default() }), true),
+        ("p-tuning", Method::PTuning(PTuning { num_virtual_tokens: 4, ..PTuning::default() }), true),
+    ]
+}
+
+#[test]
+fn every_method_has_the_losses_of_the_cpu_at_every_step() {
+    let everything = has_candles_kernels();
+    for (name, method, takes_candles) in methods() {
+        if takes_candles && !everything {
+            continue;
+        }
+        let of = |device, precision| losses(&method, device, precision, "../peft/tests/oracle/tiny-bert");
+        let expected = of(DeviceName::Cpu, Precision::Exact);
+        // A loss changes by no more than twice what logits of about 1 do. f32: other orders of sums, and more with every step, since
+        // AdamW divides by small roots. bf16: hidden states keep 8 bits, through two layers.
+        for (precision, tolerance) in [(Precision::Exact, 1e-3), (Precision::Bf16, 4e-2)] {
+            let found = of(DeviceName::Cuda(0), precision);
+            assert_eq!(found.len(), expected.len());
+            for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                let error = (found - expected).abs();
+                assert!(error < tolerance, "{name}, {precision:?}, step {step}: {found} for {expected}");
+            }
+            let again = of(DeviceName::Cuda(0), precision);
+            assert_eq!(again, found, "{name}, {precision:?}: not the same bits twice");
+        }
+    }
+}
