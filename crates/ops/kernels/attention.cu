@@ -241,7 +241,6 @@ __device__ void attention_queries(
     T* gradients = probabilities + Tile * padded<T>(Tile);
     float* scores = reinterpret_cast<float*>(gradients + Tile * padded<T>(Tile));
     float* of_probabilities = scores + Tile * padded<float>(Tile);
-    float* sums = of_probabilities + Tile * padded<float>(Tile); // (Tile, Width)
 
     Sequence sequence(sequences, tiles[2 * blockIdx.x]);
     unsigned first = tiles[2 * blockIdx.x + 1], head = blockIdx.y, column = head * width;
@@ -277,6 +276,8 @@ __device__ void attention_queries(
         }
         __syncwarp();
     }
+    __syncthreads(); // Nobody reads the tiles any more.
+    float* sums = reinterpret_cast<float*>(memory); // (Tile, Width)
     if (!works) return;
 #pragma unroll
     for (unsigned j = 0; j < Width / 16; j++) totals[j].store(sums + warp_row * padded<float>(Width) + 16 * j, padded<float>(Width));
@@ -299,7 +300,6 @@ __device__ void attention_keys(
     T* gradients = probabilities + Tile * padded<T>(Tile);
     float* scores = reinterpret_cast<float*>(gradients + Tile * padded<T>(Tile));
     float* of_probabilities = scores + Tile * padded<float>(Tile);
-    float* sums = of_probabilities + Tile * padded<float>(Tile); // (Tile, Width)
 
     Sequence sequence(sequences, tiles[2 * blockIdx.x]);
     unsigned first = tiles[2 * blockIdx.x + 1], head = blockIdx.y, column = head * width;
@@ -337,6 +337,8 @@ __device__ void attention_keys(
             key_totals[j].template add<true, false>(gradients + warp_row, padded<T>(Tile), q_tile + 16 * j, padded<T>(Width), Tile);
         }
     }
+    __syncthreads(); // Nobody reads the tiles any more.
+    float* sums = reinterpret_cast<float*>(memory); // (Tile, Width)
     if (!works) return;
     bool there = row < keys;
     unsigned long long own = offset + static_cast<unsigned long long>(row) * hidden;
@@ -376,7 +378,7 @@ __device__ void attention_keys(
             Mask{dropped_below, keep, seed}); \
     }
 
-ATTENTION(float, f32, 32, 64)
+ATTENTION(float, f32, 32, 32)
 ATTENTION(float, f32, 64, 32)
 ATTENTION(float, f32, 128, 32)
 ATTENTION(float, f32, 256, 16)

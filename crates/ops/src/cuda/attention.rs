@@ -40,10 +40,12 @@ impl Tiles {
     }
 }
 
-/// The columns that a kernel has for a head, and the rows of its tiles: as large as the shared memory of all cards takes.
+/// The columns that a kernel has for a head, and the rows of its tiles: as many as 99 KiB of shared memory take, the least that cards
+/// of these generations give to a block (CUDA programming guide, technical specifications).
 fn shape(element: Element, head: usize) -> Result<(usize, usize)> {
     Ok(match (element, head) {
-        (_, ..=32) => (32, 64),
+        (Element::F32, ..=32) => (32, 32),
+        (Element::Bf16, ..=32) => (32, 64),
         (Element::F32, ..=64) => (64, 32),
         (Element::Bf16, ..=64) => (64, 64),
         (_, ..=128) => (128, 32),
@@ -103,8 +105,8 @@ impl Gpu {
 struct Kernel<'a> {
     name: &'static str,
     tiles: &'a Tiles,
-    /// How many tiles of a head's columns, of scores in the numbers' type, and of f32 scores and sums it keeps.
-    tables: (usize, usize, usize),
+    /// How many tiles it keeps: of a head's columns, of scores in the numbers' type, of f32 scores, of f32 columns.
+    tables: (usize, usize, usize, usize),
 }
 
 impl Attention {
@@ -114,12 +116,12 @@ impl Attention {
         let head = hidden / self.heads;
         let (width, tile) = shape(query.element, head)?;
         let (bytes, padded) = (query.element.bytes(), |columns: usize, bytes: usize| columns * bytes + 16);
-        let (columns, scores, exact) = kernel.tables;
+        let (columns, scores, exact_scores, exact_columns) = kernel.tables;
         let shared = tile
             * (columns * padded(width, bytes)
                 + scores * padded(tile, bytes)
-                + exact * padded(tile, 4)
-                + padded(width, 4));
+                + exact_scores * padded(tile, 4)
+                + exact_columns * padded(width, 4));
         let mut arguments = first.to_vec();
         arguments.extend([&plan.sequences, &kernel.tiles.table].map(Argument::from));
         arguments.extend([hidden, head, queries].map(Argument::from));
@@ -140,7 +142,7 @@ impl GpuOperation for Attention {
         let mut first = [output.pointer()?, logarithms.pointer()?].map(Argument::Pointer).to_vec();
         first.extend(inputs.iter().map(|&input| Argument::from(input)));
         gpu.with_plan(self, tile, |plan| {
-            let kernel = Kernel { name: "attention_forward", tiles: &plan.query_tiles, tables: (3, 1, 1) };
+            let kernel = Kernel { name: "attention_forward", tiles: &plan.query_tiles, tables: (3, 1, 1, 1) };
             self.run(gpu, plan, &kernel, query, &first)
         })?;
         let _ = self.logarithms.set(logarithms);
@@ -169,7 +171,7 @@ impl GpuOperation for Attention {
             if needed[0] {
                 let dq = gpu.empty(query.element, query.count())?;
                 let first = [&[Argument::Pointer(dq.pointer()?)], given.as_slice()].concat();
-                let kernel = Kernel { name: "attention_queries", tiles: &plan.query_tiles, tables: (4, 2, 2) };
+                let kernel = Kernel { name: "attention_queries", tiles: &plan.query_tiles, tables: (4, 2, 2, 0) };
                 self.run(gpu, plan, &kernel, query, &first)?;
                 gradients[0] = GpuGradient::Values(dq);
             }
@@ -177,7 +179,7 @@ impl GpuOperation for Attention {
                 let (dk, dv) = (gpu.empty(query.element, key.count())?, gpu.empty(query.element, key.count())?);
                 let new = [dk.pointer()?, dv.pointer()?].map(Argument::Pointer);
                 let first = [new.as_slice(), &given].concat();
-                let kernel = Kernel { name: "attention_keys", tiles: &plan.key_tiles, tables: (4, 2, 2) };
+                let kernel = Kernel { name: "attention_keys", tiles: &plan.key_tiles, tables: (4, 2, 2, 0) };
                 self.run(gpu, plan, &kernel, query, &first)?;
                 let keep = |needed, values| if needed { GpuGradient::Values(values) } else { GpuGradient::None };
                 (gradients[1], gradients[2]) = (keep(needed[1], dk), keep(needed[2], dv));

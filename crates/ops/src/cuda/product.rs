@@ -162,6 +162,7 @@ impl Gpu {
             bias: bias.is_some(),
             added,
         };
+        self.stream.context().bind_to_thread().map_err(candle_core::Error::wrap)?;
         let algorithm = self.choose(shape, &task, [&left, &right, &layout])?;
         let (scale, beta) = (scale, if added { 1.0f32 } else { 0.0 });
         let address = |pointer: u64| pointer as *const c_void;
