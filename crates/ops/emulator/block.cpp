@@ -7,10 +7,14 @@
 #include <cstring>
 #include <link.h>
 #include <memory>
+#include <pthread.h>
 #include <string>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <vector>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#endif
 
 __thread uint3 threadIdx;
 __thread uint3 blockIdx;
@@ -34,6 +38,20 @@ bool descending() {
 
 void run_threads();
 
+// AddressSanitizer must know which stack is in use: told before each switch, and told the end of it after.
+#ifdef __SANITIZE_ADDRESS__
+void leave_for(const void* stack, size_t bytes) {
+    void* unused;
+    __sanitizer_start_switch_fiber(&unused, stack, bytes);
+}
+void arrive(const void** stack_left = nullptr, size_t* bytes_left = nullptr) {
+    __sanitizer_finish_switch_fiber(nullptr, stack_left, bytes_left);
+}
+#else
+void leave_for(const void*, size_t) {}
+void arrive(const void** = nullptr, size_t* = nullptr) {}
+#endif
+
 // A stack with a page below it that faults. It runs thread after thread, and rests when the last waits or is done.
 struct Fiber {
     unsigned char* stack;
@@ -52,7 +70,9 @@ struct Fiber {
         makecontext(&there, reinterpret_cast<void (*)()>(&enter), 0);
         entering = this;
         creator = &here;
+        leave_for(stack + PAGE, STACK);
         swapcontext(&here, &there);
+        arrive();
     }
     Fiber(const Fiber&) = delete;
     ~Fiber() { munmap(stack, PAGE + STACK); }
@@ -63,8 +83,12 @@ struct Fiber {
 
     static void enter() {
         ucontext_t self;
-        Fiber* fiber = entering;
-        if (_setjmp(fiber->resume) == 0) swapcontext(&self, creator);
+        const void* stack_left = nullptr;
+        size_t bytes_left = 0;
+        arrive(&stack_left, &bytes_left);
+        leave_for(stack_left, bytes_left);
+        if (_setjmp(entering->resume) == 0) swapcontext(&self, creator);
+        arrive();
         for (;;) run_threads();
     }
 };
@@ -109,6 +133,15 @@ struct Runner {
     std::vector<std::unique_ptr<Fiber>> fibers;
     std::vector<Fiber*> idle;
     jmp_buf scheduler;
+    void* scheduler_stack; // the host thread's
+    size_t scheduler_bytes;
+
+    Runner() {
+        pthread_attr_t attributes;
+        pthread_getattr_np(pthread_self(), &attributes);
+        pthread_attr_getstack(&attributes, &scheduler_stack, &scheduler_bytes);
+        pthread_attr_destroy(&attributes);
+    }
 
     std::vector<unsigned char> shared_memory;
     unsigned char* shared = nullptr;
@@ -147,7 +180,10 @@ void make_current(Thread& thread) {
 
 // Goes on where `next` stopped; with none, in the scheduler.
 [[noreturn]] void leave_to(Thread* next) {
-    if (!next) _longjmp(runner->scheduler, 1);
+    if (!next) {
+        leave_for(runner->scheduler_stack, runner->scheduler_bytes);
+        _longjmp(runner->scheduler, 1);
+    }
     if (!next->fiber) {
         if (runner->idle.empty()) {
             runner->fibers.push_back(std::make_unique<Fiber>(runner->fibers.size()));
@@ -157,12 +193,14 @@ void make_current(Thread& thread) {
         runner->idle.pop_back();
     }
     make_current(*next);
+    leave_for(next->fiber->stack + PAGE, STACK);
     _longjmp(next->fiber->resume, 1);
 }
 
 // Leaves `fiber` here until a thread on it goes on. Not inlined: _setjmp keeps no variables.
 __attribute__((noinline)) void switch_from(Fiber& fiber, Thread* next) {
     if (_setjmp(fiber.resume) == 0) leave_to(next);
+    arrive();
 }
 
 // The current thread stops here until it is woken.
@@ -315,6 +353,7 @@ void run_block(unsigned count, bool last_first) {
     runner->queue_head = runner->queue_length = 0;
     for (unsigned i = 0; i < count; i++) runner->push(runner->threads[last_first ? count - 1 - i : i]);
     if (_setjmp(runner->scheduler) == 0) leave_to(runner->pop());
+    arrive();
     check_all_returned();
 }
 

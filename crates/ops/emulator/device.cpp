@@ -9,6 +9,14 @@
 #include <set>
 #include <string>
 
+// Under AddressSanitizer a kernel that touches a guard zone is told at once.
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, bytes)
+#define ASAN_UNPOISON_MEMORY_REGION(address, bytes)
+#endif
+
 namespace emulator {
 namespace {
 
@@ -31,10 +39,13 @@ Memory& memory() {
 
 // The guard zones lie in front of an allocation and behind it.
 void check_guard(const unsigned char* begin, size_t bytes) {
+    ASAN_UNPOISON_MEMORY_REGION(begin - GUARD_BYTES, bytes + 2 * GUARD_BYTES);
     for (size_t i = 0; i < GUARD_BYTES; i++) {
         if (begin[-1 - ptrdiff_t(i)] != GUARD) fail("somebody wrote %zu bytes before an allocation of %zu bytes", i + 1, bytes);
         if (begin[bytes + i] != GUARD) fail("somebody wrote %zu bytes behind an allocation of %zu bytes", i + 1, bytes);
     }
+    ASAN_POISON_MEMORY_REGION(begin - GUARD_BYTES, GUARD_BYTES);
+    ASAN_POISON_MEMORY_REGION(begin + bytes, GUARD_BYTES);
 }
 
 } // namespace
@@ -58,6 +69,8 @@ void* allocate(size_t bytes) {
     memset(raw, GUARD, whole);
     unsigned char* begin = raw + GUARD_BYTES;
     memset(begin, POISON, bytes);
+    ASAN_POISON_MEMORY_REGION(raw, whole);
+    ASAN_UNPOISON_MEMORY_REGION(begin, bytes);
     memory().allocations[begin] = bytes;
     memory().used += bytes;
     return begin;
@@ -72,6 +85,7 @@ bool release(void* address) {
     memset(begin, POISON, bytes); // What reads it later reads NaN, if nobody has the place by then.
     memory().used -= bytes;
     memory().allocations.erase(found);
+    ASAN_UNPOISON_MEMORY_REGION(begin - GUARD_BYTES, bytes + 2 * GUARD_BYTES);
     free(begin - GUARD_BYTES);
     return true;
 }
