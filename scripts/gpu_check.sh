@@ -24,7 +24,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "$python" -m tarfile --extract "$folder/binaries.tar.xz" "$work"
 
-# cuBLAS, cuRAND, NVRTC and the runtime come with torch.
+# cuBLAS, cuRAND and the runtime come with torch.
 libraries=$("$python" - <<'PYTHON'
 import pathlib, torch
 site = pathlib.Path(torch.__file__).parent.parent
