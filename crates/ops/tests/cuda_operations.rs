@@ -64,9 +64,19 @@ fn sums_of_embeddings_and_the_gradients_of_their_tables_are_the_cpus() {
 }
 
 #[test]
+fn a_gate_takes_factors_of_different_types() {
+    let inputs = [matrix(7, 37, 1), matrix(7, 37, 2)];
+    both("gate", 1, &inputs, |x| ops::gate(&x[0], &x[1]));
+    both("gate of f32", 1, &inputs, |x| ops::gate(&x[1], &x[0]));
+}
+
+#[test]
 fn losses_are_the_cpus() {
     let classes = Tensor::new(&[0u32, 2, 1, 1, 0], &Device::Cpu).unwrap();
     check("cross_entropy", DType::F32, 5e-6, 0, &[matrix(5, 3, 1)], |x| ops::cross_entropy(&x[0], &classes));
+    // More sequences than the block has threads; a loss is f32 whatever the scores are.
+    let many = Tensor::new((0..300).map(|row| row % 2).collect::<Vec<u32>>(), &Device::Cpu).unwrap();
+    both("cross_entropy", 1, &[matrix(300, 2, 1)], |x| ops::cross_entropy(&x[0], &many));
     let targets = vector(70, 2);
     check("mean_squared_error", DType::F32, 5e-6, 0, &[matrix(70, 1, 1)], |x| ops::mean_squared_error(&x[0], &targets));
 }

@@ -177,9 +177,17 @@ impl GpuOperation for Activation {
     }
 }
 
+impl Gpu {
+    /// `a * b`, in the type of a.
+    fn times(&self, a: Array, b: Array) -> Result<Buffer> {
+        let b = self.convert(b, a.element)?;
+        self.pointwise("gate", &[a, b.array()?], &[])
+    }
+}
+
 impl GpuOperation for Gate {
     fn forward(&self, gpu: &Gpu, inputs: &[Array]) -> Result<(Buffer, Vec<usize>)> {
-        Ok((gpu.pointwise("gate", inputs, &[])?, inputs[0].shape.to_vec()))
+        Ok((gpu.times(inputs[0], inputs[1])?, inputs[0].shape.to_vec()))
     }
 
     fn backward(
@@ -190,10 +198,10 @@ impl GpuOperation for Gate {
         _output: Array,
         gradient: Array,
     ) -> Result<Vec<GpuGradient>> {
-        let times = |needed: bool, other: Array| match needed {
-            true => gpu.pointwise("gate", &[gradient, other], &[]).map(GpuGradient::Values),
+        let of = |index: usize, other: Array| match needed[index] {
+            true => gpu.of_type(gpu.times(gradient, other)?, inputs[index]),
             false => Ok(GpuGradient::None),
         };
-        Ok(vec![times(needed[0], inputs[1])?, times(needed[1], inputs[0])?])
+        Ok(vec![of(0, inputs[1])?, of(1, inputs[0])?])
     }
 }
