@@ -194,25 +194,42 @@ __device__ void attention_forward(
     }
 }
 
+// A block's shared memory in the backward pass.
+template <typename T, unsigned Width, unsigned Tile> struct BackwardTiles {
+    T *q, *k, *v, *gradient;       // (Tile, Width)
+    T *probabilities, *of_scores;  // (Tile, Tile): masked probabilities, and the gradient of the scores
+    float *scores, *of_probabilities; // (Tile, Tile)
+
+    __device__ explicit BackwardTiles(T* memory) {
+        q = memory;
+        k = q + Tile * padded<T>(Width);
+        v = k + Tile * padded<T>(Width);
+        gradient = v + Tile * padded<T>(Width);
+        probabilities = gradient + Tile * padded<T>(Width);
+        of_scores = probabilities + Tile * padded<T>(Tile);
+        scores = reinterpret_cast<float*>(of_scores + Tile * padded<T>(Tile));
+        of_probabilities = scores + Tile * padded<float>(Tile);
+    }
+};
+
 // What the backward pass makes of a warp's 16 queries and a tile of keys: the masked probabilities, and the gradient of the scores,
-// zero where there is no query or key. `deltas` holds each query's sum of gradient * output.
+// zero where there is no query or key. `delta` is a query's sum of gradient * output.
 template <typename T, unsigned Width, unsigned Tile>
 __device__ void score_gradients(
-    T* probabilities, T* gradients, float* scores, float* of_probabilities, const T* q_tile, const T* k_tile, const T* v_tile,
-    const T* g_tile, unsigned warp_row, unsigned rows, unsigned keys, float logarithm, float delta, unsigned position, float scale,
-    Mask mask) {
+    const BackwardTiles<T, Width, Tile>& tiles, unsigned warp_row, unsigned rows, unsigned keys, float logarithm, float delta,
+    unsigned position, float scale, Mask mask) {
     unsigned row = warp_row + threadIdx.x % WARP / 2, half = threadIdx.x % 2;
     unsigned scores_row = warp_row * padded<float>(Tile), tile_row = warp_row * padded<T>(Width);
-    multiply_rows<T, Width, Tile>(scores + scores_row, q_tile + tile_row, k_tile);
-    multiply_rows<T, Width, Tile>(of_probabilities + scores_row, g_tile + tile_row, v_tile);
+    multiply_rows<T, Width, Tile>(tiles.scores + scores_row, tiles.q + tile_row, tiles.k);
+    multiply_rows<T, Width, Tile>(tiles.of_probabilities + scores_row, tiles.gradient + tile_row, tiles.v);
     __syncwarp();
     for (unsigned j = half; j < Tile; j += 2) {
         unsigned i = row * padded<float>(Tile) + j;
         bool there = row < rows && j < keys;
-        float p = there ? expf(scale * scores[i] - logarithm) : 0.0f;
+        float p = there ? expf(scale * tiles.scores[i] - logarithm) : 0.0f;
         float factor = dropout_factor(position + j, mask.dropped_below, mask.scale, mask.seed);
-        probabilities[row * padded<T>(Tile) + j] = from_float<T>(p * factor);
-        gradients[row * padded<T>(Tile) + j] = from_float<T>(there ? p * (of_probabilities[i] * factor - delta) : 0.0f);
+        tiles.probabilities[row * padded<T>(Tile) + j] = from_float<T>(p * factor);
+        tiles.of_scores[row * padded<T>(Tile) + j] = from_float<T>(there ? p * (tiles.of_probabilities[i] * factor - delta) : 0.0f);
     }
     __syncwarp();
 }
@@ -233,14 +250,7 @@ __device__ void attention_queries(
     T* dq, const T* q, const T* k, const T* v, const T* out, const T* gradient, const float* logarithms, const unsigned* sequences,
     const unsigned* tiles, unsigned hidden, unsigned width, unsigned all_queries, float scale, Mask mask) {
     DYNAMIC_SHARED(T, memory);
-    T* q_tile = memory;
-    T* k_tile = q_tile + Tile * padded<T>(Width);
-    T* v_tile = k_tile + Tile * padded<T>(Width);
-    T* g_tile = v_tile + Tile * padded<T>(Width);
-    T* probabilities = g_tile + Tile * padded<T>(Width);
-    T* gradients = probabilities + Tile * padded<T>(Tile);
-    float* scores = reinterpret_cast<float*>(gradients + Tile * padded<T>(Tile));
-    float* of_probabilities = scores + Tile * padded<float>(Tile);
+    BackwardTiles<T, Width, Tile> block(memory);
 
     Sequence sequence(sequences, tiles[2 * blockIdx.x]);
     unsigned first = tiles[2 * blockIdx.x + 1], head = blockIdx.y, column = head * width;
@@ -249,8 +259,8 @@ __device__ void attention_queries(
     bool works = warp_row < rows, there = row < rows;
     unsigned long long offset = static_cast<unsigned long long>(sequence.first_query + first) * hidden + column;
     unsigned long long own = offset + static_cast<unsigned long long>(row) * hidden;
-    load_tile<T, Width, Tile>(q_tile, q + offset, rows, hidden, width);
-    load_tile<T, Width, Tile>(g_tile, gradient + offset, rows, hidden, width);
+    load_tile<T, Width, Tile>(block.q, q + offset, rows, hidden, width);
+    load_tile<T, Width, Tile>(block.gradient, gradient + offset, rows, hidden, width);
     float delta = row_delta(gradient + own, out + own, there, width);
     unsigned long long query = static_cast<unsigned long long>(head) * all_queries + sequence.first_query + first + row;
     float logarithm = there ? logarithms[query] : 0.0f;
@@ -262,17 +272,17 @@ __device__ void attention_queries(
         unsigned keys = min(Tile, sequence.keys - key);
         unsigned long long from = static_cast<unsigned long long>(sequence.first_key + key) * hidden + column;
         __syncthreads();
-        load_tile<T, Width, Tile>(k_tile, k + from, keys, hidden, width);
-        load_tile<T, Width, Tile>(v_tile, v + from, keys, hidden, width);
+        load_tile<T, Width, Tile>(block.k, k + from, keys, hidden, width);
+        load_tile<T, Width, Tile>(block.v, v + from, keys, hidden, width);
         __syncthreads();
         if (!works) continue;
         score_gradients<T, Width, Tile>(
-            probabilities, gradients, scores, of_probabilities, q_tile, k_tile, v_tile, g_tile, warp_row, rows, keys, logarithm, delta,
+            block, warp_row, rows, keys, logarithm, delta,
             position + key, scale, mask);
 #pragma unroll
         for (unsigned j = 0; j < Width / 16; j++) {
             totals[j].template add<false, false>(
-                gradients + warp_row * padded<T>(Tile), padded<T>(Tile), k_tile + 16 * j, padded<T>(Width), Tile);
+                block.of_scores + warp_row * padded<T>(Tile), padded<T>(Tile), block.k + 16 * j, padded<T>(Width), Tile);
         }
         __syncwarp();
     }
@@ -292,14 +302,7 @@ __device__ void attention_keys(
     T* dk, T* dv, const T* q, const T* k, const T* v, const T* out, const T* gradient, const float* logarithms,
     const unsigned* sequences, const unsigned* tiles, unsigned hidden, unsigned width, unsigned all_queries, float scale, Mask mask) {
     DYNAMIC_SHARED(T, memory);
-    T* q_tile = memory;
-    T* k_tile = q_tile + Tile * padded<T>(Width);
-    T* v_tile = k_tile + Tile * padded<T>(Width);
-    T* g_tile = v_tile + Tile * padded<T>(Width);
-    T* probabilities = g_tile + Tile * padded<T>(Width);
-    T* gradients = probabilities + Tile * padded<T>(Tile);
-    float* scores = reinterpret_cast<float*>(gradients + Tile * padded<T>(Tile));
-    float* of_probabilities = scores + Tile * padded<float>(Tile);
+    BackwardTiles<T, Width, Tile> block(memory);
 
     Sequence sequence(sequences, tiles[2 * blockIdx.x]);
     unsigned first = tiles[2 * blockIdx.x + 1], head = blockIdx.y, column = head * width;
@@ -307,8 +310,8 @@ __device__ void attention_keys(
     unsigned keys = min(Tile, sequence.keys - first);
     bool works = warp_row < keys; // Of the keys that the warp gathers for; every warp takes part in the scores.
     unsigned long long offset = static_cast<unsigned long long>(sequence.first_key + first) * hidden + column;
-    load_tile<T, Width, Tile>(k_tile, k + offset, keys, hidden, width);
-    load_tile<T, Width, Tile>(v_tile, v + offset, keys, hidden, width);
+    load_tile<T, Width, Tile>(block.k, k + offset, keys, hidden, width);
+    load_tile<T, Width, Tile>(block.v, v + offset, keys, hidden, width);
 
     Sum<T> key_totals[Width / 16], value_totals[Width / 16];
     for (unsigned j = 0; j < Width / 16; j++) key_totals[j].clear(), value_totals[j].clear();
@@ -316,8 +319,8 @@ __device__ void attention_keys(
         unsigned rows = min(Tile, sequence.queries - query);
         unsigned long long from = static_cast<unsigned long long>(sequence.first_query + query) * hidden + column;
         __syncthreads();
-        load_tile<T, Width, Tile>(q_tile, q + from, rows, hidden, width);
-        load_tile<T, Width, Tile>(g_tile, gradient + from, rows, hidden, width);
+        load_tile<T, Width, Tile>(block.q, q + from, rows, hidden, width);
+        load_tile<T, Width, Tile>(block.gradient, gradient + from, rows, hidden, width);
         __syncthreads();
         bool there = row < rows;
         unsigned long long own = from + static_cast<unsigned long long>(row) * hidden;
@@ -326,15 +329,15 @@ __device__ void attention_keys(
         unsigned position =
             sequence.first_probability + head * sequence.queries * sequence.keys + (query + row) * sequence.keys + first;
         score_gradients<T, Width, Tile>(
-            probabilities, gradients, scores, of_probabilities, q_tile, k_tile, v_tile, g_tile, warp_row, rows, keys,
+            block, warp_row, rows, keys,
             there ? logarithms[index] : 0.0f, delta, position, scale, mask);
         __syncthreads();
         if (!works) continue;
 #pragma unroll
         for (unsigned j = 0; j < Width / 16; j++) {
             value_totals[j].template add<true, false>(
-                probabilities + warp_row, padded<T>(Tile), g_tile + 16 * j, padded<T>(Width), Tile);
-            key_totals[j].template add<true, false>(gradients + warp_row, padded<T>(Tile), q_tile + 16 * j, padded<T>(Width), Tile);
+                block.probabilities + warp_row, padded<T>(Tile), block.gradient + 16 * j, padded<T>(Width), Tile);
+            key_totals[j].template add<true, false>(block.of_scores + warp_row, padded<T>(Tile), block.q + 16 * j, padded<T>(Width), Tile);
         }
     }
     __syncthreads(); // Nobody reads the tiles any more.
