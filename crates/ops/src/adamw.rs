@@ -1,5 +1,6 @@
 //! AdamW as one pass over each parameter.
 
+use std::borrow::Cow;
 use std::sync::Mutex;
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, Var, bail};
@@ -148,7 +149,12 @@ impl ParameterMoments {
     /// # Errors
     /// When the device's memory does not suffice.
     pub fn zeros(parameter: &Tensor) -> Result<Self> {
-        Self::new(parameter, Moments::zeros(parameter.elem_count()))
+        #[cfg(feature = "cuda")]
+        if parameter.device().is_cuda() {
+            let moments = crate::cuda::GpuMoments::zeros(parameter)?;
+            return Ok(Self(Place::Gpu(Box::new(moments))));
+        }
+        Ok(Self(Place::Cpu(Moments::zeros(parameter.elem_count()))))
     }
 
     /// Those that [`ParameterMoments::read`] gave.
@@ -165,15 +171,15 @@ impl ParameterMoments {
         Ok(Self(Place::Cpu(moments)))
     }
 
-    /// A copy on the CPU.
+    /// Their numbers: themselves, or of a GPU's a copy.
     ///
     /// # Errors
     /// Those of the device.
-    pub fn read(&self) -> Result<Moments> {
+    pub fn read(&self) -> Result<Cow<'_, Moments>> {
         match &self.0 {
-            Place::Cpu(moments) => Ok(moments.clone()),
+            Place::Cpu(moments) => Ok(Cow::Borrowed(moments)),
             #[cfg(feature = "cuda")]
-            Place::Gpu(moments) => moments.read(),
+            Place::Gpu(moments) => moments.read().map(Cow::Owned),
         }
     }
 
@@ -200,6 +206,21 @@ pub struct AdamWSlot<'a> {
     pub weight_decay: f64,
 }
 
+/// What all parameters share in a step of [`adamw`]: [`AdamWStep`] has the same numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamWSettings {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// The norm that all gradients together are clipped to; `None`: not clipped.
+    pub max_norm: Option<f64>,
+    /// How many steps have been taken, this one included; 1 at the first.
+    pub step: usize,
+}
+
 /// What gradients were multiplied by, so that their norm is within a limit.
 pub enum ClipFactor {
     /// It is known.
@@ -224,18 +245,18 @@ impl ClipFactor {
 }
 
 /// A step of [`adamw_step`] on every parameter, of one device, after their gradients together have been clipped to the norm
-/// `max_norm` as by torch's `clip_grad_norm_`; none where the loss, a scalar in f32, is not finite. `settings` has what all share: the
-/// slots' rates and the clipping take the place of its own.
+/// `max_norm` as by torch's `clip_grad_norm_`; none where the loss, a scalar in f32, is not finite.
 ///
 /// On a GPU this is three launches whatever the number of parameters, and nobody waits for them.
 ///
 /// # Errors
 /// As [`adamw_step`].
-pub fn adamw(slots: &mut [AdamWSlot], max_norm: Option<f64>, loss: &Tensor, settings: AdamWStep) -> Result<ClipFactor> {
+pub fn adamw(slots: &mut [AdamWSlot], loss: &Tensor, settings: AdamWSettings) -> Result<ClipFactor> {
     #[cfg(feature = "cuda")]
     if loss.device().is_cuda() {
-        return crate::cuda::adamw(slots, max_norm, loss, settings).map(ClipFactor::OnGpu);
+        return crate::cuda::adamw(slots, loss, settings).map(ClipFactor::OnGpu);
     }
+    let AdamWSettings { beta1, beta2, epsilon, max_norm, step } = settings;
     let gradient_scale = match max_norm {
         Some(limit) => {
             let mut squares = 0.0;
@@ -249,7 +270,7 @@ pub fn adamw(slots: &mut [AdamWSlot], max_norm: Option<f64>, loss: &Tensor, sett
     if loss.to_scalar::<f32>()?.is_finite() {
         for AdamWSlot { parameter, gradient, moments, learning_rate, weight_decay } in slots {
             let (learning_rate, weight_decay) = (*learning_rate, *weight_decay);
-            let settings = AdamWStep { learning_rate, weight_decay, gradient_scale, ..settings };
+            let settings = AdamWStep { learning_rate, beta1, beta2, epsilon, weight_decay, gradient_scale, step };
             match &mut moments.0 {
                 Place::Cpu(moments) => adamw_step(parameter, gradient, moments, settings)?,
                 #[cfg(feature = "cuda")]

@@ -63,7 +63,9 @@ mod tiles;
 mod transpose;
 
 pub use activation::{Activation, activation};
-pub use adamw::{AdamWSlot, AdamWStep, ClipFactor, Moments, ParameterMoments, adamw, adamw_step, squared_norm};
+pub use adamw::{
+    AdamWSettings, AdamWSlot, AdamWStep, ClipFactor, Moments, ParameterMoments, adamw, adamw_step, squared_norm,
+};
 pub use attention::attention;
 pub use columns::{add_bias, scale_columns};
 pub use concatenation::{concatenate_columns, narrow_columns};

@@ -6,7 +6,7 @@
 mod support;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use ops::{AdamWSlot, AdamWStep, Moments, ParameterMoments, Segments};
+use ops::{AdamWSettings, AdamWSlot, Moments, ParameterMoments, Segments};
 use support::{check, gpu, matrix, vector};
 
 /// As in `cuda_layers.rs`: f32 in another order of sums, bf16 rounded to 8 bits.
@@ -105,20 +105,12 @@ fn stepped(device: &Device, limit: Option<f64>, losses: &[f32]) -> (Vec<Vec<f32>
                 AdamWSlot { parameter, gradient, moments, learning_rate, weight_decay }
             })
             .collect();
-        let settings = AdamWStep {
-            learning_rate: 0.0,
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
-            weight_decay: 0.0,
-            gradient_scale: 1.0,
-            step: step as usize,
-        };
+        let settings = AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, max_norm: limit, step: step as usize };
         let loss = place(Tensor::new(loss, &Device::Cpu).unwrap());
-        factors.push(ops::adamw(&mut slots, limit, &loss, settings).unwrap().value().unwrap());
+        factors.push(ops::adamw(&mut slots, &loss, settings).unwrap().value().unwrap());
     }
     let values = |p: &Var| p.to_device(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    (parameters.iter().map(values).collect(), moments.iter().map(|m| m.read().unwrap()).collect(), factors)
+    (parameters.iter().map(values).collect(), moments.iter().map(|m| m.read().unwrap().into_owned()).collect(), factors)
 }
 
 #[test]

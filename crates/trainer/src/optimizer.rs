@@ -1,7 +1,7 @@
 //! AdamW over a model's trained parameters, in groups, and what a method does after each step.
 
 use candle_core::{Tensor, Var};
-use ops::{AdamWSlot, AdamWStep, Gradients, ParameterMoments};
+use ops::{AdamWSettings, AdamWSlot, Gradients, ParameterMoments};
 use peft::{Model, RankAllocator};
 
 use crate::error::{Error, Result};
@@ -61,16 +61,9 @@ impl Optimizer {
             let (learning_rate, weight_decay) = (*learning_rate * factor, *weight_decay);
             slots.push(AdamWSlot { parameter, gradient, moments, learning_rate, weight_decay });
         }
-        let settings = AdamWStep {
-            learning_rate: 0.0, // The slots have their own.
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
-            weight_decay: 0.0,
-            gradient_scale: 1.0,
-            step: step + 1,
-        };
-        let clipped = ops::adamw(&mut slots, self.max_grad_norm, loss, settings)?;
+        let settings =
+            AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, max_norm: self.max_grad_norm, step: step + 1 };
+        let clipped = ops::adamw(&mut slots, loss, settings)?;
         if let Some(allocator) = &mut self.rank_allocator {
             allocator.update_and_allocate(step, |variable| found.get(variable), clipped.value()?)?;
         }

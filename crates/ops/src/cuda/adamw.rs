@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, Device, Result, Tensor, bail};
 
 use super::gpu::Grid;
 use super::{Argument, Array, Buffer, Element, Gpu, with_arrays};
-use crate::adamw::{AdamWSlot, AdamWStep, Moments};
+use crate::adamw::{AdamWSettings, AdamWSlot, Moments};
 
 /// A parameter's moments on the GPU.
 #[derive(Debug)]
@@ -16,12 +16,14 @@ pub struct GpuMoments {
 }
 
 impl GpuMoments {
+    pub(crate) fn zeros(parameter: &Tensor) -> Result<Self> {
+        let (gpu, count) = (Gpu::of(parameter.device().as_cuda_device()?)?, parameter.elem_count());
+        Ok(Self { first: gpu.zeros(Element::F32, count)?, second: gpu.zeros(Element::F32, count)? })
+    }
+
     pub(crate) fn new(device: &Device, moments: &Moments) -> Result<Self> {
         let gpu = Gpu::of(device.as_cuda_device()?)?;
-        Ok(Self {
-            first: gpu.upload(&moments.first, Element::F32)?,
-            second: gpu.upload(&moments.second, Element::F32)?,
-        })
+        Ok(Self { first: gpu.copy(&moments.first)?, second: gpu.copy(&moments.second)? })
     }
 
     pub(crate) fn read(&self) -> Result<Moments> {
@@ -29,15 +31,12 @@ impl GpuMoments {
     }
 }
 
-/// What the gradients of a step are multiplied by, on the GPU.
-pub struct GpuFactor {
-    gpu: std::sync::Arc<Gpu>,
-    value: CudaSlice<f64>,
-}
+/// What the gradients of a step are multiplied by, on the GPU: one number.
+pub struct GpuFactor(CudaSlice<f64>);
 
 impl GpuFactor {
     pub(crate) fn read(&self) -> Result<f64> {
-        let values = self.gpu.stream.clone_dtoh(&self.value).w()?;
+        let values = self.0.stream().clone_dtoh(&self.0).w()?;
         values.first().copied().ok_or_else(|| candle_core::Error::Msg("adamw: no clip factor".into()).bt())
     }
 }
@@ -47,23 +46,16 @@ const CHUNK: usize = 4096;
 const THREADS: usize = 256;
 
 /// See [`crate::adamw()`].
-pub(crate) fn adamw(
-    slots: &[AdamWSlot],
-    max_norm: Option<f64>,
-    loss: &Tensor,
-    settings: AdamWStep,
-) -> Result<GpuFactor> {
+pub(crate) fn adamw(slots: &[AdamWSlot], loss: &Tensor, settings: AdamWSettings) -> Result<GpuFactor> {
     let gradients = slots.iter().map(|slot| slot.gradient.contiguous()).collect::<Result<Vec<_>>>()?;
     let parameters = slots.iter().map(|slot| slot.parameter.as_tensor());
     let tensors: Vec<&Tensor> = parameters.chain(&gradients).chain([loss]).collect();
-    let gpu = Gpu::of(loss.device().as_cuda_device()?)?;
-    let value = with_arrays(&tensors, "adamw", |gpu, arrays| {
+    with_arrays(&tensors, "adamw", |gpu, arrays| {
         let (parameters, others) = arrays.split_at(slots.len());
         let (gradients, loss) = others.split_at(slots.len());
         let (table, blocks) = table(slots, parameters, gradients, settings)?;
-        launch(gpu, &table, (slots.len(), blocks), max_norm, loss[0], settings)
-    })?;
-    Ok(GpuFactor { gpu, value })
+        launch(gpu, &table, (slots.len(), blocks), loss[0], settings).map(GpuFactor)
+    })
 }
 
 /// For each parameter a `Slot` of `adamw.cu`, in words of 64 bits, and how many blocks all take together.
@@ -71,7 +63,7 @@ fn table(
     slots: &[AdamWSlot],
     parameters: &[Array],
     gradients: &[Array],
-    settings: AdamWStep,
+    settings: AdamWSettings,
 ) -> Result<(Vec<u64>, usize)> {
     let correction = 1.0 - settings.beta1.powi(settings.step as i32);
     let (mut table, mut blocks) = (Vec::with_capacity(7 * slots.len()), 0);
@@ -98,19 +90,18 @@ fn launch(
     gpu: &Gpu,
     table: &[u64],
     (slots, blocks): (usize, usize),
-    max_norm: Option<f64>,
     loss: Array,
-    settings: AdamWStep,
+    settings: AdamWSettings,
 ) -> Result<CudaSlice<f64>> {
     let table = gpu.words(table)?;
     let factor = gpu.doubles(1)?;
     let sums = gpu.doubles(blocks.max(1))?;
     let address = |slice: &CudaSlice<f64>| Argument::Pointer(super::array::pointer(slice));
     let slots = [Argument::Pointer(super::array::pointer(&table)), slots.into()];
-    if max_norm.is_some() {
+    if settings.max_norm.is_some() {
         gpu.launch("gradient_squares", Grid::blocks(blocks, THREADS), &[&[address(&sums)], &slots[..]].concat())?;
     }
-    let (limit, summed) = max_norm.map_or((1.0, 0), |limit| (limit, blocks));
+    let (limit, summed) = settings.max_norm.map_or((1.0, 0), |limit| (limit, blocks));
     let arguments = [address(&factor), address(&sums), summed.into(), Argument::Double(limit)];
     gpu.launch("clip_factor", Grid::blocks(1, THREADS), &arguments)?;
     let correction = 1.0 / (1.0 - settings.beta2.powi(settings.step as i32)).sqrt();
