@@ -1,7 +1,7 @@
 // Attention over packed sequences without a matrix of scores in memory (Dao 2023, "FlashAttention-2"): a block takes a tile of queries
 // of one head and goes over the tiles of its sequence's keys, the softmax being brought up to date with each. The backward pass
 // computes the probabilities again from the logarithm of each query's sum, once to gather the gradients of queries, once those of
-// keys and values, so that no two blocks add to one number.
+// keys and values, so that no two blocks add to one number. Tiles that a window leaves no score of are not read.
 //
 // A warp has 16 rows of a tile. bf16 is multiplied by tensor cores, f32 by plain sums; scores and sums are f32.
 #include "common.cuh"
@@ -67,42 +67,77 @@ template <> struct Sum<float> {
     }
 };
 
-// Where a sequence lies: five numbers of the table that attention.rs makes.
-struct Sequence {
-    unsigned first_query, queries, first_key, keys, first_probability;
-
-    __device__ Sequence(const unsigned* sequences, unsigned index) {
-        const unsigned* row = sequences + 5 * index;
-        first_query = row[0], queries = row[1], first_key = row[2], keys = row[3], first_probability = row[4];
-    }
-};
-
 struct Mask {
     unsigned dropped_below;
     float scale;
     unsigned long long seed;
 };
 
+// What the kernels are told of a batch.
+struct Batch {
+    const unsigned *sequences, *tiles; // The tables that attention.rs makes.
+    unsigned hidden;                   // From a query to the next, and likewise of what becomes of them.
+    unsigned key_stride;               // From a key to the next, and from a value.
+    unsigned width;                    // The columns of a head.
+    unsigned queries;                  // Of all sequences.
+    unsigned window;                   // A query sees the keys at most so far from its token: no more than a sequence has.
+    unsigned prefix;                   // How many keys of a sequence stand before that of its first query's token.
+    float scale;
+    Mask mask;
+};
+
+// Where the sequence of this block lies.
+struct Sequence {
+    unsigned first_query, queries, first_key, keys, first_probability, window, prefix;
+
+    __device__ explicit Sequence(const Batch& batch) : window(batch.window), prefix(batch.prefix) {
+        const unsigned* row = batch.sequences + 5 * batch.tiles[2 * blockIdx.x];
+        first_query = row[0], queries = row[1], first_key = row[2], keys = row[3], first_probability = row[4];
+    }
+
+    // The position of a probability of a head among all of the batch: what dropout counts by.
+    __device__ unsigned probability(unsigned head, unsigned query, unsigned key) const {
+        return first_probability + (head * queries + query) * keys + key;
+    }
+
+    // The keys that a query sees, and the queries that see a key: the first, and the one behind the last.
+    __device__ unsigned first_seen(unsigned query) const { return max(prefix + query, window) - window; }
+    __device__ unsigned end_seen(unsigned query) const { return min(keys, prefix + query + window + 1); }
+    __device__ unsigned first_seeing(unsigned key) const { return max(key, prefix + window) - (prefix + window); }
+    __device__ unsigned end_seeing(unsigned key) const { return min(queries, max(key + window + 1, prefix) - prefix); }
+};
+
+// Which keys of a tile a query sees.
+struct Seen {
+    unsigned first, end;
+
+    __device__ Seen(const Sequence& sequence, unsigned query, unsigned key, unsigned keys) {
+        first = max(sequence.first_seen(query), key) - key;
+        end = min(keys, max(sequence.end_seen(query), key) - key);
+    }
+    __device__ bool has(unsigned key) const { return first <= key && key < end; }
+};
+
 // The distances between rows in shared memory: a multiple of 16 bytes, but not of all banks.
 template <typename T> __host__ __device__ constexpr unsigned padded(unsigned columns) { return columns + 16 / sizeof(T); }
 
-// Up to Tile rows of one head, zeros for the rest, by all threads of the block.
+// Up to Tile rows of one head, which lie `stride` numbers apart, zeros for the rest, by all threads of the block.
 template <typename T, unsigned Width, unsigned Tile>
-__device__ void load_tile(T* tile, const T* data, unsigned rows, unsigned hidden, unsigned width) {
+__device__ void load_tile(T* tile, const T* data, unsigned rows, unsigned stride, unsigned width) {
     constexpr unsigned MANY = 16 / sizeof(T);
     struct alignas(16) Many {
         T values[MANY];
     };
-    bool aligned = width % MANY == 0 && hidden % MANY == 0 && reinterpret_cast<unsigned long long>(data) % 16 == 0;
+    bool aligned = width % MANY == 0 && stride % MANY == 0 && reinterpret_cast<unsigned long long>(data) % 16 == 0;
     for (unsigned i = threadIdx.x; i < Tile * (Width / MANY); i += blockDim.x) {
         unsigned row = i / (Width / MANY), column = i % (Width / MANY) * MANY;
         Many many;
         if (row < rows && column < width && aligned) {
-            many = *reinterpret_cast<const Many*>(data + static_cast<unsigned long long>(row) * hidden + column);
+            many = *reinterpret_cast<const Many*>(data + static_cast<unsigned long long>(row) * stride + column);
         } else {
             for (unsigned j = 0; j < MANY; j++) {
                 bool there = row < rows && column + j < width;
-                many.values[j] = there ? data[static_cast<unsigned long long>(row) * hidden + column + j] : from_float<T>(0.0f);
+                many.values[j] = there ? data[static_cast<unsigned long long>(row) * stride + column + j] : from_float<T>(0.0f);
             }
         }
         *reinterpret_cast<Many*>(tile + row * padded<T>(Width) + column) = many;
@@ -125,9 +160,7 @@ __device__ __forceinline__ float row_highest(float x) { return fmaxf(x, __shfl_x
 
 // out = softmax(scale * q kᵀ) v, and for each query of each head the logarithm of the sum of its e^score.
 template <typename T, unsigned Width, unsigned Tile>
-__device__ void attention_forward(
-    T* out, float* logarithms, const T* q, const T* k, const T* v, const unsigned* sequences, const unsigned* tiles, unsigned hidden,
-    unsigned width, unsigned all_queries, float scale, Mask mask) {
+__device__ void attention_forward(T* out, float* logarithms, const T* q, const T* k, const T* v, const Batch& batch) {
     DYNAMIC_SHARED(T, memory);
     T* q_tile = memory;
     T* k_tile = q_tile + Tile * padded<T>(Width);
@@ -136,41 +169,47 @@ __device__ void attention_forward(
     float* scores = reinterpret_cast<float*>(probabilities + Tile * padded<T>(Tile));
     float* sums = scores + Tile * padded<float>(Tile); // (Tile, Width): the output before its division
 
-    Sequence sequence(sequences, tiles[2 * blockIdx.x]);
-    unsigned first = tiles[2 * blockIdx.x + 1], head = blockIdx.y, column = head * width;
+    Sequence sequence(batch);
+    unsigned first = batch.tiles[2 * blockIdx.x + 1], head = blockIdx.y, column = head * batch.width, width = batch.width;
     unsigned warp_row = threadIdx.x / WARP * 16, row = warp_row + threadIdx.x % WARP / 2, half = threadIdx.x % 2;
-    unsigned rows = min(Tile, sequence.queries - first);
+    unsigned rows = min(Tile, sequence.queries - first), query = first + min(row, rows - 1);
     bool works = warp_row < rows;
-    unsigned long long offset = static_cast<unsigned long long>(sequence.first_query + first) * hidden + column;
-    load_tile<T, Width, Tile>(q_tile, q + offset, rows, hidden, width);
+    unsigned long long offset = static_cast<unsigned long long>(sequence.first_query + first) * batch.hidden + column;
+    load_tile<T, Width, Tile>(q_tile, q + offset, rows, batch.hidden, width);
     for (unsigned i = threadIdx.x; i < Tile * padded<float>(Width); i += blockDim.x) sums[i] = 0.0f;
 
-    unsigned position = sequence.first_probability + head * sequence.queries * sequence.keys + (first + row) * sequence.keys;
+    // Of the first tile every query sees a key.
+    unsigned begin = sequence.first_seen(first), end = sequence.end_seen(first + rows - 1);
     float highest = -INFINITY, total = 0.0f;
-    for (unsigned key = 0; key < sequence.keys; key += Tile) {
-        unsigned keys = min(Tile, sequence.keys - key);
-        unsigned long long from = static_cast<unsigned long long>(sequence.first_key + key) * hidden + column;
+    for (unsigned key = begin; key < end; key += Tile) {
+        unsigned keys = min(Tile, end - key);
+        unsigned long long from = static_cast<unsigned long long>(sequence.first_key + key) * batch.key_stride + column;
         __syncthreads();
-        load_tile<T, Width, Tile>(k_tile, k + from, keys, hidden, width);
-        load_tile<T, Width, Tile>(v_tile, v + from, keys, hidden, width);
+        load_tile<T, Width, Tile>(k_tile, k + from, keys, batch.key_stride, width);
+        load_tile<T, Width, Tile>(v_tile, v + from, keys, batch.key_stride, width);
         __syncthreads();
         if (!works) continue;
         multiply_rows<T, Width, Tile>(scores + warp_row * padded<float>(Tile), q_tile + warp_row * padded<T>(Width), k_tile);
         __syncwarp();
+        Seen seen(sequence, query, key, keys);
         float* own = scores + row * padded<float>(Tile);
         float found = highest;
-        for (unsigned j = half; j < keys; j += 2) found = fmaxf(found, scale * own[j]);
+        for (unsigned j = half; j < Tile; j += 2) {
+            own[j] = seen.has(j) ? batch.scale * own[j] : -INFINITY;
+            found = fmaxf(found, own[j]);
+        }
         found = row_highest(found);
         float kept = expf(highest - found), sum = 0.0f;
+        unsigned position = sequence.probability(head, query, key);
         for (unsigned j = half; j < Tile; j += 2) {
-            float p = j < keys ? expf(scale * own[j] - found) : 0.0f;
+            float p = expf(own[j] - found);
             sum += p;
-            p *= dropout_factor(position + key + j, mask.dropped_below, mask.scale, mask.seed);
+            p *= dropout_factor(position + j, batch.mask.dropped_below, batch.mask.scale, batch.mask.seed);
             probabilities[row * padded<T>(Tile) + j] = from_float<T>(p);
         }
         total = total * kept + row_sum(sum);
         highest = found;
-        if (key > 0) {
+        if (key > begin) {
             for (unsigned j = half; j < Width; j += 2) sums[row * padded<float>(Width) + j] *= kept;
         }
         __syncwarp();
@@ -187,10 +226,11 @@ __device__ void attention_forward(
     if (row >= rows) return;
     float inverse = 1.0f / total;
     for (unsigned j = half; j < width; j += 2) {
-        out[offset + static_cast<unsigned long long>(row) * hidden + j] = from_float<T>(sums[row * padded<float>(Width) + j] * inverse);
+        float sum = sums[row * padded<float>(Width) + j];
+        out[offset + static_cast<unsigned long long>(row) * batch.hidden + j] = from_float<T>(sum * inverse);
     }
     if (half == 0) {
-        logarithms[static_cast<unsigned long long>(head) * all_queries + sequence.first_query + first + row] = highest + logf(total);
+        logarithms[static_cast<unsigned long long>(head) * batch.queries + sequence.first_query + query] = highest + logf(total);
     }
 }
 
@@ -213,11 +253,11 @@ template <typename T, unsigned Width, unsigned Tile> struct BackwardTiles {
 };
 
 // What the backward pass makes of a warp's 16 queries and a tile of keys: the masked probabilities, and the gradient of the scores,
-// zero where there is no query or key. `delta` is a query's sum of gradient * output.
+// zero where there is no query or it does not see the key. `delta` is a query's sum of gradient * output.
 template <typename T, unsigned Width, unsigned Tile>
 __device__ void score_gradients(
-    const BackwardTiles<T, Width, Tile>& tiles, unsigned warp_row, unsigned rows, unsigned keys, float logarithm, float delta,
-    unsigned position, float scale, Mask mask) {
+    const BackwardTiles<T, Width, Tile>& tiles, const Batch& batch, unsigned warp_row, bool there, const Seen& seen, float logarithm,
+    float delta, unsigned position) {
     unsigned row = warp_row + threadIdx.x % WARP / 2, half = threadIdx.x % 2;
     unsigned scores_row = warp_row * padded<float>(Tile), tile_row = warp_row * padded<T>(Width);
     multiply_rows<T, Width, Tile>(tiles.scores + scores_row, tiles.q + tile_row, tiles.k);
@@ -225,11 +265,11 @@ __device__ void score_gradients(
     __syncwarp();
     for (unsigned j = half; j < Tile; j += 2) {
         unsigned i = row * padded<float>(Tile) + j;
-        bool there = row < rows && j < keys;
-        float p = there ? expf(scale * tiles.scores[i] - logarithm) : 0.0f;
-        float factor = dropout_factor(position + j, mask.dropped_below, mask.scale, mask.seed);
+        bool scored = there && seen.has(j);
+        float p = scored ? expf(batch.scale * tiles.scores[i] - logarithm) : 0.0f;
+        float factor = dropout_factor(position + j, batch.mask.dropped_below, batch.mask.scale, batch.mask.seed);
         tiles.probabilities[row * padded<T>(Tile) + j] = from_float<T>(p * factor);
-        tiles.of_scores[row * padded<T>(Tile) + j] = from_float<T>(there ? p * (tiles.of_probabilities[i] * factor - delta) : 0.0f);
+        tiles.of_scores[row * padded<T>(Tile) + j] = from_float<T>(scored ? p * (tiles.of_probabilities[i] * factor - delta) : 0.0f);
     }
     __syncwarp();
 }
@@ -247,38 +287,37 @@ __device__ float row_delta(const T* gradient, const T* output, bool there, unsig
 // The gradient of the queries.
 template <typename T, unsigned Width, unsigned Tile>
 __device__ void attention_queries(
-    T* dq, const T* q, const T* k, const T* v, const T* out, const T* gradient, const float* logarithms, const unsigned* sequences,
-    const unsigned* tiles, unsigned hidden, unsigned width, unsigned all_queries, float scale, Mask mask) {
+    T* dq, const T* q, const T* k, const T* v, const T* out, const T* gradient, const float* logarithms, const Batch& batch) {
     DYNAMIC_SHARED(T, memory);
     BackwardTiles<T, Width, Tile> block(memory);
 
-    Sequence sequence(sequences, tiles[2 * blockIdx.x]);
-    unsigned first = tiles[2 * blockIdx.x + 1], head = blockIdx.y, column = head * width;
+    Sequence sequence(batch);
+    unsigned first = batch.tiles[2 * blockIdx.x + 1], head = blockIdx.y, column = head * batch.width, width = batch.width;
     unsigned warp_row = threadIdx.x / WARP * 16, row = warp_row + threadIdx.x % WARP / 2, half = threadIdx.x % 2;
-    unsigned rows = min(Tile, sequence.queries - first);
+    unsigned rows = min(Tile, sequence.queries - first), query = first + row;
     bool works = warp_row < rows, there = row < rows;
-    unsigned long long offset = static_cast<unsigned long long>(sequence.first_query + first) * hidden + column;
-    unsigned long long own = offset + static_cast<unsigned long long>(row) * hidden;
-    load_tile<T, Width, Tile>(block.q, q + offset, rows, hidden, width);
-    load_tile<T, Width, Tile>(block.gradient, gradient + offset, rows, hidden, width);
+    unsigned long long offset = static_cast<unsigned long long>(sequence.first_query + first) * batch.hidden + column;
+    unsigned long long own = offset + static_cast<unsigned long long>(row) * batch.hidden;
+    load_tile<T, Width, Tile>(block.q, q + offset, rows, batch.hidden, width);
+    load_tile<T, Width, Tile>(block.gradient, gradient + offset, rows, batch.hidden, width);
     float delta = row_delta(gradient + own, out + own, there, width);
-    unsigned long long query = static_cast<unsigned long long>(head) * all_queries + sequence.first_query + first + row;
-    float logarithm = there ? logarithms[query] : 0.0f;
-    unsigned position = sequence.first_probability + head * sequence.queries * sequence.keys + (first + row) * sequence.keys;
+    unsigned long long index = static_cast<unsigned long long>(head) * batch.queries + sequence.first_query + query;
+    float logarithm = there ? logarithms[index] : 0.0f;
 
     Sum<T> totals[Width / 16];
     for (unsigned j = 0; j < Width / 16; j++) totals[j].clear();
-    for (unsigned key = 0; key < sequence.keys; key += Tile) {
-        unsigned keys = min(Tile, sequence.keys - key);
-        unsigned long long from = static_cast<unsigned long long>(sequence.first_key + key) * hidden + column;
+    unsigned end = sequence.end_seen(first + rows - 1);
+    for (unsigned key = sequence.first_seen(first); key < end; key += Tile) {
+        unsigned keys = min(Tile, end - key);
+        unsigned long long from = static_cast<unsigned long long>(sequence.first_key + key) * batch.key_stride + column;
         __syncthreads();
-        load_tile<T, Width, Tile>(block.k, k + from, keys, hidden, width);
-        load_tile<T, Width, Tile>(block.v, v + from, keys, hidden, width);
+        load_tile<T, Width, Tile>(block.k, k + from, keys, batch.key_stride, width);
+        load_tile<T, Width, Tile>(block.v, v + from, keys, batch.key_stride, width);
         __syncthreads();
         if (!works) continue;
         score_gradients<T, Width, Tile>(
-            block, warp_row, rows, keys, logarithm, delta,
-            position + key, scale, mask);
+            block, batch, warp_row, there, Seen(sequence, query, key, keys), logarithm, delta,
+            sequence.probability(head, query, key));
 #pragma unroll
         for (unsigned j = 0; j < Width / 16; j++) {
             totals[j].template add<false, false>(
@@ -293,44 +332,42 @@ __device__ void attention_queries(
     for (unsigned j = 0; j < Width / 16; j++) totals[j].store(sums + warp_row * padded<float>(Width) + 16 * j, padded<float>(Width));
     __syncwarp();
     if (!there) return;
-    for (unsigned j = half; j < width; j += 2) dq[own + j] = from_float<T>(scale * sums[row * padded<float>(Width) + j]);
+    for (unsigned j = half; j < width; j += 2) dq[own + j] = from_float<T>(batch.scale * sums[row * padded<float>(Width) + j]);
 }
 
 // The gradients of keys and values.
 template <typename T, unsigned Width, unsigned Tile>
 __device__ void attention_keys(
-    T* dk, T* dv, const T* q, const T* k, const T* v, const T* out, const T* gradient, const float* logarithms,
-    const unsigned* sequences, const unsigned* tiles, unsigned hidden, unsigned width, unsigned all_queries, float scale, Mask mask) {
+    T* dk, T* dv, const T* q, const T* k, const T* v, const T* out, const T* gradient, const float* logarithms, const Batch& batch) {
     DYNAMIC_SHARED(T, memory);
     BackwardTiles<T, Width, Tile> block(memory);
 
-    Sequence sequence(sequences, tiles[2 * blockIdx.x]);
-    unsigned first = tiles[2 * blockIdx.x + 1], head = blockIdx.y, column = head * width;
+    Sequence sequence(batch);
+    unsigned first = batch.tiles[2 * blockIdx.x + 1], head = blockIdx.y, column = head * batch.width, width = batch.width;
     unsigned warp_row = threadIdx.x / WARP * 16, row = warp_row + threadIdx.x % WARP / 2, half = threadIdx.x % 2;
     unsigned keys = min(Tile, sequence.keys - first);
     bool works = warp_row < keys; // Of the keys that the warp gathers for; every warp takes part in the scores.
-    unsigned long long offset = static_cast<unsigned long long>(sequence.first_key + first) * hidden + column;
-    load_tile<T, Width, Tile>(block.k, k + offset, keys, hidden, width);
-    load_tile<T, Width, Tile>(block.v, v + offset, keys, hidden, width);
+    unsigned long long offset = static_cast<unsigned long long>(sequence.first_key + first) * batch.key_stride + column;
+    load_tile<T, Width, Tile>(block.k, k + offset, keys, batch.key_stride, width);
+    load_tile<T, Width, Tile>(block.v, v + offset, keys, batch.key_stride, width);
 
     Sum<T> key_totals[Width / 16], value_totals[Width / 16];
     for (unsigned j = 0; j < Width / 16; j++) key_totals[j].clear(), value_totals[j].clear();
-    for (unsigned query = 0; query < sequence.queries; query += Tile) {
-        unsigned rows = min(Tile, sequence.queries - query);
-        unsigned long long from = static_cast<unsigned long long>(sequence.first_query + query) * hidden + column;
+    unsigned end = sequence.end_seeing(first + keys - 1);
+    for (unsigned tile = sequence.first_seeing(first); tile < end; tile += Tile) {
+        unsigned rows = min(Tile, end - tile), query = tile + row;
+        unsigned long long from = static_cast<unsigned long long>(sequence.first_query + tile) * batch.hidden + column;
         __syncthreads();
-        load_tile<T, Width, Tile>(block.q, q + from, rows, hidden, width);
-        load_tile<T, Width, Tile>(block.gradient, gradient + from, rows, hidden, width);
+        load_tile<T, Width, Tile>(block.q, q + from, rows, batch.hidden, width);
+        load_tile<T, Width, Tile>(block.gradient, gradient + from, rows, batch.hidden, width);
         __syncthreads();
         bool there = row < rows;
-        unsigned long long own = from + static_cast<unsigned long long>(row) * hidden;
+        unsigned long long own = from + static_cast<unsigned long long>(row) * batch.hidden;
         float delta = row_delta(gradient + own, out + own, there, width);
-        unsigned long long index = static_cast<unsigned long long>(head) * all_queries + sequence.first_query + query + row;
-        unsigned position =
-            sequence.first_probability + head * sequence.queries * sequence.keys + (query + row) * sequence.keys + first;
+        unsigned long long index = static_cast<unsigned long long>(head) * batch.queries + sequence.first_query + query;
         score_gradients<T, Width, Tile>(
-            block, warp_row, rows, keys,
-            there ? logarithms[index] : 0.0f, delta, position, scale, mask);
+            block, batch, warp_row, there, Seen(sequence, query, first, keys), there ? logarithms[index] : 0.0f, delta,
+            sequence.probability(head, query, first));
         __syncthreads();
         if (!works) continue;
 #pragma unroll
@@ -344,12 +381,12 @@ __device__ void attention_keys(
     float* sums = reinterpret_cast<float*>(memory); // (Tile, Width)
     if (!works) return;
     bool there = row < keys;
-    unsigned long long own = offset + static_cast<unsigned long long>(row) * hidden;
+    unsigned long long own = offset + static_cast<unsigned long long>(row) * batch.key_stride;
     float* sums_row = sums + row * padded<float>(Width);
 #pragma unroll
     for (unsigned j = 0; j < Width / 16; j++) key_totals[j].store(sums + warp_row * padded<float>(Width) + 16 * j, padded<float>(Width));
     __syncwarp();
-    for (unsigned j = half; there && j < width; j += 2) dk[own + j] = from_float<T>(scale * sums_row[j]);
+    for (unsigned j = half; there && j < width; j += 2) dk[own + j] = from_float<T>(batch.scale * sums_row[j]);
     __syncwarp();
 #pragma unroll
     for (unsigned j = 0; j < Width / 16; j++) value_totals[j].store(sums + warp_row * padded<float>(Width) + 16 * j, padded<float>(Width));
@@ -357,28 +394,27 @@ __device__ void attention_keys(
     for (unsigned j = half; there && j < width; j += 2) dv[own + j] = from_float<T>(sums_row[j]);
 }
 
+#define BATCH_PARAMETERS \
+    const unsigned *sequences, const unsigned *tiles, unsigned hidden, unsigned key_stride, unsigned head, unsigned queries, \
+        unsigned window, unsigned prefix, float scale, unsigned dropped_below, float keep, unsigned long long seed
+#define BATCH \
+    Batch { sequences, tiles, hidden, key_stride, head, queries, window, prefix, scale, {dropped_below, keep, seed} }
+
 // One kernel of each kind for heads of up to so many columns; the tiles as attention.rs has them.
 #define ATTENTION(type, suffix, width, tile) \
     extern "C" __global__ void __launch_bounds__(tile * 2) attention_forward_##width##_##suffix( \
-        type* out, float* logarithms, const type* q, const type* k, const type* v, const unsigned* sequences, const unsigned* tiles, \
-        unsigned hidden, unsigned head, unsigned queries, float scale, unsigned dropped_below, float keep, unsigned long long seed) { \
-        attention_forward<type, width, tile>( \
-            out, logarithms, q, k, v, sequences, tiles, hidden, head, queries, scale, Mask{dropped_below, keep, seed}); \
+        type* out, float* logarithms, const type* q, const type* k, const type* v, BATCH_PARAMETERS) { \
+        attention_forward<type, width, tile>(out, logarithms, q, k, v, BATCH); \
     } \
     extern "C" __global__ void __launch_bounds__(tile * 2) attention_queries_##width##_##suffix( \
         type* dq, const type* q, const type* k, const type* v, const type* out, const type* gradient, const float* logarithms, \
-        const unsigned* sequences, const unsigned* tiles, unsigned hidden, unsigned head, unsigned queries, float scale, \
-        unsigned dropped_below, float keep, unsigned long long seed) { \
-        attention_queries<type, width, tile>( \
-            dq, q, k, v, out, gradient, logarithms, sequences, tiles, hidden, head, queries, scale, Mask{dropped_below, keep, seed}); \
+        BATCH_PARAMETERS) { \
+        attention_queries<type, width, tile>(dq, q, k, v, out, gradient, logarithms, BATCH); \
     } \
     extern "C" __global__ void __launch_bounds__(tile * 2) attention_keys_##width##_##suffix( \
         type* dk, type* dv, const type* q, const type* k, const type* v, const type* out, const type* gradient, \
-        const float* logarithms, const unsigned* sequences, const unsigned* tiles, unsigned hidden, unsigned head, unsigned queries, \
-        float scale, unsigned dropped_below, float keep, unsigned long long seed) { \
-        attention_keys<type, width, tile>( \
-            dk, dv, q, k, v, out, gradient, logarithms, sequences, tiles, hidden, head, queries, scale, \
-            Mask{dropped_below, keep, seed}); \
+        const float* logarithms, BATCH_PARAMETERS) { \
+        attention_keys<type, width, tile>(dk, dv, q, k, v, out, gradient, logarithms, BATCH); \
     }
 
 ATTENTION(float, f32, 32, 32)

@@ -103,7 +103,17 @@ pub fn relative_attention(
     };
     let head_dim = (hidden / heads) as f64;
     let scale = 1.0 / (head_dim * terms.count() as f64).sqrt();
-    let operation = RelativeAttention { queries, segments: keys, prefix, heads, scale, terms, dropout };
+    let operation = RelativeAttention {
+        queries,
+        segments: keys,
+        prefix,
+        heads,
+        scale,
+        terms,
+        dropout,
+        #[cfg(feature = "cuda")]
+        logarithms: Default::default(),
+    };
     let keys_and_values = concatenate_columns(key, value)?; // (tokens, 2 * hidden)
     match &table {
         Some(table) => apply(operation, &[query, &keys_and_values, table]),
@@ -125,7 +135,7 @@ fn check_rows(table: &Tensor, columns: usize, rows: &RelativeRows, segments: &Se
 }
 
 /// What a score is the sum of, besides `q kᵀ`.
-enum Terms {
+pub(crate) enum Terms {
     Window(usize),
     Bias(RelativeRows),
     Disentangled { rows: RelativeRows, to_position: bool, to_content: bool },
@@ -143,17 +153,20 @@ impl Terms {
     }
 }
 
-struct RelativeAttention {
+pub(crate) struct RelativeAttention {
     /// Of the query's rows.
-    queries: Segments,
+    pub(crate) queries: Segments,
     /// Of the rows of keys and values.
-    segments: Segments,
+    pub(crate) segments: Segments,
     /// How many keys of a sequence stand before that of its first token.
-    prefix: usize,
-    heads: usize,
-    scale: f64,
-    terms: Terms,
-    dropout: Option<Dropout>,
+    pub(crate) prefix: usize,
+    pub(crate) heads: usize,
+    pub(crate) scale: f64,
+    pub(crate) terms: Terms,
+    pub(crate) dropout: Option<Dropout>,
+    /// On a GPU, of each query's sum of exponentials, `(heads, queries)`, for the backward pass.
+    #[cfg(feature = "cuda")]
+    pub(crate) logarithms: std::sync::OnceLock<crate::cuda::Buffer>,
 }
 
 /// The rows of a table that a sequence's distances reach.
@@ -517,5 +530,10 @@ impl Operation for RelativeAttention {
             gradients.push(keep(dtable, needed[2]));
         }
         Ok(gradients)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
+        matches!(self.terms, Terms::Window(_)).then_some(self as _)
     }
 }

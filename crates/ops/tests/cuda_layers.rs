@@ -5,8 +5,8 @@
 
 mod support;
 
-use candle_core::{DType, Device, Tensor};
-use ops::{Dropout, Lora, Precision, Segments, Weight};
+use candle_core::{DType, Device, Result, Tensor};
+use ops::{Dropout, Lora, Precision, Relative, Segments, Weight};
 use support::{check, matrix, vector};
 
 /// f32 sums of some hundred products in another order: each number is off by a few units in the last place (6e-8) of the
@@ -47,6 +47,43 @@ fn attention_of_first_tokens_with_a_prefix_and_with_dropout_is_the_cpus() {
     attention("a prefix", &[20, 3, 66], 5, 2, 64, false, 0.0);
     attention("a prefix and first tokens", &[20, 3], 5, 2, 32, true, 0.3);
     attention("dropout", &[80, 31, 2], 0, 2, 64, false, 0.1);
+}
+
+/// Attention that depends on distances, of all tokens or of the first ones, with a prefix of so many keys and values. `attend` is given
+/// query, key, value and the tables.
+fn relative_attention(
+    name: &str,
+    lengths: &[usize],
+    (prefix, first_only, dropout): (usize, bool, f64),
+    hidden: usize,
+    tables: &[Tensor],
+    attend: impl Fn(&[Tensor], &Segments, Option<Dropout>) -> Result<Tensor>,
+) {
+    let segments = Segments::from_lengths(lengths);
+    let tokens = segments.tokens();
+    let keys = tokens + prefix * lengths.len();
+    let queries = if first_only { lengths.len() } else { tokens };
+    let mut inputs = vec![matrix(queries, hidden, 1), matrix(keys, hidden, 2), matrix(keys, hidden, 3)];
+    inputs.extend(tables.iter().cloned());
+    for (dtype, tolerance) in TOLERANCES {
+        check(name, dtype, tolerance, 3, &inputs, |inputs| attend(inputs, &segments, Dropout::new(dropout, 7)));
+    }
+}
+
+#[test]
+fn attention_within_a_window_is_the_cpus() {
+    let window = |name: &str, lengths: &[usize], how, window| {
+        relative_attention(name, lengths, how, 64, &[], |x, segments, dropout| {
+            ops::relative_attention(&x[0], &x[1], &x[2], Relative::Window(window), segments, 2, dropout)
+        });
+    };
+    window("narrower than a tile", &[1, 150, 17], (0, false, 0.0), 5);
+    window("the next ones alone", &[70, 3], (0, false, 0.0), 1);
+    window("wider than a tile, with dropout", &[200, 40], (0, false, 0.2), 70);
+    window("wider than a sequence", &[40, 3], (0, false, 0.1), 1000);
+    window("behind a prefix, which few queries see", &[90, 3], (5, false, 0.1), 8);
+    window("first tokens, which few keys are seen by", &[150, 1], (0, true, 0.0), 5);
+    window("first tokens behind a prefix that they see a part of", &[150, 1], (70, true, 0.2), 9);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use super::gpu::Grid;
 use super::pointwise::dropout_arguments;
 use super::{Argument, Array, Buffer, Element, Gpu, GpuGradient, GpuOperation, Indices};
 use crate::attention::Attention;
+use crate::dropout::Dropout;
 use crate::segments::Segments;
 
 /// What the blocks of a batch's attention work on, on the GPU.
@@ -55,8 +56,8 @@ fn shape(element: Element, head: usize) -> Result<(usize, usize)> {
 }
 
 impl Plan {
-    fn new(gpu: &Gpu, attention: &Attention, tile: usize) -> Result<Self> {
-        let (queries, keys, heads) = (&attention.queries, &attention.segments, attention.heads);
+    fn new(gpu: &Gpu, batch: &Batch, tile: usize) -> Result<Self> {
+        let Batch { queries, keys, heads, .. } = *batch;
         let mut first_probability = 0u32;
         let mut sequences = Vec::with_capacity(5 * keys.len());
         for (queries, keys) in queries.ranges().zip(keys.ranges()) {
@@ -77,9 +78,9 @@ impl Plan {
         })
     }
 
-    fn is_of(&self, attention: &Attention, tile: usize) -> bool {
+    fn is_of(&self, batch: &Batch, tile: usize) -> bool {
         let Self { queries, keys, heads, .. } = self;
-        self.tile == tile && *heads == attention.heads && *queries == attention.queries && *keys == attention.segments
+        self.tile == tile && *heads == batch.heads && queries == batch.queries && keys == batch.keys
     }
 }
 
@@ -88,17 +89,47 @@ const PLANS: usize = 4;
 
 impl Gpu {
     /// The plan of a batch, made by its first layer.
-    fn with_plan<R>(&self, attention: &Attention, tile: usize, use_it: impl FnOnce(&Plan) -> Result<R>) -> Result<R> {
+    fn with_plan<R>(&self, batch: &Batch, tile: usize, use_it: impl FnOnce(&Plan) -> Result<R>) -> Result<R> {
         let mut plans = self.plans();
-        let plan = match plans.iter().position(|plan| plan.is_of(attention, tile)) {
+        let plan = match plans.iter().position(|plan| plan.is_of(batch, tile)) {
             Some(place) => plans.remove(place),
-            None => Plan::new(self, attention, tile)?,
+            None => Plan::new(self, batch, tile)?,
         };
         let result = use_it(&plan);
         plans.insert(0, plan);
         plans.truncate(PLANS);
         result
     }
+}
+
+/// Attention as the kernels compute it.
+pub(super) struct Batch<'a> {
+    pub queries: &'a Segments,
+    pub keys: &'a Segments,
+    pub heads: usize,
+    /// How many keys of a sequence stand before that of its first query's token.
+    pub prefix: usize,
+    /// How far from its token a query sees, if not all keys.
+    pub window: Option<usize>,
+    pub scale: f64,
+    pub dropout: Option<Dropout>,
+}
+
+/// The matrices that are attended with, of one type.
+pub(super) struct Inputs<'a> {
+    pub query: Array<'a>, // (queries, hidden)
+    /// The addresses of the first key and the first value, and how far it is to the next ones.
+    pub key: u64,
+    pub value: u64,
+    pub key_stride: usize,
+}
+
+/// What the forward pass has left, and the gradient of its result.
+pub(super) struct Upstream<'a> {
+    pub output: Array<'a>,
+    pub gradient: Array<'a>,
+    /// Of each query's sum of exponentials, `(heads, queries)`.
+    pub logarithms: &'a Buffer,
 }
 
 /// One of the three kernels.
@@ -109,44 +140,94 @@ struct Kernel<'a> {
     tables: (usize, usize, usize, usize),
 }
 
-impl Attention {
-    /// Runs a kernel on a tile's columns after those of its arguments that come first.
-    fn run(&self, gpu: &Gpu, plan: &Plan, kernel: &Kernel, query: Array, first: &[Argument]) -> Result<()> {
-        let (queries, hidden) = query.matrix();
-        let head = hidden / self.heads;
-        let (width, tile) = shape(query.element, head)?;
-        let (bytes, padded) = (query.element.bytes(), |columns: usize, bytes: usize| columns * bytes + 16);
+impl Batch<'_> {
+    /// Runs a kernel on the columns of tiles after those of its arguments that come first.
+    fn run(&self, gpu: &Gpu, plan: &Plan, kernel: &Kernel, inputs: &Inputs, first: &[Argument]) -> Result<()> {
+        let (queries, hidden) = inputs.query.matrix();
+        let (head, element) = (hidden / self.heads, inputs.query.element);
+        let (width, tile) = shape(element, head)?;
+        let padded = |columns: usize, bytes: usize| columns * bytes + 16;
         let (columns, scores, exact_scores, exact_columns) = kernel.tables;
         let shared = tile
-            * (columns * padded(width, bytes)
-                + scores * padded(tile, bytes)
+            * (columns * padded(width, element.bytes())
+                + scores * padded(tile, element.bytes())
                 + exact_scores * padded(tile, 4)
                 + exact_columns * padded(width, 4));
+        let longest = self.keys.ranges().map(|keys| keys.len()).max().unwrap_or(0);
+        let window = self.window.map_or(longest, |window| window.min(longest));
         let mut arguments = first.to_vec();
         arguments.extend([&plan.sequences, &kernel.tiles.table].map(Argument::from));
-        arguments.extend([hidden, head, queries].map(Argument::from));
-        arguments.push((1.0 / (head as f32).sqrt()).into());
+        arguments.extend([hidden, inputs.key_stride, head, queries, window, self.prefix].map(Argument::from));
+        arguments.push((self.scale as f32).into());
         arguments.extend(dropout_arguments(self.dropout));
         let grid = Grid { blocks: (kernel.tiles.count, self.heads), threads: (2 * tile, 1), shared };
-        gpu.launch(&query.element.kernel(&format!("{}_{width}", kernel.name)), grid, &arguments)
+        gpu.launch(&element.kernel(&format!("{}_{width}", kernel.name)), grid, &arguments)
     }
+
+    fn tile(&self, inputs: &Inputs) -> Result<usize> {
+        let (_, hidden) = inputs.query.matrix();
+        Ok(shape(inputs.query.element, hidden / self.heads)?.1)
+    }
+
+    /// The result, `(queries, hidden)`, and the logarithm of each query's sum of exponentials, `(heads, queries)`.
+    pub fn forward(&self, gpu: &Gpu, inputs: &Inputs) -> Result<(Buffer, Buffer)> {
+        let (query, (queries, _)) = (inputs.query, inputs.query.matrix());
+        let output = gpu.empty(query.element, query.count())?;
+        let logarithms = gpu.empty(Element::F32, self.heads * queries)?;
+        let first = [output.pointer()?, logarithms.pointer()?, query.pointer, inputs.key, inputs.value];
+        gpu.with_plan(self, self.tile(inputs)?, |plan| {
+            let kernel = Kernel { name: "attention_forward", tiles: &plan.query_tiles, tables: (3, 1, 1, 1) };
+            self.run(gpu, plan, &kernel, inputs, &first.map(Argument::Pointer))
+        })?;
+        Ok((output, logarithms))
+    }
+
+    /// What the kernels of the backward pass are given behind the addresses of the gradients.
+    fn given(inputs: &Inputs, upstream: &Upstream) -> Result<[u64; 6]> {
+        let Upstream { output, gradient, logarithms } = upstream;
+        let ends = (output.pointer, gradient.pointer, logarithms.pointer()?);
+        Ok([inputs.query.pointer, inputs.key, inputs.value, ends.0, ends.1, ends.2])
+    }
+
+    /// The gradient of the queries.
+    pub fn query_gradient(&self, gpu: &Gpu, inputs: &Inputs, upstream: &Upstream) -> Result<Buffer> {
+        let dq = gpu.empty(inputs.query.element, inputs.query.count())?;
+        let first: Vec<u64> = [dq.pointer()?].into_iter().chain(Self::given(inputs, upstream)?).collect();
+        gpu.with_plan(self, self.tile(inputs)?, |plan| {
+            let kernel = Kernel { name: "attention_queries", tiles: &plan.query_tiles, tables: (4, 2, 2, 0) };
+            self.run(gpu, plan, &kernel, inputs, &first.into_iter().map(Argument::Pointer).collect::<Vec<_>>())
+        })?;
+        Ok(dq)
+    }
+
+    /// The gradients of keys and of values, to two addresses; they lie there as keys and values do.
+    pub fn key_gradients(&self, gpu: &Gpu, inputs: &Inputs, upstream: &Upstream, to: [u64; 2]) -> Result<()> {
+        let first: Vec<u64> = to.into_iter().chain(Self::given(inputs, upstream)?).collect();
+        gpu.with_plan(self, self.tile(inputs)?, |plan| {
+            let kernel = Kernel { name: "attention_keys", tiles: &plan.key_tiles, tables: (4, 2, 2, 0) };
+            self.run(gpu, plan, &kernel, inputs, &first.into_iter().map(Argument::Pointer).collect::<Vec<_>>())
+        })
+    }
+}
+
+impl Attention {
+    fn batch(&self, hidden: usize) -> Batch<'_> {
+        let Self { queries, segments: keys, heads, dropout, .. } = self;
+        let scale = 1.0 / ((hidden / heads) as f64).sqrt();
+        Batch { queries, keys, heads: *heads, prefix: 0, window: None, scale, dropout: *dropout }
+    }
+}
+
+fn apart<'a>(inputs: &[Array<'a>]) -> Inputs<'a> {
+    let [query, key, value] = [inputs[0], inputs[1], inputs[2]];
+    Inputs { query, key: key.pointer, value: value.pointer, key_stride: key.matrix().1 }
 }
 
 impl GpuOperation for Attention {
     fn forward(&self, gpu: &Gpu, inputs: &[Array]) -> Result<(Buffer, Vec<usize>)> {
-        let query = inputs[0];
-        let ((queries, hidden), element) = (query.matrix(), query.element);
-        let (_, tile) = shape(element, hidden / self.heads)?;
-        let output = gpu.empty(element, query.count())?;
-        let logarithms = gpu.empty(Element::F32, self.heads * queries)?; // (heads, queries)
-        let mut first = [output.pointer()?, logarithms.pointer()?].map(Argument::Pointer).to_vec();
-        first.extend(inputs.iter().map(|&input| Argument::from(input)));
-        gpu.with_plan(self, tile, |plan| {
-            let kernel = Kernel { name: "attention_forward", tiles: &plan.query_tiles, tables: (3, 1, 1, 1) };
-            self.run(gpu, plan, &kernel, query, &first)
-        })?;
+        let (output, logarithms) = self.batch(inputs[0].matrix().1).forward(gpu, &apart(inputs))?;
         let _ = self.logarithms.set(logarithms);
-        Ok((output, query.shape.to_vec()))
+        Ok((output, inputs[0].shape.to_vec()))
     }
 
     fn backward(
@@ -157,35 +238,19 @@ impl GpuOperation for Attention {
         output: Array,
         gradient: Array,
     ) -> Result<Vec<GpuGradient>> {
-        let [query, key, value] = [inputs[0], inputs[1], inputs[2]];
-        let (_, hidden) = query.matrix();
-        let (_, tile) = shape(query.element, hidden / self.heads)?;
         let Some(logarithms) = self.logarithms.get() else { bail!("attention: backward before forward") };
-        let given: Vec<Argument> = [query, key, value, output, gradient]
-            .map(Argument::from)
-            .into_iter()
-            .chain([Argument::Pointer(logarithms.pointer()?)])
-            .collect();
+        let (batch, key) = (self.batch(inputs[0].matrix().1), inputs[1]);
+        let (inputs, upstream) = (apart(inputs), Upstream { output, gradient, logarithms });
         let mut gradients = vec![GpuGradient::None, GpuGradient::None, GpuGradient::None];
-        gpu.with_plan(self, tile, |plan| {
-            if needed[0] {
-                let dq = gpu.empty(query.element, query.count())?;
-                let first = [&[Argument::Pointer(dq.pointer()?)], given.as_slice()].concat();
-                let kernel = Kernel { name: "attention_queries", tiles: &plan.query_tiles, tables: (4, 2, 2, 0) };
-                self.run(gpu, plan, &kernel, query, &first)?;
-                gradients[0] = GpuGradient::Values(dq);
-            }
-            if needed[1] || needed[2] {
-                let (dk, dv) = (gpu.empty(query.element, key.count())?, gpu.empty(query.element, key.count())?);
-                let new = [dk.pointer()?, dv.pointer()?].map(Argument::Pointer);
-                let first = [new.as_slice(), &given].concat();
-                let kernel = Kernel { name: "attention_keys", tiles: &plan.key_tiles, tables: (4, 2, 2, 0) };
-                self.run(gpu, plan, &kernel, query, &first)?;
-                let keep = |needed, values| if needed { GpuGradient::Values(values) } else { GpuGradient::None };
-                (gradients[1], gradients[2]) = (keep(needed[1], dk), keep(needed[2], dv));
-            }
-            Ok(())
-        })?;
+        if needed[0] {
+            gradients[0] = GpuGradient::Values(batch.query_gradient(gpu, &inputs, &upstream)?);
+        }
+        if needed[1] || needed[2] {
+            let (dk, dv) = (gpu.empty(key.element, key.count())?, gpu.empty(key.element, key.count())?);
+            batch.key_gradients(gpu, &inputs, &upstream, [dk.pointer()?, dv.pointer()?])?;
+            let keep = |needed, values| if needed { GpuGradient::Values(values) } else { GpuGradient::None };
+            (gradients[1], gradients[2]) = (keep(needed[1], dk), keep(needed[2], dv));
+        }
         Ok(gradients)
     }
 }

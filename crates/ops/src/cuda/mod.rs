@@ -14,6 +14,7 @@ mod loss;
 mod normalization;
 mod pointwise;
 mod product;
+mod relative_attention;
 mod rotary;
 mod rows;
 
