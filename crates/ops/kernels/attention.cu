@@ -84,6 +84,9 @@ struct Batch {
     unsigned prefix;                   // How many keys of a sequence stand before that of its first query's token.
     float scale;
     Mask mask;
+    const unsigned* rows; // Of a table, by distance: the position of the query's token less the key's, from 1 - longest to longest - 1.
+    unsigned longest;
+    const float* bias; // (rows of the table, heads): added to the scores, if it is there.
 };
 
 // Where the sequence of this block lies.
@@ -144,6 +147,30 @@ __device__ void load_tile(T* tile, const T* data, unsigned rows, unsigned stride
     }
 }
 
+// What distances add to a tile of scores.
+template <unsigned Tile> struct Distances {
+    static constexpr unsigned COUNT = 2 * Tile; // One more than there are, so that each thread of a block has one.
+    float* biases; // (COUNT): of row i and column j at i - j + Tile - 1.
+
+    // Reads those of a tile, by all threads of the block.
+    __device__ void load(const Batch& batch, unsigned head, unsigned query, unsigned key) {
+        if (!batch.bias) return;
+        unsigned place = distance(batch, query, key, threadIdx.x);
+        bool there = place < 2 * batch.longest - 1; // Others are of no query or no key.
+        biases[threadIdx.x] = there ? batch.bias[batch.rows[place] * (batch.hidden / batch.width) + head] : 0.0f;
+    }
+
+    // The place among all distances of one of a tile's that begins at that query and key.
+    __device__ static unsigned distance(const Batch& batch, unsigned query, unsigned key, unsigned i) {
+        return batch.prefix + query + i + batch.longest - (key + Tile);
+    }
+
+    __device__ float score(const Batch& batch, unsigned i, unsigned j, float product) const {
+        float score = batch.scale * product;
+        return batch.bias ? score + biases[i + Tile - 1 - j] : score;
+    }
+};
+
 // Scores of a warp's 16 rows with all rows of the other tile: (16, Tile) of a * bᵀ.
 template <typename T, unsigned Width, unsigned Tile> __device__ void multiply_rows(float* scores, const T* a, const T* b) {
     for (unsigned column = 0; column < Tile; column += 16) {
@@ -168,6 +195,7 @@ __device__ void attention_forward(T* out, float* logarithms, const T* q, const T
     T* probabilities = v_tile + Tile * padded<T>(Width);
     float* scores = reinterpret_cast<float*>(probabilities + Tile * padded<T>(Tile));
     float* sums = scores + Tile * padded<float>(Tile); // (Tile, Width): the output before its division
+    Distances<Tile> distances{sums + Tile * padded<float>(Width)};
 
     Sequence sequence(batch);
     unsigned first = batch.tiles[2 * blockIdx.x + 1], head = blockIdx.y, column = head * batch.width, width = batch.width;
@@ -187,6 +215,7 @@ __device__ void attention_forward(T* out, float* logarithms, const T* q, const T
         __syncthreads();
         load_tile<T, Width, Tile>(k_tile, k + from, keys, batch.key_stride, width);
         load_tile<T, Width, Tile>(v_tile, v + from, keys, batch.key_stride, width);
+        distances.load(batch, head, first, key);
         __syncthreads();
         if (!works) continue;
         multiply_rows<T, Width, Tile>(scores + warp_row * padded<float>(Tile), q_tile + warp_row * padded<T>(Width), k_tile);
@@ -195,7 +224,7 @@ __device__ void attention_forward(T* out, float* logarithms, const T* q, const T
         float* own = scores + row * padded<float>(Tile);
         float found = highest;
         for (unsigned j = half; j < Tile; j += 2) {
-            own[j] = seen.has(j) ? batch.scale * own[j] : -INFINITY;
+            own[j] = seen.has(j) ? distances.score(batch, row, j, own[j]) : -INFINITY;
             found = fmaxf(found, own[j]);
         }
         found = row_highest(found);
@@ -239,6 +268,7 @@ template <typename T, unsigned Width, unsigned Tile> struct BackwardTiles {
     T *q, *k, *v, *gradient;       // (Tile, Width)
     T *probabilities, *of_scores;  // (Tile, Tile): masked probabilities, and the gradient of the scores
     float *scores, *of_probabilities; // (Tile, Tile)
+    Distances<Tile> distances;
 
     __device__ explicit BackwardTiles(T* memory) {
         q = memory;
@@ -249,11 +279,13 @@ template <typename T, unsigned Width, unsigned Tile> struct BackwardTiles {
         of_scores = probabilities + Tile * padded<T>(Tile);
         scores = reinterpret_cast<float*>(of_scores + Tile * padded<T>(Tile));
         of_probabilities = scores + Tile * padded<float>(Tile);
+        distances.biases = of_probabilities + Tile * padded<float>(Tile);
     }
 };
 
 // What the backward pass makes of a warp's 16 queries and a tile of keys: the masked probabilities, and the gradient of the scores,
-// zero where there is no query or it does not see the key. `delta` is a query's sum of gradient * output.
+// zero where there is no query or it does not see the key; exact in the place of that of the probabilities. `delta` is a query's sum
+// of gradient * output.
 template <typename T, unsigned Width, unsigned Tile>
 __device__ void score_gradients(
     const BackwardTiles<T, Width, Tile>& tiles, const Batch& batch, unsigned warp_row, bool there, const Seen& seen, float logarithm,
@@ -266,10 +298,12 @@ __device__ void score_gradients(
     for (unsigned j = half; j < Tile; j += 2) {
         unsigned i = row * padded<float>(Tile) + j;
         bool scored = there && seen.has(j);
-        float p = scored ? expf(batch.scale * tiles.scores[i] - logarithm) : 0.0f;
+        float p = scored ? expf(tiles.distances.score(batch, row, j, tiles.scores[i]) - logarithm) : 0.0f;
         float factor = dropout_factor(position + j, batch.mask.dropped_below, batch.mask.scale, batch.mask.seed);
         tiles.probabilities[row * padded<T>(Tile) + j] = from_float<T>(p * factor);
-        tiles.of_scores[row * padded<T>(Tile) + j] = from_float<T>(scored ? p * (tiles.of_probabilities[i] * factor - delta) : 0.0f);
+        float of_score = scored ? p * (tiles.of_probabilities[i] * factor - delta) : 0.0f;
+        tiles.of_scores[row * padded<T>(Tile) + j] = from_float<T>(of_score);
+        tiles.of_probabilities[i] = of_score;
     }
     __syncwarp();
 }
@@ -284,12 +318,29 @@ __device__ float row_delta(const T* gradient, const T* output, bool there, unsig
     return row_sum(sum);
 }
 
-// The gradient of the queries.
+// Adds the gradient of a tile's scores up for each distance, by all threads of the block: a thread has one.
+template <unsigned Tile>
+__device__ void add_distances(
+    float* sums, const float* of_scores, const Batch& batch, unsigned head, unsigned query, unsigned key, unsigned rows) {
+    unsigned place = Distances<Tile>::distance(batch, query, key, threadIdx.x), heads = batch.hidden / batch.width;
+    if (place >= 2 * batch.longest - 1) return;
+    float sum = 0.0f;
+    for (unsigned i = 0; i < rows; i++) {
+        unsigned j = i + Tile - 1 - threadIdx.x;
+        if (j < Tile) sum += of_scores[i * padded<float>(Tile) + j];
+    }
+    sums[static_cast<unsigned long long>(place) * heads + head] += sum;
+}
+
+// The gradient of the queries, and of the scores for each distance if the bias's is asked for: `of_distances` (blocks, distances, heads)
+// begins as zeros.
 template <typename T, unsigned Width, unsigned Tile>
 __device__ void attention_queries(
-    T* dq, const T* q, const T* k, const T* v, const T* out, const T* gradient, const float* logarithms, const Batch& batch) {
+    T* dq, float* of_distances, const T* q, const T* k, const T* v, const T* out, const T* gradient, const float* logarithms,
+    const Batch& batch) {
     DYNAMIC_SHARED(T, memory);
     BackwardTiles<T, Width, Tile> block(memory);
+    if (of_distances) of_distances += static_cast<unsigned long long>(blockIdx.x) * (2 * batch.longest - 1) * (batch.hidden / batch.width);
 
     Sequence sequence(batch);
     unsigned first = batch.tiles[2 * blockIdx.x + 1], head = blockIdx.y, column = head * batch.width, width = batch.width;
@@ -313,17 +364,22 @@ __device__ void attention_queries(
         __syncthreads();
         load_tile<T, Width, Tile>(block.k, k + from, keys, batch.key_stride, width);
         load_tile<T, Width, Tile>(block.v, v + from, keys, batch.key_stride, width);
+        block.distances.load(batch, head, first, key);
         __syncthreads();
-        if (!works) continue;
-        score_gradients<T, Width, Tile>(
-            block, batch, warp_row, there, Seen(sequence, query, key, keys), logarithm, delta,
-            sequence.probability(head, query, key));
+        if (works) {
+            score_gradients<T, Width, Tile>(
+                block, batch, warp_row, there, Seen(sequence, query, key, keys), logarithm, delta,
+                sequence.probability(head, query, key));
 #pragma unroll
-        for (unsigned j = 0; j < Width / 16; j++) {
-            totals[j].template add<false, false>(
-                block.of_scores + warp_row * padded<T>(Tile), padded<T>(Tile), block.k + 16 * j, padded<T>(Width), Tile);
+            for (unsigned j = 0; j < Width / 16; j++) {
+                totals[j].template add<false, false>(
+                    block.of_scores + warp_row * padded<T>(Tile), padded<T>(Tile), block.k + 16 * j, padded<T>(Width), Tile);
+            }
         }
-        __syncwarp();
+        if (of_distances) {
+            __syncthreads();
+            add_distances<Tile>(of_distances, block.of_probabilities, batch, head, first, key, rows);
+        }
     }
     __syncthreads(); // Nobody reads the tiles any more.
     float* sums = reinterpret_cast<float*>(memory); // (Tile, Width)
@@ -360,6 +416,7 @@ __device__ void attention_keys(
         __syncthreads();
         load_tile<T, Width, Tile>(block.q, q + from, rows, batch.hidden, width);
         load_tile<T, Width, Tile>(block.gradient, gradient + from, rows, batch.hidden, width);
+        block.distances.load(batch, head, tile, first);
         __syncthreads();
         bool there = row < rows;
         unsigned long long own = from + static_cast<unsigned long long>(row) * batch.hidden;
@@ -396,9 +453,12 @@ __device__ void attention_keys(
 
 #define BATCH_PARAMETERS \
     const unsigned *sequences, const unsigned *tiles, unsigned hidden, unsigned key_stride, unsigned head, unsigned queries, \
-        unsigned window, unsigned prefix, float scale, unsigned dropped_below, float keep, unsigned long long seed
+        unsigned window, unsigned prefix, float scale, unsigned dropped_below, float keep, unsigned long long seed, \
+        const unsigned *rows, unsigned longest, const float *bias
 #define BATCH \
-    Batch { sequences, tiles, hidden, key_stride, head, queries, window, prefix, scale, {dropped_below, keep, seed} }
+    Batch { \
+        sequences, tiles, hidden, key_stride, head, queries, window, prefix, scale, {dropped_below, keep, seed}, rows, longest, bias \
+    }
 
 // One kernel of each kind for heads of up to so many columns; the tiles as attention.rs has them.
 #define ATTENTION(type, suffix, width, tile) \
@@ -407,9 +467,9 @@ __device__ void attention_keys(
         attention_forward<type, width, tile>(out, logarithms, q, k, v, BATCH); \
     } \
     extern "C" __global__ void __launch_bounds__(tile * 2) attention_queries_##width##_##suffix( \
-        type* dq, const type* q, const type* k, const type* v, const type* out, const type* gradient, const float* logarithms, \
-        BATCH_PARAMETERS) { \
-        attention_queries<type, width, tile>(dq, q, k, v, out, gradient, logarithms, BATCH); \
+        type* dq, float* of_distances, const type* q, const type* k, const type* v, const type* out, const type* gradient, \
+        const float* logarithms, BATCH_PARAMETERS) { \
+        attention_queries<type, width, tile>(dq, of_distances, q, k, v, out, gradient, logarithms, BATCH); \
     } \
     extern "C" __global__ void __launch_bounds__(tile * 2) attention_keys_##width##_##suffix( \
         type* dk, type* dv, const type* q, const type* k, const type* v, const type* out, const type* gradient, \

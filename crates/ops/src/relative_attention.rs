@@ -20,15 +20,28 @@ use crate::segments::Segments;
 /// Which row of a table stands for which distance, the query's position less the key's.
 #[derive(Clone, Debug)]
 pub struct RelativeRows {
-    rows: Arc<[usize]>, // of the distances -(longest - 1)..longest
-    longest: usize,
+    pub(crate) rows: Arc<[usize]>, // of the distances -(longest - 1)..longest
+    pub(crate) longest: usize,
+    #[cfg(feature = "cuda")]
+    uploaded: crate::cuda::Uploaded,
 }
 
 impl RelativeRows {
     /// The rows that `row` gives, for sequences of at most so many tokens.
     pub fn new(longest: usize, row: impl Fn(isize) -> usize) -> Self {
         let last = longest as isize - 1;
-        Self { rows: (-last..=last).map(row).collect(), longest }
+        Self {
+            rows: (-last..=last).map(row).collect(),
+            longest,
+            #[cfg(feature = "cuda")]
+            uploaded: Default::default(),
+        }
+    }
+
+    /// The rows by distance on that GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_gpu(&self, gpu: &crate::cuda::Gpu) -> Result<Arc<crate::cuda::Indices>> {
+        self.uploaded.or_upload(gpu, &self.rows)
     }
 
     /// The rows of a sequence's distances: that of query `i` and key `j` at `j - i + tokens - 1`.
@@ -534,6 +547,6 @@ impl Operation for RelativeAttention {
 
     #[cfg(feature = "cuda")]
     fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
-        matches!(self.terms, Terms::Window(_)).then_some(self as _)
+        (!matches!(self.terms, Terms::Disentangled { .. })).then_some(self as _)
     }
 }

@@ -13,44 +13,22 @@ use crate::operation::{Gradient, Operation, View, apply};
 pub struct Segments {
     offsets: Arc<[usize]>,
     #[cfg(feature = "cuda")]
-    uploaded: Uploaded,
+    uploaded: crate::cuda::Uploaded,
 }
-
-/// The offsets on the GPU, once an operation there has asked for them. All clones share them.
-#[cfg(feature = "cuda")]
-#[derive(Clone, Debug, Default)]
-struct Uploaded(Arc<std::sync::OnceLock<Arc<crate::cuda::Indices>>>);
-
-/// Segments are equal if their offsets are.
-#[cfg(feature = "cuda")]
-impl PartialEq for Uploaded {
-    fn eq(&self, _other: &Self) -> bool {
-        true
-    }
-}
-
-#[cfg(feature = "cuda")]
-impl Eq for Uploaded {}
 
 impl Segments {
     fn new(offsets: Arc<[usize]>) -> Self {
         Self {
             offsets,
             #[cfg(feature = "cuda")]
-            uploaded: Uploaded::default(),
+            uploaded: Default::default(),
         }
     }
 
     /// The offsets, `(sequences + 1)`, on that GPU.
     #[cfg(feature = "cuda")]
     pub(crate) fn on_gpu(&self, gpu: &crate::cuda::Gpu) -> Result<Arc<crate::cuda::Indices>> {
-        if let Some(found) = self.uploaded.0.get().filter(|found| found.device == gpu.id()) {
-            return Ok(found.clone());
-        }
-        let offsets: Vec<u32> = self.offsets.iter().map(|&offset| offset as u32).collect();
-        let indices = Arc::new(gpu.indices(&offsets)?);
-        let _ = self.uploaded.0.set(indices.clone()); // The first GPU's are kept.
-        Ok(indices)
+        self.uploaded.or_upload(gpu, &self.offsets)
     }
 
     /// Segments of these lengths, one after the other.

@@ -6,7 +6,7 @@
 mod support;
 
 use candle_core::{DType, Device, Result, Tensor};
-use ops::{Dropout, Lora, Precision, Relative, Segments, Weight};
+use ops::{Dropout, Lora, Precision, Relative, RelativeRows, Segments, Weight};
 use support::{check, matrix, vector};
 
 /// f32 sums of some hundred products in another order: each number is off by a few units in the last place (6e-8) of the
@@ -84,6 +84,29 @@ fn attention_within_a_window_is_the_cpus() {
     window("behind a prefix, which few queries see", &[90, 3], (5, false, 0.1), 8);
     window("first tokens, which few keys are seen by", &[150, 1], (0, true, 0.0), 5);
     window("first tokens behind a prefix that they see a part of", &[150, 1], (70, true, 0.2), 9);
+}
+
+/// Rows as T5 has them: those of keys that follow behind the others, and far distances together.
+fn buckets(distance: isize) -> usize {
+    let far = distance.unsigned_abs();
+    (if far < 4 { far } else { (4 + far / 16).min(7) }) + if distance < 0 { 8 } else { 0 }
+}
+
+#[test]
+fn attention_with_a_bias_by_distance_is_the_cpus() {
+    let rows = RelativeRows::new(210, buckets);
+    let bias = |name: &str, lengths: &[usize], how, head: usize| {
+        relative_attention(name, lengths, how, 3 * head, &[matrix(16, 3, 9)], |x, segments, dropout| {
+            let relative = Relative::Bias { table: &x[3], rows: &rows };
+            ops::relative_attention(&x[0], &x[1], &x[2], relative, segments, 3, dropout)
+        });
+    };
+    bias("around a tile", &[1, 64, 17, 65, 33], (0, false, 0.0), 32);
+    bias("the longest, with dropout", &[210, 3], (0, false, 0.2), 16);
+    bias("behind a prefix", &[90, 3], (5, false, 0.1), 64);
+    bias("first tokens", &[70, 3, 1], (0, true, 0.1), 32);
+    bias("first tokens behind a prefix", &[130, 1], (70, true, 0.0), 32);
+    bias("a small tile", &[40, 3], (2, false, 0.1), 200);
 }
 
 #[test]

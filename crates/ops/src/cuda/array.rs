@@ -1,12 +1,15 @@
 //! Memory on a GPU.
 
 use std::marker::PhantomData;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaStorageSlice;
 use candle_core::cuda_backend::DeviceId;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
 use candle_core::{CpuStorage, CudaStorage, DType, Layout, Result, bail};
+
+use super::gpu::Gpu;
 
 /// The type of numbers that a kernel reads and writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -119,6 +122,32 @@ impl Indices {
         pointer(&self.slice)
     }
 }
+
+/// Numbers that were copied to a GPU when an operation there first asked for them. All clones share the copy, and whatever holds it is
+/// equal to what holds another.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Uploaded(Arc<OnceLock<Arc<Indices>>>);
+
+impl Uploaded {
+    /// The copy of those numbers, always the same, on that GPU.
+    pub fn or_upload(&self, gpu: &Gpu, numbers: &[usize]) -> Result<Arc<Indices>> {
+        if let Some(found) = self.0.get().filter(|found| found.device == gpu.id()) {
+            return Ok(found.clone());
+        }
+        let numbers: Vec<u32> = numbers.iter().map(|&number| number as u32).collect();
+        let indices = Arc::new(gpu.indices(&numbers)?);
+        let _ = self.0.set(indices.clone()); // The first GPU's are kept.
+        Ok(indices)
+    }
+}
+
+impl PartialEq for Uploaded {
+    fn eq(&self, _other: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Uploaded {}
 
 /// All work on a device is put on one stream, so that nobody needs to wait for what is done with this memory.
 pub(super) fn pointer<T>(slice: &CudaSlice<T>) -> u64 {

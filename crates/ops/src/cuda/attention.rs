@@ -113,6 +113,21 @@ pub(super) struct Batch<'a> {
     pub window: Option<usize>,
     pub scale: f64,
     pub dropout: Option<Dropout>,
+    pub bias: Option<Bias<'a>>,
+}
+
+/// What is added to each head's scores by distance.
+pub(super) struct Bias<'a> {
+    pub table: Array<'a>, // (rows, heads), f32
+    /// The table's row by distance, from that of 1 - longest to that of longest - 1.
+    pub rows: &'a Indices,
+    pub longest: usize,
+}
+
+impl Bias<'_> {
+    fn distances(&self) -> usize {
+        2 * self.longest - 1
+    }
 }
 
 /// The matrices that are attended with, of one type.
@@ -152,7 +167,8 @@ impl Batch<'_> {
             * (columns * padded(width, element.bytes())
                 + scores * padded(tile, element.bytes())
                 + exact_scores * padded(tile, 4)
-                + exact_columns * padded(width, 4));
+                + exact_columns * padded(width, 4)
+                + 2 * 4); // For each distance in a tile of scores, one number.
         let longest = self.keys.ranges().map(|keys| keys.len()).max().unwrap_or(0);
         let window = self.window.map_or(longest, |window| window.min(longest));
         let mut arguments = first.to_vec();
@@ -160,6 +176,10 @@ impl Batch<'_> {
         arguments.extend([hidden, inputs.key_stride, head, queries, window, self.prefix].map(Argument::from));
         arguments.push((self.scale as f32).into());
         arguments.extend(dropout_arguments(self.dropout));
+        arguments.extend(match &self.bias {
+            Some(bias) => [bias.rows.into(), bias.longest.into(), bias.table.into()],
+            None => [Argument::NULL, 0.into(), Argument::NULL],
+        });
         let grid = Grid { blocks: (kernel.tiles.count, self.heads), threads: (2 * tile, 1), shared };
         gpu.launch(&element.kernel(&format!("{}_{width}", kernel.name)), grid, &arguments)
     }
@@ -189,23 +209,36 @@ impl Batch<'_> {
         Ok([inputs.query.pointer, inputs.key, inputs.value, ends.0, ends.1, ends.2])
     }
 
-    /// The gradient of the queries.
-    pub fn query_gradient(&self, gpu: &Gpu, inputs: &Inputs, upstream: &Upstream) -> Result<Buffer> {
+    /// The gradient of the queries; `of_bias`: and of the scores by distance, `(distances, heads)`, where there is a bias.
+    pub fn query_gradients(
+        &self,
+        gpu: &Gpu,
+        inputs: &Inputs,
+        upstream: &Upstream,
+        of_bias: bool,
+    ) -> Result<(Buffer, Option<Buffer>)> {
         let dq = gpu.empty(inputs.query.element, inputs.query.count())?;
-        let first: Vec<u64> = [dq.pointer()?].into_iter().chain(Self::given(inputs, upstream)?).collect();
         gpu.with_plan(self, self.tile(inputs)?, |plan| {
+            let (blocks, columns) = match &self.bias {
+                Some(bias) if of_bias => (plan.query_tiles.count, bias.distances() * self.heads),
+                _ => (0, 0),
+            };
+            let parts = (blocks > 0).then(|| gpu.zeros(Element::F32, blocks * columns)).transpose()?;
+            let of_distances = parts.as_ref().map_or(Ok(0), Buffer::pointer)?;
+            let first = [dq.pointer()?, of_distances].into_iter().chain(Self::given(inputs, upstream)?);
             let kernel = Kernel { name: "attention_queries", tiles: &plan.query_tiles, tables: (4, 2, 2, 0) };
-            self.run(gpu, plan, &kernel, inputs, &first.into_iter().map(Argument::Pointer).collect::<Vec<_>>())
-        })?;
-        Ok(dq)
+            self.run(gpu, plan, &kernel, inputs, &first.map(Argument::Pointer).collect::<Vec<_>>())?;
+            let sums = parts.map(|parts| gpu.column_sums(parts.array(&[blocks, columns])?)).transpose()?;
+            Ok((dq, sums))
+        })
     }
 
     /// The gradients of keys and of values, to two addresses; they lie there as keys and values do.
     pub fn key_gradients(&self, gpu: &Gpu, inputs: &Inputs, upstream: &Upstream, to: [u64; 2]) -> Result<()> {
-        let first: Vec<u64> = to.into_iter().chain(Self::given(inputs, upstream)?).collect();
+        let first = to.into_iter().chain(Self::given(inputs, upstream)?);
         gpu.with_plan(self, self.tile(inputs)?, |plan| {
             let kernel = Kernel { name: "attention_keys", tiles: &plan.key_tiles, tables: (4, 2, 2, 0) };
-            self.run(gpu, plan, &kernel, inputs, &first.into_iter().map(Argument::Pointer).collect::<Vec<_>>())
+            self.run(gpu, plan, &kernel, inputs, &first.map(Argument::Pointer).collect::<Vec<_>>())
         })
     }
 }
@@ -214,7 +247,7 @@ impl Attention {
     fn batch(&self, hidden: usize) -> Batch<'_> {
         let Self { queries, segments: keys, heads, dropout, .. } = self;
         let scale = 1.0 / ((hidden / heads) as f64).sqrt();
-        Batch { queries, keys, heads: *heads, prefix: 0, window: None, scale, dropout: *dropout }
+        Batch { queries, keys, heads: *heads, prefix: 0, window: None, scale, dropout: *dropout, bias: None }
     }
 }
 
@@ -243,7 +276,7 @@ impl GpuOperation for Attention {
         let (inputs, upstream) = (apart(inputs), Upstream { output, gradient, logarithms });
         let mut gradients = vec![GpuGradient::None, GpuGradient::None, GpuGradient::None];
         if needed[0] {
-            gradients[0] = GpuGradient::Values(batch.query_gradient(gpu, &inputs, &upstream)?);
+            gradients[0] = GpuGradient::Values(batch.query_gradients(gpu, &inputs, &upstream, false)?.0);
         }
         if needed[1] || needed[2] {
             let (dk, dv) = (gpu.empty(key.element, key.count())?, gpu.empty(key.element, key.count())?);

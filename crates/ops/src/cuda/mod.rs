@@ -28,7 +28,7 @@ use crate::operation::{Gradient, Operation, View};
 
 pub(crate) use adamw::adamw;
 pub use adamw::{GpuFactor, GpuMoments};
-pub(crate) use array::{Array, Buffer, Element, Indices};
+pub(crate) use array::{Array, Buffer, Element, Indices, Uploaded};
 pub(crate) use gpu::{Argument, Gpu};
 
 pub(crate) use linear::GpuWeight;

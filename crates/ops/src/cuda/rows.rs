@@ -34,6 +34,27 @@ impl Lists {
     }
 }
 
+impl Gpu {
+    /// The gradient of a table whose rows were looked up, each for one row of what they became.
+    pub fn table_gradient(&self, table: Array, looked_up: &[u32], gradient: Array) -> Result<GpuGradient> {
+        let (_, columns) = table.matrix();
+        let sums = self.zeros(Element::F32, table.count())?;
+        let lists = Lists::new(looked_up);
+        let [rows, starts, tokens] = [&lists.rows, &lists.starts, &lists.tokens].map(|list| self.indices(list));
+        let (rows, starts, tokens) = (rows?, starts?, tokens?);
+        let arguments = [
+            Argument::Pointer(sums.pointer()?),
+            gradient.into(),
+            (&rows).into(),
+            (&starts).into(),
+            (&tokens).into(),
+            columns.into(),
+        ];
+        self.launch(&gradient.element.kernel("row_sums"), Grid::sums(columns, lists.rows.len()), &arguments)?;
+        self.of_type(sums, table)
+    }
+}
+
 impl GpuOperation for EmbeddingSum {
     fn forward(&self, gpu: &Gpu, inputs: &[Array]) -> Result<(Buffer, Vec<usize>)> {
         let (tokens, (_, hidden)) = (self.rows[0].len(), inputs[0].matrix());
@@ -58,27 +79,11 @@ impl GpuOperation for EmbeddingSum {
         _output: Array,
         gradient: Array,
     ) -> Result<Vec<GpuGradient>> {
-        let table_gradient = |index: usize| {
-            if !needed[index] {
-                return Ok(GpuGradient::None);
-            }
-            let (table, (_, hidden)) = (inputs[index], inputs[index].matrix());
-            let sums = gpu.zeros(Element::F32, table.count())?;
-            let lists = Lists::new(&self.rows[index]);
-            let [rows, starts, tokens] = [&lists.rows, &lists.starts, &lists.tokens].map(|list| gpu.indices(list));
-            let (rows, starts, tokens) = (rows?, starts?, tokens?);
-            let arguments = [
-                Argument::Pointer(sums.pointer()?),
-                gradient.into(),
-                (&rows).into(),
-                (&starts).into(),
-                (&tokens).into(),
-                hidden.into(),
-            ];
-            gpu.launch(&gradient.element.kernel("row_sums"), Grid::sums(hidden, lists.rows.len()), &arguments)?;
-            gpu.of_type(sums, table)
+        let of = |index: usize| match needed[index] {
+            true => gpu.table_gradient(inputs[index], &self.rows[index], gradient),
+            false => Ok(GpuGradient::None),
         };
-        (0..inputs.len()).map(table_gradient).collect()
+        (0..inputs.len()).map(of).collect()
     }
 }
 
