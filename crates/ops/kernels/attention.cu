@@ -86,15 +86,23 @@ struct Batch {
     Mask mask;
     const unsigned* rows; // Of a table, by distance: the position of the query's token less the key's, from 1 - longest to longest - 1.
     unsigned longest;
-    const float* bias; // (rows of the table, heads): added to the scores, if it is there.
+    const float* bias;     // (rows of the table, heads): added to the scores, if it is there.
+    const unsigned* reach; // The table of the rows that each sequence's distances reach, of disentangled attention.
+    const float *query_products, *key_products; // Of a group of heads, if they are there; see Distances.
+    unsigned query_product_count, key_product_count; // Of a head.
+    unsigned position_stride;                        // From a position to the next.
+    unsigned first_head;                             // Of the group.
+
+    __device__ unsigned heads() const { return hidden / width; }
+    __device__ unsigned head() const { return first_head + blockIdx.y; }
 };
 
-// Where the sequence of this block lies.
+// Where the sequence of a tile lies, by default of this block's.
 struct Sequence {
     unsigned first_query, queries, first_key, keys, first_probability, window, prefix;
 
-    __device__ explicit Sequence(const Batch& batch) : window(batch.window), prefix(batch.prefix) {
-        const unsigned* row = batch.sequences + 5 * batch.tiles[2 * blockIdx.x];
+    __device__ explicit Sequence(const Batch& batch, unsigned tile = blockIdx.x) : window(batch.window), prefix(batch.prefix) {
+        const unsigned* row = batch.sequences + 5 * batch.tiles[2 * tile];
         first_query = row[0], queries = row[1], first_key = row[2], keys = row[3], first_probability = row[4];
     }
 
@@ -147,27 +155,73 @@ __device__ void load_tile(T* tile, const T* data, unsigned rows, unsigned stride
     }
 }
 
+// The rows of a table that the distances of a tile's sequence reach. Disentangled attention has products of each query, or each key, with
+// the positions of these rows: `query_products` (queries, reached) of this head begin at `first_query_product`, likewise those of keys.
+struct Reach {
+    unsigned first = 0, reached = 0, first_query_product = 0, first_key_product = 0;
+
+    __device__ explicit Reach(const Batch& batch, unsigned tile = blockIdx.x) {
+        if (!batch.reach) return;
+        const unsigned* row = batch.reach + 4 * batch.tiles[2 * tile];
+        first = row[0], reached = row[1];
+        first_query_product = blockIdx.y * batch.query_product_count + row[2];
+        first_key_product = blockIdx.y * batch.key_product_count + row[3];
+    }
+};
+
 // What distances add to a tile of scores.
 template <unsigned Tile> struct Distances {
-    static constexpr unsigned COUNT = 2 * Tile; // One more than there are, so that each thread of a block has one.
-    float* biases; // (COUNT): of row i and column j at i - j + Tile - 1.
+    // Of row i and column j at i - j + Tile - 1; one more than there are, so that each thread of a block has one.
+    union {
+        float* biases;
+        unsigned* rows; // From the first one reached on.
+    };
+    Reach reach;
 
-    // Reads those of a tile, by all threads of the block.
-    __device__ void load(const Batch& batch, unsigned head, unsigned query, unsigned key) {
-        if (!batch.bias) return;
-        unsigned place = distance(batch, query, key, threadIdx.x);
-        bool there = place < 2 * batch.longest - 1; // Others are of no query or no key.
-        biases[threadIdx.x] = there ? batch.bias[batch.rows[place] * (batch.hidden / batch.width) + head] : 0.0f;
-    }
+    __device__ Distances(const Batch& batch, float* memory) : biases(memory), reach(batch) {}
 
-    // The place among all distances of one of a tile's that begins at that query and key.
-    __device__ static unsigned distance(const Batch& batch, unsigned query, unsigned key, unsigned i) {
+    // The place among all distances of one of those in a tile that begins with that query and that key.
+    __device__ static unsigned place(const Batch& batch, unsigned query, unsigned key, unsigned i) {
         return batch.prefix + query + i + batch.longest - (key + Tile);
     }
 
-    __device__ float score(const Batch& batch, unsigned i, unsigned j, float product) const {
+    // Reads those of a tile, by all threads of the block.
+    __device__ void load(const Batch& batch, unsigned query, unsigned key) {
+        if (!batch.rows) return;
+        unsigned i = place(batch, query, key, threadIdx.x);
+        unsigned row = batch.rows[i < 2 * batch.longest - 1 ? i : 0]; // What lies beyond is of no query or no key.
+        if (batch.bias) {
+            biases[threadIdx.x] = batch.bias[row * batch.heads() + batch.head()];
+        } else {
+            rows[threadIdx.x] = row - reach.first;
+        }
+    }
+
+    // The score of a query and a key in row i and column j.
+    __device__ float score(const Batch& batch, float product, unsigned i, unsigned j, unsigned query, unsigned key) const {
         float score = batch.scale * product;
-        return batch.bias ? score + biases[i + Tile - 1 - j] : score;
+        if (batch.bias) score += biases[i + Tile - 1 - j];
+        if (batch.reach) {
+            unsigned row = rows[i + Tile - 1 - j];
+            if (batch.query_products) score += batch.query_products[reach.first_query_product + query * reach.reached + row];
+            if (batch.key_products) score += batch.key_products[reach.first_key_product + key * reach.reached + row];
+        }
+        return score;
+    }
+
+    // Adds the gradients of a query's scores, or a key's, which lie `stride` apart, to its sums for each row that is reached. The distance
+    // is at `i` for the first of them, and then at the next or the one before.
+    __device__ void add(float* sums, const float* of_scores, unsigned stride, unsigned count, unsigned i, int step) const {
+        unsigned row = rows[i];
+        float sum = 0.0f;
+        for (unsigned n = 0; n < count; n++, i += step) {
+            if (rows[i] != row) {
+                sums[row] += sum;
+                row = rows[i], sum = 0.0f;
+            }
+            sum += of_scores[n * stride];
+        }
+        sums[row] += sum;
     }
 };
 
@@ -178,6 +232,15 @@ template <typename T, unsigned Width, unsigned Tile> __device__ void multiply_ro
         sum.clear();
         sum.template add<false, true>(a, padded<T>(Width), b + column * padded<T>(Width), padded<T>(Width), Width);
         sum.store(scores + column, padded<float>(Tile));
+    }
+}
+
+// Adds a * b to a warp's 16 rows of sums: a has those rows of a square of Tile, or of its transpose, b all columns of a tile.
+template <typename T, unsigned Width, unsigned Tile, bool Transposed>
+__device__ __forceinline__ void add_product(Sum<T>* sums, const T* a, const T* b) {
+#pragma unroll
+    for (unsigned j = 0; j < Width / 16; j++) {
+        sums[j].template add<Transposed, false>(a, padded<T>(Tile), b + 16 * j, padded<T>(Width), Tile);
     }
 }
 
@@ -195,10 +258,10 @@ __device__ void attention_forward(T* out, float* logarithms, const T* q, const T
     T* probabilities = v_tile + Tile * padded<T>(Width);
     float* scores = reinterpret_cast<float*>(probabilities + Tile * padded<T>(Tile));
     float* sums = scores + Tile * padded<float>(Tile); // (Tile, Width): the output before its division
-    Distances<Tile> distances{sums + Tile * padded<float>(Width)};
+    Distances<Tile> distances(batch, sums + Tile * padded<float>(Width));
 
     Sequence sequence(batch);
-    unsigned first = batch.tiles[2 * blockIdx.x + 1], head = blockIdx.y, column = head * batch.width, width = batch.width;
+    unsigned first = batch.tiles[2 * blockIdx.x + 1], head = batch.head(), column = head * batch.width, width = batch.width;
     unsigned warp_row = threadIdx.x / WARP * 16, row = warp_row + threadIdx.x % WARP / 2, half = threadIdx.x % 2;
     unsigned rows = min(Tile, sequence.queries - first), query = first + min(row, rows - 1);
     bool works = warp_row < rows;
@@ -215,7 +278,7 @@ __device__ void attention_forward(T* out, float* logarithms, const T* q, const T
         __syncthreads();
         load_tile<T, Width, Tile>(k_tile, k + from, keys, batch.key_stride, width);
         load_tile<T, Width, Tile>(v_tile, v + from, keys, batch.key_stride, width);
-        distances.load(batch, head, first, key);
+        distances.load(batch, first, key);
         __syncthreads();
         if (!works) continue;
         multiply_rows<T, Width, Tile>(scores + warp_row * padded<float>(Tile), q_tile + warp_row * padded<T>(Width), k_tile);
@@ -224,7 +287,7 @@ __device__ void attention_forward(T* out, float* logarithms, const T* q, const T
         float* own = scores + row * padded<float>(Tile);
         float found = highest;
         for (unsigned j = half; j < Tile; j += 2) {
-            own[j] = seen.has(j) ? distances.score(batch, row, j, own[j]) : -INFINITY;
+            own[j] = seen.has(j) ? distances.score(batch, own[j], row, j, query, key + j) : -INFINITY;
             found = fmaxf(found, own[j]);
         }
         found = row_highest(found);
@@ -270,7 +333,7 @@ template <typename T, unsigned Width, unsigned Tile> struct BackwardTiles {
     float *scores, *of_probabilities; // (Tile, Tile)
     Distances<Tile> distances;
 
-    __device__ explicit BackwardTiles(T* memory) {
+    __device__ BackwardTiles(const Batch& batch, T* memory) : distances(batch, nullptr) {
         q = memory;
         k = q + Tile * padded<T>(Width);
         v = k + Tile * padded<T>(Width);
@@ -288,17 +351,19 @@ template <typename T, unsigned Width, unsigned Tile> struct BackwardTiles {
 // of gradient * output.
 template <typename T, unsigned Width, unsigned Tile>
 __device__ void score_gradients(
-    const BackwardTiles<T, Width, Tile>& tiles, const Batch& batch, unsigned warp_row, bool there, const Seen& seen, float logarithm,
-    float delta, unsigned position) {
+    const BackwardTiles<T, Width, Tile>& tiles, const Batch& batch, const Sequence& sequence, unsigned warp_row, unsigned query,
+    unsigned key, bool there, unsigned keys, float logarithm, float delta) {
     unsigned row = warp_row + threadIdx.x % WARP / 2, half = threadIdx.x % 2;
     unsigned scores_row = warp_row * padded<float>(Tile), tile_row = warp_row * padded<T>(Width);
     multiply_rows<T, Width, Tile>(tiles.scores + scores_row, tiles.q + tile_row, tiles.k);
     multiply_rows<T, Width, Tile>(tiles.of_probabilities + scores_row, tiles.gradient + tile_row, tiles.v);
     __syncwarp();
+    Seen seen(sequence, query, key, keys);
+    unsigned position = sequence.probability(batch.head(), query, key);
     for (unsigned j = half; j < Tile; j += 2) {
         unsigned i = row * padded<float>(Tile) + j;
         bool scored = there && seen.has(j);
-        float p = scored ? expf(tiles.distances.score(batch, row, j, tiles.scores[i]) - logarithm) : 0.0f;
+        float p = scored ? expf(tiles.distances.score(batch, tiles.scores[i], row, j, query, key + j) - logarithm) : 0.0f;
         float factor = dropout_factor(position + j, batch.mask.dropped_below, batch.mask.scale, batch.mask.seed);
         tiles.probabilities[row * padded<T>(Tile) + j] = from_float<T>(p * factor);
         float of_score = scored ? p * (tiles.of_probabilities[i] * factor - delta) : 0.0f;
@@ -321,29 +386,56 @@ __device__ float row_delta(const T* gradient, const T* output, bool there, unsig
 // Adds the gradient of a tile's scores up for each distance, by all threads of the block: a thread has one.
 template <unsigned Tile>
 __device__ void add_distances(
-    float* sums, const float* of_scores, const Batch& batch, unsigned head, unsigned query, unsigned key, unsigned rows) {
-    unsigned place = Distances<Tile>::distance(batch, query, key, threadIdx.x), heads = batch.hidden / batch.width;
+    float* sums, const float* of_scores, const Batch& batch, unsigned query, unsigned key, unsigned rows) {
+    unsigned place = Distances<Tile>::place(batch, query, key, threadIdx.x);
     if (place >= 2 * batch.longest - 1) return;
     float sum = 0.0f;
     for (unsigned i = 0; i < rows; i++) {
         unsigned j = i + Tile - 1 - threadIdx.x;
         if (j < Tile) sum += of_scores[i * padded<float>(Tile) + j];
     }
-    sums[static_cast<unsigned long long>(place) * heads + head] += sum;
+    sums[place * batch.heads() + batch.head()] += sum;
 }
 
-// The gradient of the queries, and of the scores for each distance if the bias's is asked for: `of_distances` (blocks, distances, heads)
-// begins as zeros.
+// Tile columns from `first` on of up to Tile rows of products, or of their gradient: (rows, columns), zeros for the rest.
+template <typename T, unsigned Tile>
+__device__ void load_products(T* square, const float* products, unsigned rows, unsigned columns, unsigned first) {
+    for (unsigned i = threadIdx.x; i < Tile * Tile; i += blockDim.x) {
+        unsigned row = i / Tile, column = i % Tile;
+        bool there = row < rows && first + column < columns;
+        square[row * padded<T>(Tile) + column] = from_float<T>(there ? products[row * columns + first + column] : 0.0f);
+    }
+}
+
+// Adds what reaches a tile's queries, or its keys, by their products with positions, whose gradient is (rows, reached): by all threads of
+// the block, which use a square and a tile for it.
+template <typename T, unsigned Width, unsigned Tile>
+__device__ __forceinline__ void add_positions(
+    Sum<T>* totals, T* square, T* tile, const float* of_products, const T* positions, const Batch& batch, const Reach& reach,
+    unsigned warp_row, unsigned rows) {
+    positions += static_cast<unsigned long long>(reach.first) * batch.position_stride + batch.head() * batch.width;
+    for (unsigned first = 0; first < reach.reached; first += Tile) {
+        __syncthreads();
+        load_products<T, Tile>(square, of_products, rows, reach.reached, first);
+        load_tile<T, Width, Tile>(
+            tile, positions + static_cast<unsigned long long>(first) * batch.position_stride, min(Tile, reach.reached - first),
+            batch.position_stride, batch.width);
+        __syncthreads();
+        if (warp_row < rows) add_product<T, Width, Tile, false>(totals, square + warp_row * padded<T>(Tile), tile);
+    }
+}
+
+// The gradient of the queries; of the scores for each distance if the bias's is asked for, `of_distances` (blocks, distances, heads); and
+// of the queries' products with positions if there are such. These two begin as zeros.
 template <typename T, unsigned Width, unsigned Tile>
 __device__ void attention_queries(
-    T* dq, float* of_distances, const T* q, const T* k, const T* v, const T* out, const T* gradient, const float* logarithms,
-    const Batch& batch) {
+    T* dq, float* of_distances, float* of_products, const T* positions, const T* q, const T* k, const T* v, const T* out,
+    const T* gradient, const float* logarithms, const Batch& batch) {
     DYNAMIC_SHARED(T, memory);
-    BackwardTiles<T, Width, Tile> block(memory);
-    if (of_distances) of_distances += static_cast<unsigned long long>(blockIdx.x) * (2 * batch.longest - 1) * (batch.hidden / batch.width);
+    BackwardTiles<T, Width, Tile> block(batch, memory);
 
     Sequence sequence(batch);
-    unsigned first = batch.tiles[2 * blockIdx.x + 1], head = blockIdx.y, column = head * batch.width, width = batch.width;
+    unsigned first = batch.tiles[2 * blockIdx.x + 1], head = batch.head(), column = head * batch.width, width = batch.width;
     unsigned warp_row = threadIdx.x / WARP * 16, row = warp_row + threadIdx.x % WARP / 2, half = threadIdx.x % 2;
     unsigned rows = min(Tile, sequence.queries - first), query = first + row;
     bool works = warp_row < rows, there = row < rows;
@@ -355,6 +447,10 @@ __device__ void attention_queries(
     unsigned long long index = static_cast<unsigned long long>(head) * batch.queries + sequence.first_query + query;
     float logarithm = there ? logarithms[index] : 0.0f;
 
+    const Reach& reach = block.distances.reach;
+    if (of_distances) of_distances += static_cast<unsigned long long>(blockIdx.x) * (2 * batch.longest - 1) * batch.heads();
+    if (of_products) of_products += reach.first_query_product + first * reach.reached;
+
     Sum<T> totals[Width / 16];
     for (unsigned j = 0; j < Width / 16; j++) totals[j].clear();
     unsigned end = sequence.end_seen(first + rows - 1);
@@ -364,22 +460,23 @@ __device__ void attention_queries(
         __syncthreads();
         load_tile<T, Width, Tile>(block.k, k + from, keys, batch.key_stride, width);
         load_tile<T, Width, Tile>(block.v, v + from, keys, batch.key_stride, width);
-        block.distances.load(batch, head, first, key);
+        block.distances.load(batch, first, key);
         __syncthreads();
         if (works) {
-            score_gradients<T, Width, Tile>(
-                block, batch, warp_row, there, Seen(sequence, query, key, keys), logarithm, delta,
-                sequence.probability(head, query, key));
-#pragma unroll
-            for (unsigned j = 0; j < Width / 16; j++) {
-                totals[j].template add<false, false>(
-                    block.of_scores + warp_row * padded<T>(Tile), padded<T>(Tile), block.k + 16 * j, padded<T>(Width), Tile);
+            score_gradients<T, Width, Tile>(block, batch, sequence, warp_row, query, key, there, keys, logarithm, delta);
+            add_product<T, Width, Tile, false>(totals, block.of_scores + warp_row * padded<T>(Tile), block.k);
+            if (of_products && there && half == 0) {
+                const float* of_scores = block.of_probabilities + row * padded<float>(Tile);
+                block.distances.add(of_products + row * reach.reached, of_scores, 1, keys, row + Tile - 1, -1);
             }
         }
         if (of_distances) {
             __syncthreads();
-            add_distances<Tile>(of_distances, block.of_probabilities, batch, head, first, key, rows);
+            add_distances<Tile>(of_distances, block.of_probabilities, batch, first, key, rows);
         }
+    }
+    if (of_products) {
+        add_positions<T, Width, Tile>(totals, block.of_scores, block.k, of_products, positions, batch, reach, warp_row, rows);
     }
     __syncthreads(); // Nobody reads the tiles any more.
     float* sums = reinterpret_cast<float*>(memory); // (Tile, Width)
@@ -391,21 +488,25 @@ __device__ void attention_queries(
     for (unsigned j = half; j < width; j += 2) dq[own + j] = from_float<T>(batch.scale * sums[row * padded<float>(Width) + j]);
 }
 
-// The gradients of keys and values.
+// The gradients of keys and values, and of the keys' products with positions if there are such, which begins as zeros.
 template <typename T, unsigned Width, unsigned Tile>
 __device__ void attention_keys(
-    T* dk, T* dv, const T* q, const T* k, const T* v, const T* out, const T* gradient, const float* logarithms, const Batch& batch) {
+    T* dk, T* dv, float* of_products, const T* positions, const T* q, const T* k, const T* v, const T* out, const T* gradient,
+    const float* logarithms, const Batch& batch) {
     DYNAMIC_SHARED(T, memory);
-    BackwardTiles<T, Width, Tile> block(memory);
+    BackwardTiles<T, Width, Tile> block(batch, memory);
 
     Sequence sequence(batch);
-    unsigned first = batch.tiles[2 * blockIdx.x + 1], head = blockIdx.y, column = head * batch.width, width = batch.width;
+    unsigned first = batch.tiles[2 * blockIdx.x + 1], head = batch.head(), column = head * batch.width, width = batch.width;
     unsigned warp_row = threadIdx.x / WARP * 16, row = warp_row + threadIdx.x % WARP / 2, half = threadIdx.x % 2;
     unsigned keys = min(Tile, sequence.keys - first);
     bool works = warp_row < keys; // Of the keys that the warp gathers for; every warp takes part in the scores.
     unsigned long long offset = static_cast<unsigned long long>(sequence.first_key + first) * batch.key_stride + column;
     load_tile<T, Width, Tile>(block.k, k + offset, keys, batch.key_stride, width);
     load_tile<T, Width, Tile>(block.v, v + offset, keys, batch.key_stride, width);
+
+    const Reach& reach = block.distances.reach;
+    if (of_products) of_products += reach.first_key_product + first * reach.reached;
 
     Sum<T> key_totals[Width / 16], value_totals[Width / 16];
     for (unsigned j = 0; j < Width / 16; j++) key_totals[j].clear(), value_totals[j].clear();
@@ -416,23 +517,25 @@ __device__ void attention_keys(
         __syncthreads();
         load_tile<T, Width, Tile>(block.q, q + from, rows, batch.hidden, width);
         load_tile<T, Width, Tile>(block.gradient, gradient + from, rows, batch.hidden, width);
-        block.distances.load(batch, head, tile, first);
+        block.distances.load(batch, tile, first);
         __syncthreads();
         bool there = row < rows;
         unsigned long long own = from + static_cast<unsigned long long>(row) * batch.hidden;
         float delta = row_delta(gradient + own, out + own, there, width);
         unsigned long long index = static_cast<unsigned long long>(head) * batch.queries + sequence.first_query + query;
-        score_gradients<T, Width, Tile>(
-            block, batch, warp_row, there, Seen(sequence, query, first, keys), there ? logarithms[index] : 0.0f, delta,
-            sequence.probability(head, query, first));
+        float logarithm = there ? logarithms[index] : 0.0f;
+        score_gradients<T, Width, Tile>(block, batch, sequence, warp_row, query, first, there, keys, logarithm, delta);
         __syncthreads();
         if (!works) continue;
-#pragma unroll
-        for (unsigned j = 0; j < Width / 16; j++) {
-            value_totals[j].template add<true, false>(
-                block.probabilities + warp_row, padded<T>(Tile), block.gradient + 16 * j, padded<T>(Width), Tile);
-            key_totals[j].template add<true, false>(block.of_scores + warp_row, padded<T>(Tile), block.q + 16 * j, padded<T>(Width), Tile);
+        add_product<T, Width, Tile, true>(value_totals, block.probabilities + warp_row, block.gradient);
+        add_product<T, Width, Tile, true>(key_totals, block.of_scores + warp_row, block.q);
+        if (of_products && row < keys && half == 0) {
+            block.distances.add(
+                of_products + row * reach.reached, block.of_probabilities + row, padded<float>(Tile), rows, Tile - 1 - row, 1);
         }
+    }
+    if (of_products) {
+        add_positions<T, Width, Tile>(key_totals, block.of_scores, block.q, of_products, positions, batch, reach, warp_row, keys);
     }
     __syncthreads(); // Nobody reads the tiles any more.
     float* sums = reinterpret_cast<float*>(memory); // (Tile, Width)
@@ -451,13 +554,93 @@ __device__ void attention_keys(
     for (unsigned j = half; there && j < width; j += 2) dv[own + j] = from_float<T>(sums_row[j]);
 }
 
+// Products of queries, or of keys, with the positions of all rows that their sequence reaches: scale * x positionsᵀ.
+template <typename T, unsigned Width, unsigned Tile>
+__device__ void position_products(float* products, const T* x, const T* positions, bool of_keys, const Batch& batch) {
+    DYNAMIC_SHARED(T, memory);
+    T* x_tile = memory;
+    T* position_tile = x_tile + Tile * padded<T>(Width);
+    float* scores = reinterpret_cast<float*>(position_tile + Tile * padded<T>(Width)); // (Tile, Tile)
+
+    Sequence sequence(batch);
+    Reach reach(batch);
+    unsigned first = batch.tiles[2 * blockIdx.x + 1], column = batch.head() * batch.width, width = batch.width;
+    unsigned warp_row = threadIdx.x / WARP * 16, stride = of_keys ? batch.key_stride : batch.hidden;
+    unsigned rows = min(Tile, (of_keys ? sequence.keys : sequence.queries) - first);
+    unsigned begin = (of_keys ? sequence.first_key : sequence.first_query) + first;
+    products += (of_keys ? reach.first_key_product : reach.first_query_product) + first * reach.reached;
+    positions += static_cast<unsigned long long>(reach.first) * batch.position_stride + column;
+    load_tile<T, Width, Tile>(x_tile, x + static_cast<unsigned long long>(begin) * stride + column, rows, stride, width);
+    for (unsigned position = 0; position < reach.reached; position += Tile) {
+        unsigned columns = min(Tile, reach.reached - position);
+        __syncthreads();
+        load_tile<T, Width, Tile>(
+            position_tile, positions + static_cast<unsigned long long>(position) * batch.position_stride, columns, batch.position_stride,
+            width);
+        __syncthreads();
+        if (warp_row >= rows) continue;
+        multiply_rows<T, Width, Tile>(scores + warp_row * padded<float>(Tile), x_tile + warp_row * padded<T>(Width), position_tile);
+        __syncwarp();
+        for (unsigned row = warp_row; row < min(rows, warp_row + 16); row++) {
+            for (unsigned j = threadIdx.x % WARP; j < columns; j += WARP) {
+                products[row * reach.reached + position + j] = batch.scale * scores[row * padded<float>(Tile) + j];
+            }
+        }
+        __syncwarp();
+    }
+}
+
+// The gradient of the positions that queries, or keys, have products with: the sums over slices of all tiles, (slices, rows, columns) with
+// the head's among the columns. `blockIdx.x` counts tiles of rows, and so many for each slice.
+template <typename T, unsigned Width, unsigned Tile>
+__device__ void position_gradient(
+    float* sums, const float* of_products, const T* x, bool of_keys, unsigned rows, unsigned columns, unsigned tiles,
+    unsigned tiles_per_slice, const Batch& batch) {
+    DYNAMIC_SHARED(T, memory);
+    T* x_tile = memory;
+    T* square = x_tile + Tile * padded<T>(Width);
+
+    unsigned row_tiles = (rows + Tile - 1) / Tile, first_row = blockIdx.x % row_tiles * Tile, slice = blockIdx.x / row_tiles;
+    unsigned column = batch.head() * batch.width, width = batch.width, stride = of_keys ? batch.key_stride : batch.hidden;
+    unsigned warp_row = threadIdx.x / WARP * 16, row = warp_row + threadIdx.x % WARP / 2, half = threadIdx.x % 2;
+    Sum<T> totals[Width / 16];
+    for (unsigned j = 0; j < Width / 16; j++) totals[j].clear();
+    for (unsigned tile = slice * tiles_per_slice; tile < min(tiles, (slice + 1) * tiles_per_slice); tile++) {
+        Reach reach(batch, tile);
+        if (first_row >= reach.first + reach.reached || first_row + Tile <= reach.first) continue;
+        Sequence sequence(batch, tile);
+        unsigned first = batch.tiles[2 * tile + 1];
+        unsigned count = min(Tile, (of_keys ? sequence.keys : sequence.queries) - first);
+        unsigned begin = (of_keys ? sequence.first_key : sequence.first_query) + first;
+        unsigned products = (of_keys ? reach.first_key_product : reach.first_query_product) + first * reach.reached;
+        __syncthreads();
+        load_tile<T, Width, Tile>(x_tile, x + static_cast<unsigned long long>(begin) * stride + column, count, stride, width);
+        // Rows before the first one reached become columns far behind the last.
+        load_products<T, Tile>(square, of_products + products, count, reach.reached, first_row - reach.first);
+        __syncthreads();
+        if (first_row + warp_row < rows) add_product<T, Width, Tile, true>(totals, square + warp_row, x_tile);
+    }
+    __syncthreads(); // Nobody reads the tiles any more.
+    float* results = reinterpret_cast<float*>(memory); // (Tile, Width)
+    if (first_row + warp_row >= rows) return;
+#pragma unroll
+    for (unsigned j = 0; j < Width / 16; j++) totals[j].store(results + warp_row * padded<float>(Width) + 16 * j, padded<float>(Width));
+    __syncwarp();
+    if (first_row + row >= rows) return;
+    sums += (static_cast<unsigned long long>(slice) * rows + first_row + row) * columns + column;
+    for (unsigned j = half; j < width; j += 2) sums[j] = batch.scale * results[row * padded<float>(Width) + j];
+}
+
 #define BATCH_PARAMETERS \
     const unsigned *sequences, const unsigned *tiles, unsigned hidden, unsigned key_stride, unsigned head, unsigned queries, \
         unsigned window, unsigned prefix, float scale, unsigned dropped_below, float keep, unsigned long long seed, \
-        const unsigned *rows, unsigned longest, const float *bias
+        const unsigned *rows, unsigned longest, const float *bias, const unsigned *reach, const float *query_products, \
+        const float *key_products, unsigned query_product_count, unsigned key_product_count, unsigned position_stride, \
+        unsigned first_head
 #define BATCH \
     Batch { \
-        sequences, tiles, hidden, key_stride, head, queries, window, prefix, scale, {dropped_below, keep, seed}, rows, longest, bias \
+        sequences, tiles, hidden, key_stride, head, queries, window, prefix, scale, {dropped_below, keep, seed}, rows, longest, bias, \
+            reach, query_products, key_products, query_product_count, key_product_count, position_stride, first_head \
     }
 
 // One kernel of each kind for heads of up to so many columns; the tiles as attention.rs has them.
@@ -467,14 +650,25 @@ __device__ void attention_keys(
         attention_forward<type, width, tile>(out, logarithms, q, k, v, BATCH); \
     } \
     extern "C" __global__ void __launch_bounds__(tile * 2) attention_queries_##width##_##suffix( \
-        type* dq, float* of_distances, const type* q, const type* k, const type* v, const type* out, const type* gradient, \
-        const float* logarithms, BATCH_PARAMETERS) { \
-        attention_queries<type, width, tile>(dq, of_distances, q, k, v, out, gradient, logarithms, BATCH); \
+        type* dq, float* of_distances, float* of_products, const type* positions, const type* q, const type* k, const type* v, \
+        const type* out, const type* gradient, const float* logarithms, BATCH_PARAMETERS) { \
+        attention_queries<type, width, tile>( \
+            dq, of_distances, of_products, positions, q, k, v, out, gradient, logarithms, BATCH); \
     } \
     extern "C" __global__ void __launch_bounds__(tile * 2) attention_keys_##width##_##suffix( \
-        type* dk, type* dv, const type* q, const type* k, const type* v, const type* out, const type* gradient, \
-        const float* logarithms, BATCH_PARAMETERS) { \
-        attention_keys<type, width, tile>(dk, dv, q, k, v, out, gradient, logarithms, BATCH); \
+        type* dk, type* dv, float* of_products, const type* positions, const type* q, const type* k, const type* v, const type* out, \
+        const type* gradient, const float* logarithms, BATCH_PARAMETERS) { \
+        attention_keys<type, width, tile>(dk, dv, of_products, positions, q, k, v, out, gradient, logarithms, BATCH); \
+    } \
+    extern "C" __global__ void __launch_bounds__(tile * 2) position_products_##width##_##suffix( \
+        float* products, const type* x, const type* positions, unsigned of_keys, BATCH_PARAMETERS) { \
+        position_products<type, width, tile>(products, x, positions, of_keys != 0, BATCH); \
+    } \
+    extern "C" __global__ void __launch_bounds__(tile * 2) position_gradient_##width##_##suffix( \
+        float* sums, const float* of_products, const type* x, unsigned of_keys, unsigned row_count, unsigned columns, \
+        unsigned tile_count, unsigned tiles_per_slice, BATCH_PARAMETERS) { \
+        position_gradient<type, width, tile>( \
+            sums, of_products, x, of_keys != 0, row_count, columns, tile_count, tiles_per_slice, BATCH); \
     }
 
 ATTENTION(float, f32, 32, 32)

@@ -44,9 +44,22 @@ impl RelativeRows {
         self.uploaded.or_upload(gpu, &self.rows)
     }
 
-    /// The rows of a sequence's distances: that of query `i` and key `j` at `j - i + tokens - 1`.
-    fn of_sequence(&self, tokens: usize) -> Vec<usize> {
-        self.rows[self.longest - tokens..self.longest + tokens - 1].iter().rev().copied().collect()
+    /// Whether both are clones of one.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.rows, &other.rows)
+    }
+
+    /// The rows of a sequence's distances: that of query `i` and key `j` at `i - j + tokens - 1`.
+    fn of_sequence(&self, tokens: usize) -> &[usize] {
+        &self.rows[self.longest - tokens..self.longest + tokens - 1]
+    }
+
+    /// From the first to the last row that a sequence's distances reach.
+    pub(crate) fn reached(&self, tokens: usize) -> Range<usize> {
+        let rows = self.of_sequence(tokens);
+        let (first, last) = rows.iter().fold((usize::MAX, 0), |(first, last), &row| (first.min(row), last.max(row)));
+        first..last + 1
     }
 }
 
@@ -193,10 +206,9 @@ struct Reach {
 
 impl Reach {
     fn new(rows: &RelativeRows, keys: usize, first_query: usize) -> Self {
-        let mut rows = rows.of_sequence(keys);
-        let (first, last) = rows.iter().fold((usize::MAX, 0), |(first, last), &row| (first.min(row), last.max(row)));
-        rows.iter_mut().for_each(|row| *row -= first);
-        Self { rows, reached: first..last + 1, first: first_query }
+        let reached = rows.reached(keys);
+        let rows = rows.of_sequence(keys).iter().rev().map(|row| row - reached.start).collect();
+        Self { rows, reached, first: first_query }
     }
 
     /// The rows of query `i` and each of so many keys.
@@ -547,6 +559,6 @@ impl Operation for RelativeAttention {
 
     #[cfg(feature = "cuda")]
     fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
-        (!matches!(self.terms, Terms::Disentangled { .. })).then_some(self as _)
+        Some(self)
     }
 }

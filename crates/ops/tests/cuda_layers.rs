@@ -109,6 +109,37 @@ fn attention_with_a_bias_by_distance_is_the_cpus() {
     bias("a small tile", &[40, 3], (2, false, 0.1), 200);
 }
 
+/// Rows as DeBERTa has them: one for each near distance, and far distances together.
+fn near_and_far(distance: isize) -> usize {
+    let far = distance.unsigned_abs() as isize;
+    let step = if far <= 20 { far } else { 20 + (far - 20) / 16 };
+    (40 + distance.signum() * step.min(38)) as usize
+}
+
+#[test]
+fn disentangled_attention_is_the_cpus() {
+    let rows = RelativeRows::new(210, near_and_far);
+    let disentangled = |name: &str, lengths: &[usize], how, head: usize, to_position: bool, to_content: bool| {
+        let tables: Vec<Tensor> = (0..usize::from(to_position) + usize::from(to_content))
+            .map(|table| matrix(80, 3 * head, 9 + table as u64))
+            .collect();
+        relative_attention(name, lengths, how, 3 * head, &tables, |x, segments, dropout| {
+            let (key, query) = (to_position.then(|| &x[3]), to_content.then(|| &x[x.len() - 1]));
+            let relative = Relative::Disentangled { key, query, rows: &rows };
+            ops::relative_attention(&x[0], &x[1], &x[2], relative, segments, 3, dropout)
+        });
+    };
+    disentangled("around a tile", &[1, 64, 17, 65, 33], (0, false, 0.0), 32, true, true);
+    disentangled("content to position", &[70, 3], (0, false, 0.2), 32, true, false);
+    disentangled("position to content", &[70, 3], (0, false, 0.2), 32, false, true);
+    disentangled("neither", &[40, 3], (0, false, 0.0), 32, false, false);
+    disentangled("the longest", &[210, 3], (0, false, 0.1), 16, true, true);
+    disentangled("behind a prefix", &[90, 3], (5, false, 0.1), 64, true, true);
+    disentangled("first tokens", &[70, 3, 1], (0, true, 0.1), 32, true, true);
+    disentangled("first tokens behind a prefix", &[100, 1], (70, true, 0.0), 32, true, true);
+    disentangled("a small tile", &[40, 3], (2, false, 0.1), 200, true, true);
+}
+
 #[test]
 fn a_linear_layer_is_the_cpus_with_a_trained_and_with_a_frozen_weight() {
     for (tokens, inputs, outputs) in [(1, 8, 8), (37, 36, 130), (70, 64, 3)] {

@@ -3,8 +3,9 @@
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use candle_core::{Device, Tensor};
 use glue::{Glue, Task};
 use peft::{
     AdaLora, AdapterStyle, Bias, Bottleneck, Ia3, LnTuning, Lora, Method, PTuning, Precision, PrefixTuning,
@@ -16,8 +17,8 @@ fn tests(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// The steps of a method on the oracle's batches, with dropout, whose masks are the same on both devices.
-fn losses(method: &Method, device: DeviceName, precision: Precision, encoder: &str) -> Vec<f64> {
+/// The steps of a method on some batches, with dropout, whose masks are the same on both devices.
+fn losses(method: &Method, device: DeviceName, precision: Precision, encoder: &str, batches: &Path) -> Vec<f64> {
     let folder = tempfile::tempdir().unwrap();
     let glue = Glue::synthetic("a test");
     let mut trainer = Trainer::new(glue, folder.path()).verbosity(Verbosity::Silent).device(device);
@@ -26,8 +27,7 @@ fn losses(method: &Method, device: DeviceName, precision: Precision, encoder: &s
         s.dropout = Some(0.1);
         s.precision = precision;
     });
-    let Replayed { losses, .. } =
-        replay(&mut trainer, &run, &tests("tests/oracle/batches.npz"), Start::New, Passes::Training, None).unwrap();
+    let Replayed { losses, .. } = replay(&mut trainer, &run, batches, Start::New, Passes::Training, None).unwrap();
     losses
 }
 
@@ -65,7 +65,8 @@ fn every_method_has_the_losses_of_the_cpu_at_every_step() {
         if takes_candles && !everything {
             continue;
         }
-        let of = |device, precision| losses(&method, device, precision, "../peft/tests/oracle/tiny-bert");
+        let batches = tests("tests/oracle/batches.npz");
+        let of = |device, precision| losses(&method, device, precision, "../peft/tests/oracle/tiny-bert", &batches);
         let expected = of(DeviceName::Cpu, Precision::Exact);
         // A loss changes by no more than twice what logits of about 1 do. f32: other orders of sums, and more with every step, since
         // AdamW divides by small roots. bf16: hidden states keep 8 bits, through two layers.
@@ -78,6 +79,48 @@ fn every_method_has_the_losses_of_the_cpu_at_every_step() {
             }
             let again = of(DeviceName::Cuda(0), precision);
             assert_eq!(again, found, "{name}, {precision:?}: not the same bits twice");
+        }
+    }
+}
+
+/// Three batches of sequences of 3 to 30 tokens, which the tiny encoders have words and positions for, as `bench_peft.py
+/// --dump-batches` writes them.
+fn write_batches(path: &Path) {
+    const SEQUENCES: usize = 6;
+    const LONGEST: usize = 30;
+    let mut tensors = vec![("steps".to_string(), Tensor::new(3u32, &Device::Cpu).unwrap())];
+    for step in 0..3 {
+        let number = |i: usize| (5 + (i * 7 + step * 3 + i / 11) % 40) as u32;
+        let is_token = |i: usize| u32::from(i % LONGEST < 3 + (i / LONGEST * 11 + step * 5) % (LONGEST - 2));
+        let labels: Vec<u32> = (0..SEQUENCES).map(|i| ((i + i / 3 + step) % 2) as u32).collect();
+        let matrix = |number: &dyn Fn(usize) -> u32| {
+            let values: Vec<u32> = (0..SEQUENCES * LONGEST).map(number).collect();
+            Tensor::from_vec(values, (SEQUENCES, LONGEST), &Device::Cpu).unwrap()
+        };
+        tensors.push((format!("s{step}.input_ids"), matrix(&number)));
+        tensors.push((format!("s{step}.attention_mask"), matrix(&is_token)));
+        tensors.push((format!("s{step}.labels"), Tensor::from_vec(labels, SEQUENCES, &Device::Cpu).unwrap()));
+    }
+    Tensor::write_npz(&tensors, path).unwrap();
+}
+
+#[test]
+fn encoders_whose_scores_know_distances_have_the_losses_of_the_cpu_at_every_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let batches = folder.path().join("batches.npz");
+    write_batches(&batches);
+    for encoder in ["mpnet", "deberta-v2", "deberta-v3", "modernbert"] {
+        let path = format!("../peft/tests/oracle/encoders/{encoder}");
+        for (name, method) in [("full", Method::Full), ("lora", Method::lora(4))] {
+            let of = |device| losses(&method, device, Precision::Exact, &path, &batches);
+            let (expected, found) = (of(DeviceName::Cpu), of(DeviceName::Cuda(0)));
+            assert_eq!(found.len(), expected.len());
+            for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                // As above.
+                let error = (found - expected).abs();
+                assert!(error < 1e-3, "{encoder}, {name}, step {step}: {found} for {expected}");
+            }
+            assert_eq!(of(DeviceName::Cuda(0)), found, "{encoder}, {name}: not the same bits twice");
         }
     }
 }

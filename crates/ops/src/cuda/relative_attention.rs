@@ -1,10 +1,10 @@
 //! Attention on a GPU whose scores depend on how far a key stands from the query.
 
-use candle_core::{Result, bail};
-
 use std::sync::Arc;
 
-use super::attention::{Batch, Bias, Inputs, Upstream};
+use candle_core::{Result, bail};
+
+use super::attention::{Batch, Distances, Inputs, Needed, Term, To, Upstream, if_needed};
 use super::pointwise::Converted;
 use super::{Array, Buffer, Element, Gpu, GpuGradient, GpuOperation, Indices};
 use crate::relative_attention::{RelativeAttention, RelativeRows, Terms};
@@ -13,13 +13,21 @@ use crate::relative_attention::{RelativeAttention, RelativeRows, Terms};
 struct Table<'a> {
     rows: &'a RelativeRows,
     uploaded: Arc<Indices>,
-    values: Converted<'a>, // (rows, heads), f32
+    values: Converted<'a>,
+    term: Term,
 }
 
 impl RelativeAttention {
     fn table<'a>(&'a self, gpu: &Gpu, inputs: &[Array<'a>]) -> Result<Option<Table<'a>>> {
-        let Terms::Bias(rows) = &self.terms else { return Ok(None) };
-        Ok(Some(Table { rows, uploaded: rows.on_gpu(gpu)?, values: gpu.convert(inputs[2], Element::F32)? }))
+        let (rows, term, element) = match &self.terms {
+            Terms::Window(_) => return Ok(None),
+            Terms::Bias(rows) => (rows, Term::Bias, Element::F32),
+            &Terms::Disentangled { ref rows, to_position, to_content } => {
+                (rows, Term::Disentangled { to_position, to_content }, inputs[0].element)
+            }
+        };
+        let Some(&values) = inputs.get(2) else { return Ok(None) };
+        Ok(Some(Table { rows, uploaded: rows.on_gpu(gpu)?, values: gpu.convert(values, element)?, term }))
     }
 
     fn batch<'a>(&'a self, table: Option<&'a Table>) -> Result<Batch<'a>> {
@@ -28,9 +36,9 @@ impl RelativeAttention {
             Terms::Window(window) => Some(window),
             _ => None,
         };
-        let bias = |table: &'a Table| {
-            let Table { rows, uploaded, values } = table;
-            Ok::<_, candle_core::Error>(Bias { table: values.array()?, rows: uploaded, longest: rows.longest })
+        let distances = |table: &'a Table| {
+            let Table { rows, uploaded, values, term } = table;
+            Ok::<_, candle_core::Error>(Distances { rows, uploaded, table: values.array()?, term: *term })
         };
         Ok(Batch {
             queries,
@@ -40,7 +48,7 @@ impl RelativeAttention {
             window,
             scale: *scale,
             dropout: *dropout,
-            bias: table.map(bias).transpose()?,
+            distances: table.map(distances).transpose()?,
         })
     }
 }
@@ -74,26 +82,24 @@ impl GpuOperation for RelativeAttention {
     ) -> Result<Vec<GpuGradient>> {
         let Some(logarithms) = self.logarithms.get() else { bail!("relative_attention: backward before forward") };
         let table = self.table(gpu, inputs)?;
-        let (batch, [query, keys_and_values], of_table) =
-            (self.batch(table.as_ref())?, [inputs[0], inputs[1]], inputs.get(2));
-        let (inputs, upstream) = (together(query, keys_and_values), Upstream { output, gradient, logarithms });
-        let mut gradients: Vec<_> = needed.iter().map(|_| GpuGradient::None).collect();
-        let of_bias = needed.get(2).copied().unwrap_or(false);
-        if needed[0] || of_bias {
-            let (dq, of_distances) = batch.query_gradients(gpu, &inputs, &upstream, of_bias)?;
-            if needed[0] {
-                gradients[0] = GpuGradient::Values(dq);
-            }
-            if let (Some(sums), Some(table), Some(&values)) = (of_distances, &table, of_table) {
-                let looked_up: Vec<u32> = table.rows.rows.iter().map(|&row| row as u32).collect();
-                gradients[2] = gpu.table_gradient(values, &looked_up, sums.array(&[looked_up.len(), self.heads])?)?;
-            }
-        }
-        if needed[1] {
-            let dkv = gpu.empty(keys_and_values.element, keys_and_values.count())?;
-            let dk = dkv.pointer()?;
-            batch.key_gradients(gpu, &inputs, &upstream, [dk, behind_key(query, dk)])?;
-            gradients[1] = GpuGradient::Values(dkv);
+        let empty = |index: usize| gpu.empty(inputs[index].element, inputs[index].count());
+        let (dq, dkv) = (empty(0)?, empty(1)?);
+        let upstream = Upstream { output, gradient, logarithms };
+        let asked = Needed { query: needed[0], keys: needed[1], table: needed.get(2).copied().unwrap_or(false) };
+        let key = dkv.pointer()?;
+        let to = To { query: dq.pointer()?, key, value: behind_key(inputs[0], key) };
+        let attended = together(inputs[0], inputs[1]);
+        let of_table = self.batch(table.as_ref())?.backward(gpu, &attended, &upstream, &asked, &to)?;
+        let mut gradients = vec![if_needed(needed[0], dq), if_needed(needed[1], dkv)];
+        if let (Some(&values), Some(table)) = (inputs.get(2), table) {
+            gradients.push(match of_table {
+                None => GpuGradient::None,
+                Some(of_distances) if table.term == Term::Bias => {
+                    let looked_up: Vec<u32> = table.rows.rows.iter().map(|&row| row as u32).collect();
+                    gpu.table_gradient(values, &looked_up, of_distances.array(&[looked_up.len(), self.heads])?)?
+                }
+                Some(of_rows) => gpu.of_type(of_rows, values)?,
+            });
         }
         Ok(gradients)
     }
