@@ -2,36 +2,16 @@
 // which blocks run: a block sums a slice of the rows, a second launch the slices.
 #include "common.cuh"
 
-// sums (slices, columns): of the rows slice * rows_per_slice onwards of x (rows, columns).
+// sums (slices, columns): of the rows slice * rows_per_slice onwards of a (rows, columns), or of a * b if there is b.
 template <typename T>
-__device__ void column_sums(float* sums, const T* x, unsigned rows, unsigned columns, unsigned rows_per_slice) {
-    unsigned column = blockIdx.x * SUM_COLUMNS + threadIdx.x;
-    unsigned end = min(rows, (blockIdx.y + 1) * rows_per_slice);
-    float sum = 0.0f;
-    if (column < columns) {
-        for (unsigned row = blockIdx.y * rows_per_slice + threadIdx.y; row < end; row += SUM_ROWS) {
-            sum += to_float(x[static_cast<unsigned long long>(row) * columns + column]);
-        }
-    }
-    sum = sum_of_rows(sum);
-    if (threadIdx.y == 0 && column < columns) sums[blockIdx.y * columns + column] = sum;
-}
-
-#define PARAMETERS(T) (float* sums, const T* x, unsigned rows, unsigned columns, unsigned rows_per_slice)
-FOR_EACH_ELEMENT(column_sums, PARAMETERS, (sums, x, rows, columns, rows_per_slice))
-#undef PARAMETERS
-
-// The same of a * b.
-template <typename T>
-__device__ void column_products(
-    float* sums, const T* a, const T* b, unsigned rows, unsigned columns, unsigned rows_per_slice) {
+__device__ void column_sums(float* sums, const T* a, const T* b, unsigned rows, unsigned columns, unsigned rows_per_slice) {
     unsigned column = blockIdx.x * SUM_COLUMNS + threadIdx.x;
     unsigned end = min(rows, (blockIdx.y + 1) * rows_per_slice);
     float sum = 0.0f;
     if (column < columns) {
         for (unsigned row = blockIdx.y * rows_per_slice + threadIdx.y; row < end; row += SUM_ROWS) {
             unsigned long long i = static_cast<unsigned long long>(row) * columns + column;
-            sum += to_float(a[i]) * to_float(b[i]);
+            sum += b ? to_float(a[i]) * to_float(b[i]) : to_float(a[i]);
         }
     }
     sum = sum_of_rows(sum);
@@ -39,7 +19,7 @@ __device__ void column_products(
 }
 
 #define PARAMETERS(T) (float* sums, const T* a, const T* b, unsigned rows, unsigned columns, unsigned rows_per_slice)
-FOR_EACH_ELEMENT(column_products, PARAMETERS, (sums, a, b, rows, columns, rows_per_slice))
+FOR_EACH_ELEMENT(column_sums, PARAMETERS, (sums, a, b, rows, columns, rows_per_slice))
 #undef PARAMETERS
 
 // x + bias in each row

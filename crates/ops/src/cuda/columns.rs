@@ -15,26 +15,25 @@ const SLICE: usize = 256;
 impl Gpu {
     /// The sum of each column of a `(rows, columns)` matrix, in f32: `(columns)`.
     pub fn column_sums(&self, x: Array) -> Result<Buffer> {
-        self.sums("column_sums", &[x])
+        self.sums(x, None)
     }
 
     /// The same of `a * b`.
     pub fn column_products(&self, a: Array, b: Array) -> Result<Buffer> {
-        self.sums("column_products", &[a, b])
+        self.sums(a, Some(b))
     }
 
-    fn sums(&self, kernel: &str, inputs: &[Array]) -> Result<Buffer> {
-        let (rows, columns) = inputs[0].matrix();
+    fn sums(&self, a: Array, b: Option<Array>) -> Result<Buffer> {
+        let (rows, columns) = a.matrix();
         let slices = rows.div_ceil(SLICE).max(1);
         let sums = self.empty(Element::F32, slices * columns)?; // (slices, columns)
         let shape = [slices, columns];
-        let mut arguments = vec![sums.array(&shape)?.into()];
-        arguments.extend(inputs.iter().map(|&input| Argument::from(input)));
+        let mut arguments = vec![sums.array(&shape)?.into(), a.into(), b.map_or(Argument::NULL, Argument::from)];
         arguments.extend([rows, columns, SLICE].map(Argument::from));
-        self.launch(&inputs[0].element.kernel(kernel), Grid::sums(columns, slices), &arguments)?;
+        self.launch(&a.element.kernel("column_sums"), Grid::sums(columns, slices), &arguments)?;
         match slices {
             1 => Ok(sums),
-            _ => self.sums("column_sums", &[sums.array(&shape)?]),
+            _ => self.sums(sums.array(&shape)?, None),
         }
     }
 }
