@@ -67,12 +67,6 @@ template <> struct Sum<float> {
     }
 };
 
-struct Mask {
-    unsigned dropped_below;
-    float scale;
-    unsigned long long seed;
-};
-
 // What the kernels are told of a batch.
 struct Batch {
     const unsigned *sequences, *tiles; // The tables that attention.rs makes.
@@ -296,7 +290,7 @@ __device__ void attention_forward(T* out, float* logarithms, const T* q, const T
         for (unsigned j = half; j < Tile; j += 2) {
             float p = expf(own[j] - found);
             sum += p;
-            p *= dropout_factor(position + j, batch.mask.dropped_below, batch.mask.scale, batch.mask.seed);
+            p *= batch.mask.factor(position + j);
             probabilities[row * padded<T>(Tile) + j] = from_float<T>(p);
         }
         total = total * kept + row_sum(sum);
@@ -364,7 +358,7 @@ __device__ void score_gradients(
         unsigned i = row * padded<float>(Tile) + j;
         bool scored = there && seen.has(j);
         float p = scored ? expf(tiles.distances.score(batch, tiles.scores[i], row, j, query, key + j) - logarithm) : 0.0f;
-        float factor = dropout_factor(position + j, batch.mask.dropped_below, batch.mask.scale, batch.mask.seed);
+        float factor = batch.mask.factor(position + j);
         tiles.probabilities[row * padded<T>(Tile) + j] = from_float<T>(p * factor);
         float of_score = scored ? p * (tiles.of_probabilities[i] * factor - delta) : 0.0f;
         tiles.of_scores[row * padded<T>(Tile) + j] = from_float<T>(of_score);

@@ -122,6 +122,15 @@ __device__ __forceinline__ float dropout_factor(unsigned position, unsigned drop
     return hash < dropped_below ? 0.0f : scale;
 }
 
+// The same of one application of dropout.
+struct Mask {
+    unsigned dropped_below;
+    float scale;
+    unsigned long long seed;
+
+    __device__ __forceinline__ float factor(unsigned position) const { return dropout_factor(position, dropped_below, scale, seed); }
+};
+
 // A kernel for both types of hidden states: its template is `name`.
 #define FOR_EACH_ELEMENT(name, parameters, arguments) \
     extern "C" __global__ void name##_f32 parameters(float) { name<float> arguments; } \

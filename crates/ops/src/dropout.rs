@@ -65,19 +65,23 @@ pub(crate) fn masked<T: Float>(values: &[T], dropout: Dropout) -> Vec<T> {
     changed(values, PIECE, |first, piece| mask_piece(piece, dropout, first as u32))
 }
 
+/// `mask * x + others`, on the calling thread, for values that begin at position `first`.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
+pub(crate) fn add_masked_piece<T: Float>(sums: &mut [T], x: &[T], others: &[T], dropout: Option<Dropout>, first: u32) {
+    let terms = sums.iter_mut().zip(x).zip(others);
+    match dropout {
+        Some(dropout) => terms.enumerate().for_each(|(i, ((sum, &x), &other))| {
+            *sum = x * dropout.factor::<T>(first.wrapping_add(i as u32)) + other;
+        }),
+        None => terms.for_each(|((sum, &x), &other)| *sum = x + other),
+    }
+}
+
 /// `mask * x + others`.
 pub(crate) fn add_masked<T: Float>(x: &[T], others: &[T], dropout: Option<Dropout>) -> Vec<T> {
-    #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
-    fn piece<T: Float>(sums: &mut [T], x: &[T], others: &[T], dropout: Option<Dropout>, first: u32) {
-        let terms = sums.iter_mut().zip(x).zip(others);
-        match dropout {
-            Some(dropout) => terms.enumerate().for_each(|(i, ((sum, &x), &other))| {
-                *sum = x * dropout.factor::<T>(first.wrapping_add(i as u32)) + other;
-            }),
-            None => terms.for_each(|((sum, &x), &other)| *sum = x + other),
-        }
-    }
-    in_pieces(x.len(), PIECE, |first, sums| piece(sums, &x[first..], &others[first..], dropout, first as u32))
+    in_pieces(x.len(), PIECE, |first, sums| {
+        add_masked_piece(sums, &x[first..], &others[first..], dropout, first as u32);
+    })
 }
 
 /// `dropout(x)`; with `None` the tensor itself.

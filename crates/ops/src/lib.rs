@@ -79,7 +79,7 @@ pub use linear::{Lora, Precision, Weight, linear, lora_linear};
 pub use loss::{cross_entropy, mean_squared_error};
 pub use matrix::{on_workers, threads};
 pub use memory::keep_freed_memory;
-pub use normalization::layer_norm;
+pub use normalization::{add_norm, layer_norm};
 pub use orthogonality::{Orthonormal, orthogonality};
 pub use prefix::prepend;
 pub use relative_attention::{Relative, RelativeRows, relative_attention};

@@ -4,19 +4,49 @@ use candle_core::{Result, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use crate::dropout::{Dropout, add_dropout, add_masked_piece, masked};
 use crate::float::{Float, sum};
 use crate::matrix::column_sums;
 use crate::memory::in_pieces;
 use crate::operation::{Gradient, Operation, View, apply};
+use crate::tape;
 
 /// `gamma * (x - mean) / sqrt(variance + epsilon) + beta` over each row of x `(tokens, hidden)` (Ba et al. 2016), with the
 /// population variance; gamma and beta `(hidden)`.
 pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, epsilon: f64) -> Result<Tensor> {
+    check(LayerNorm::NAME, x, gamma, beta)?;
+    apply(LayerNorm { epsilon }, &[x, gamma, beta])
+}
+
+/// The [`layer_norm`] of `dropout(x) + residual`, all three `(tokens, hidden)`: "Add & Norm" (Vaswani et al. 2017, figure 1). The sum
+/// is not kept: the backward pass computes it again.
+///
+/// # Errors
+/// When the shapes do not fit.
+pub fn add_norm(
+    x: &Tensor,
+    residual: &Tensor,
+    dropout: Option<Dropout>,
+    gamma: &Tensor,
+    beta: &Tensor,
+    epsilon: f64,
+) -> Result<Tensor> {
+    check(AddNorm::NAME, x, gamma, beta)?;
+    if x.dims() != residual.dims() {
+        bail!("add_norm: shapes {:?} and {:?} differ", x.dims(), residual.dims())
+    }
+    if tape::is_candles() {
+        return layer_norm(&add_dropout(x, residual, dropout)?, gamma, beta, epsilon);
+    }
+    apply(AddNorm { dropout, epsilon }, &[residual, x, gamma, beta])
+}
+
+fn check(name: &str, x: &Tensor, gamma: &Tensor, beta: &Tensor) -> Result<()> {
     let (_, hidden) = x.dims2()?;
     if gamma.dims() != [hidden] || beta.dims() != [hidden] {
-        bail!("layer_norm: input {:?}, gamma {:?} and beta {:?} do not fit", x.dims(), gamma.dims(), beta.dims())
+        bail!("{name}: input {:?}, gamma {:?} and beta {:?} do not fit", x.dims(), gamma.dims(), beta.dims())
     }
-    apply(LayerNorm { epsilon }, &[x, gamma, beta])
+    Ok(())
 }
 
 /// Rows a thread takes at a time. Sums over tokens are first taken within such a block, so that they do not depend on the
@@ -110,6 +140,74 @@ impl Operation for LayerNorm {
         }
         if needed[2] {
             gradients[2] = Gradient::Values(column_sums(gradient.data, hidden));
+        }
+        Ok(gradients)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self) -> Option<&dyn crate::cuda::GpuOperation> {
+        Some(self)
+    }
+}
+
+pub(crate) struct AddNorm {
+    pub(crate) dropout: Option<Dropout>,
+    pub(crate) epsilon: f64,
+}
+
+impl AddNorm {
+    /// Some rows of `dropout(x) + residual`, from a position on, on the calling thread.
+    fn sums<T: Float>(&self, inputs: &[View<T>], first: usize, count: usize) -> Vec<T> {
+        let mut sums = vec![T::zero(); count];
+        let [residual, x] = [0, 1].map(|index| &inputs[index].data[first..first + count]);
+        add_masked_piece(&mut sums, x, residual, self.dropout, first as u32);
+        sums
+    }
+}
+
+impl Operation for AddNorm {
+    const NAME: &'static str = "add_norm";
+
+    fn forward<T: Float>(&self, inputs: &[View<T>]) -> Result<(Vec<T>, Vec<usize>)> {
+        let (x, gamma, beta) = (&inputs[1], inputs[2].data, inputs[3].data);
+        let y = in_pieces(x.data.len(), ROWS * gamma.len(), |first, y| {
+            forward(y, &self.sums(inputs, first, y.len()), gamma, beta, self.epsilon);
+        });
+        Ok((y, x.shape.to_vec()))
+    }
+
+    fn backward<T: Float>(
+        &self,
+        inputs: &[View<T>],
+        needed: &[bool],
+        _output: View<T>,
+        gradient: View<T>,
+    ) -> Result<Vec<Gradient<T>>> {
+        let (count, gamma, gradient) = (gradient.data.len(), inputs[2].data, gradient.data);
+        let (hidden, block) = (gamma.len(), ROWS * gamma.len());
+        let mut gradients: Vec<_> = needed.iter().map(|_| Gradient::None).collect();
+        if needed[0] || needed[1] {
+            let of_sums = in_pieces(count, block, |first, values| {
+                let sums = self.sums(inputs, first, values.len());
+                backward(values, &sums, gamma, &gradient[first..], self.epsilon);
+            });
+            let of_x = self.dropout.filter(|_| needed[1]).map(|dropout| masked(&of_sums, dropout));
+            (gradients[0], gradients[1]) = match (needed[0], needed[1]) {
+                (true, false) => (Gradient::Values(of_sums), Gradient::None),
+                (true, true) => (Gradient::Values(of_sums), of_x.map_or(Gradient::Same(0), Gradient::Values)),
+                (false, _) => (Gradient::None, Gradient::Values(of_x.unwrap_or(of_sums))),
+            };
+        }
+        if needed[2] {
+            let of_block = |(index, gradient): (usize, &[T])| {
+                let sums = self.sums(inputs, index * block, gradient.len());
+                gamma_gradient(&sums, gradient, hidden, self.epsilon)
+            };
+            let sums: Vec<_> = gradient.par_chunks(block).enumerate().map(of_block).collect();
+            gradients[2] = Gradient::Values(column_sums(&sums.concat(), hidden));
+        }
+        if needed[3] {
+            gradients[3] = Gradient::Values(column_sums(gradient, hidden));
         }
         Ok(gradients)
     }

@@ -33,10 +33,12 @@ pub(crate) enum Gradient<T> {
     None,
     /// The same values as the gradient of the result.
     Upstream,
+    /// The same values as the gradient of an argument before.
+    Same(usize),
     Values(Vec<T>),
 }
 
-/// A differentiable operation of up to three tensors, written over slices.
+/// A differentiable operation of some tensors, written over slices. candle's graph takes those of up to three.
 pub(crate) trait Operation: Send + Sync + 'static {
     const NAME: &'static str;
 
@@ -59,20 +61,19 @@ pub(crate) trait Operation: Send + Sync + 'static {
     }
 }
 
-/// Applies `operation`, and has it recorded for the backward pass. `inputs` holds one to three tensors of one dtype.
+/// Applies `operation`, and has it recorded for the backward pass. `inputs` holds tensors of one dtype.
 pub(crate) fn apply<K: Operation>(operation: K, inputs: &[&Tensor]) -> Result<Tensor> {
     let inputs = inputs.iter().map(|tensor| tensor.contiguous()).collect::<Result<Vec<_>>>()?;
     let operation = Bridge(operation);
-    let candles = tape::is_candles();
-    let output = match inputs.as_slice() {
-        [a] if candles => return a.apply_op1(operation),
-        [a, b] if candles => return a.apply_op2(b, operation),
-        [a, b, c] if candles => return a.apply_op3(b, c, operation),
-        [a] => a.apply_op1_no_bwd(&operation)?,
-        [a, b] => a.apply_op2_no_bwd(b, &operation)?,
-        [a, b, c] => a.apply_op3_no_bwd(b, c, &operation)?,
-        _ => bail!("{}: {} inputs, expected one to three", K::NAME, inputs.len()),
-    };
+    if tape::is_candles() {
+        return match inputs.as_slice() {
+            [a] => a.apply_op1(operation),
+            [a, b] => a.apply_op2(b, operation),
+            [a, b, c] => a.apply_op3(b, c, operation),
+            _ => bail!("{}: {} inputs, candle's graph takes one to three; use ops::record", K::NAME, inputs.len()),
+        };
+    }
+    let output = operation.compute(&inputs.iter().collect::<Vec<_>>())?;
     tape::note(operation, &inputs, &output, K::NAME)?;
     Ok(output)
 }
@@ -100,15 +101,16 @@ impl<K: Operation> Backward for Bridge<K> {
                     operation.backward(views, needed, ends[0], ends[1])
                 })
             })?;
-            gradients
-                .into_iter()
-                .zip(inputs)
-                .map(|(values, input)| match values {
-                    Gradient::None => Ok(None),
-                    Gradient::Upstream => Ok(Some(gradient.clone())),
-                    Gradient::Values(values) => Tensor::from_vec(values, input.shape(), input.device()).map(Some),
-                })
-                .collect()
+            let mut tensors: Vec<Option<Tensor>> = Vec::with_capacity(inputs.len());
+            for (values, input) in gradients.into_iter().zip(inputs) {
+                tensors.push(match values {
+                    Gradient::None => None,
+                    Gradient::Upstream => Some(gradient.clone()),
+                    Gradient::Same(index) => tensors.get(index).cloned().flatten(),
+                    Gradient::Values(values) => Some(Tensor::from_vec(values, input.shape(), input.device())?),
+                });
+            }
+            Ok(tensors)
         }
         #[cfg(feature = "cuda")]
         if gradient.device().is_cuda() {
@@ -123,6 +125,23 @@ impl<K: Operation> Backward for Bridge<K> {
 }
 
 impl<K: Operation> Bridge<K> {
+    /// The result, of which candle's graph knows nothing.
+    fn compute(&self, inputs: &[&Tensor]) -> Result<Tensor> {
+        fn run<K: Operation, T: Float>(operation: &K, inputs: &[&Tensor]) -> Result<Tensor> {
+            let (values, shape) = with_views::<T, _>(inputs, K::NAME, |views| operation.forward(views))?;
+            Tensor::from_vec(values, shape, inputs[0].device())
+        }
+        #[cfg(feature = "cuda")]
+        if inputs[0].device().is_cuda() {
+            return cuda::compute(&self.0, inputs);
+        }
+        match inputs[0].dtype() {
+            DType::F32 => run::<K, f32>(&self.0, inputs),
+            DType::F64 => run::<K, f64>(&self.0, inputs),
+            other => bail!("{}: expected f32 or f64 tensors, found {other:?}", K::NAME),
+        }
+    }
+
     fn forward(&self, inputs: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
         fn run<K: Operation, T: Float>(
             operation: &K,

@@ -6,7 +6,7 @@
 mod support;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use ops::{AdamWSettings, AdamWSlot, Moments, ParameterMoments, Segments};
+use ops::{AdamWSettings, AdamWSlot, Dropout, Moments, ParameterMoments, Segments};
 use support::{check, gpu, matrix, vector};
 
 /// As in `cuda_layers.rs`: f32 in another order of sums, bf16 rounded to 8 bits.
@@ -23,6 +23,16 @@ fn a_layer_norm_is_the_cpus_for_odd_widths_and_many_rows() {
     for (rows, columns) in [(1, 4), (7, 36), (300, 130), (3, 1030)] {
         let inputs = [matrix(rows, columns, 1), vector(columns, 2), vector(columns, 3)];
         both("layer_norm", 1, &inputs, |x| ops::layer_norm(&x[0], &x[1], &x[2], 1e-12));
+    }
+}
+
+#[test]
+fn a_norm_of_a_sum_with_a_residual_is_the_cpus() {
+    for (rows, columns, dropout) in [(1, 4, 0.0), (300, 130, 0.2), (3, 1030, 0.1)] {
+        let inputs = [matrix(rows, columns, 1), matrix(rows, columns, 4), vector(columns, 2), vector(columns, 3)];
+        let norm = |x: &[Tensor]| ops::add_norm(&x[0], &x[1], Dropout::new(dropout, 5), &x[2], &x[3], 1e-12);
+        both("add_norm", 2, &inputs, norm);
+        both("add_norm of an f32 residual", 1, &inputs, norm);
     }
 }
 

@@ -171,6 +171,38 @@ fn layer_norm_is_the_slow_formula_and_its_gradients_are_exact() -> Result<()> {
     Ok(())
 }
 
+/// In candle's graph it is composed of the two; recorded, it is one operation.
+#[test]
+fn a_recorded_norm_of_a_sum_and_its_gradients_are_those_of_the_two_operations() -> Result<()> {
+    // More rows than a thread takes at a time.
+    for (rows, dropout) in [(2, None), (70, None), (70, Dropout::new(0.3, 5))] {
+        let inputs = variables(&[&[rows, 6], &[rows, 6], &[6], &[6]]);
+        let weights = numbers(&[rows, 6], 99);
+        // Of x and residual, of one of them alone, and of neither: the others are frozen.
+        for trained in [[true, true], [true, false], [false, true], [false, false]] {
+            let tensor = |index: usize| match trained.get(index) {
+                Some(false) => inputs[index].as_detached_tensor(),
+                _ => inputs[index].as_tensor().clone(),
+            };
+            let (x, residual) = (tensor(0), tensor(1));
+            let norm = || ops::gate(&ops::add_norm(&x, &residual, dropout, &inputs[2], &inputs[3], 1e-5)?, &weights);
+            let (expected, recorded) = (norm()?, ops::record(norm)?);
+            close(recorded.value(), &expected, 0.0);
+            let (expected, found) = (expected.backward()?, recorded.gradients()?);
+            for (index, input) in inputs.iter().enumerate() {
+                match expected.get(input) {
+                    Some(expected) => close(found.get(input).unwrap(), expected, 1e-14),
+                    None => assert!(!trained[index] && found.get(input).is_none()),
+                }
+            }
+        }
+    }
+    let inputs = variables(&[&[3, 6], &[2, 6], &[6], &[6]]);
+    let error = ops::add_norm(&inputs[0], &inputs[1], None, &inputs[2], &inputs[3], 1e-5).unwrap_err().to_string();
+    assert!(error.contains("[3, 6] and [2, 6] differ"), "{error}");
+    Ok(())
+}
+
 #[test]
 fn activations_are_candles_and_their_gradients_are_exact() -> Result<()> {
     let inputs = [Var::from_tensor(&(numbers(&[4, 7], 3) * 4.0)?)?];

@@ -241,8 +241,8 @@ impl Layer {
     fn forward(&self, hidden: &Tensor, prefix: Option<&Prefix>, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
         match self.order {
             NormOrder::Last => {
-                let attended = self.norm_attended(&self.attend(hidden, None, prefix, pass, wanted)?)?;
-                self.output_norm.forward(&self.feed(&attended, &attended, pass)?)
+                let attended = self.attend(hidden, None, prefix, pass, wanted)?;
+                self.feed(&attended, &attended, pass)
             }
             NormOrder::First { .. } => {
                 let attended = self.attend(hidden, Some(&self.norm_attended(hidden)?), prefix, pass, wanted)?;
@@ -255,7 +255,8 @@ impl Layer {
         self.attention_norm.as_ref().map_or_else(|| Ok(hidden.clone()), |norm| norm.forward(hidden))
     }
 
-    /// `residual + dropout(attention(input))` and an adapter, of whom is wanted. The input is the residual where it is not normed.
+    /// `residual + dropout(attention(input))` and an adapter, normed where norms come last, of whom is wanted. The input is the
+    /// residual where it is not normed.
     fn attend(
         &self,
         residual: &Tensor,
@@ -272,15 +273,15 @@ impl Layer {
         let dropout = pass.dropout(self.dropout.attention_output);
         let norm = self.behind(self.attention_norm.as_ref());
         let flow = Flow { input: &queries, output: &context, dropout, residual: &rows, norm };
-        flow.sum(self.attention_adapter.as_ref(), pass)
+        flow.end(self.attention_adapter.as_ref(), pass)
     }
 
-    /// `residual + dropout(feed_forward(input))` and an adapter.
+    /// `residual + dropout(feed_forward(input))` and an adapter, normed where norms come last.
     fn feed(&self, residual: &Tensor, input: &Tensor, pass: &Pass) -> Result<Tensor> {
         let output = self.feed_forward.forward(input, pass)?;
         let dropout = self.dropout.output.and_then(|probability| pass.dropout(probability));
         let flow = Flow { input, output: &output, dropout, residual, norm: self.behind(Some(&self.output_norm)) };
-        flow.sum(self.output_adapter.as_ref(), pass)
+        flow.end(self.output_adapter.as_ref(), pass)
     }
 
     /// What norms a sum with a residual: nothing where norms come first.

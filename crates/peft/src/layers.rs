@@ -199,4 +199,9 @@ impl LayerNorm {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(ops::layer_norm(x, &self.weight, &self.bias, self.epsilon)?)
     }
+
+    /// Of `dropout(x) + residual`.
+    pub fn of_sum(&self, x: &Tensor, residual: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
+        Ok(ops::add_norm(x, residual, dropout, &self.weight, &self.bias, self.epsilon)?)
+    }
 }

@@ -57,22 +57,32 @@ pub(crate) enum GpuGradient {
     None,
     /// The same values as the gradient of the result.
     Upstream,
+    /// The same values as the gradient of an argument before, of its type.
+    Same(usize),
     Values(Buffer),
 }
 
-/// The forward pass of an operation whose inputs lie on a GPU.
+/// The forward pass of an operation whose inputs lie on a GPU, for candle's graph.
 pub(crate) fn forward<K: Operation>(operation: &K, inputs: &[(&CudaStorage, &Layout)]) -> Result<(CudaStorage, Shape)> {
     let gpu = Gpu::of(&inputs[0].0.device)?;
     let arrays = inputs.iter().map(|(s, l)| Array::new(s, l, K::NAME)).collect::<Result<Vec<_>>>()?;
-    let (values, shape) = match operation.on_gpu() {
-        Some(kernels) => kernels.forward(&gpu, &arrays)?,
-        None => {
-            let copies = arrays.iter().map(|array| gpu.download(array)).collect::<Result<Vec<_>>>()?;
-            let (values, shape) = operation.forward::<f32>(&views(&copies, &arrays))?;
-            (gpu.upload(&values, arrays[0].element)?, shape)
-        }
-    };
+    let (values, shape) = run(operation, &gpu, &arrays)?;
     Ok((values.into_storage(), shape.into()))
+}
+
+/// The same for tensors.
+pub(crate) fn compute<K: Operation>(operation: &K, inputs: &[&Tensor]) -> Result<Tensor> {
+    let (values, shape) = with_arrays(inputs, K::NAME, |gpu, arrays| run(operation, gpu, arrays))?;
+    Ok(values.into_tensor(&shape.into()))
+}
+
+fn run<K: Operation>(operation: &K, gpu: &Gpu, arrays: &[Array]) -> Result<(Buffer, Vec<usize>)> {
+    if let Some(kernels) = operation.on_gpu() {
+        return kernels.forward(gpu, arrays);
+    }
+    let copies = arrays.iter().map(|array| gpu.download(array)).collect::<Result<Vec<_>>>()?;
+    let (values, shape) = operation.forward::<f32>(&views(&copies, arrays))?;
+    Ok((gpu.upload(&values, arrays[0].element)?, shape))
 }
 
 /// The backward pass of an operation whose inputs lie on a GPU.
@@ -97,16 +107,21 @@ pub(crate) fn backward<K: Operation>(
         let back = |(gradient, input): (Gradient<f32>, &Array)| match gradient {
             Gradient::None => Ok(GpuGradient::None),
             Gradient::Upstream => Ok(GpuGradient::Upstream),
+            Gradient::Same(index) => Ok(GpuGradient::Same(index)),
             Gradient::Values(values) => gpu.upload(&values, input.element).map(GpuGradient::Values),
         };
         found.into_iter().zip(inputs).map(back).collect()
     })?;
-    let tensor = |(found, input): (GpuGradient, &&Tensor)| match found {
-        GpuGradient::None => None,
-        GpuGradient::Upstream => Some(gradient.clone()),
-        GpuGradient::Values(values) => Some(values.into_tensor(input.shape())),
-    };
-    Ok(gradients.into_iter().zip(inputs).map(tensor).collect())
+    let mut tensors: Vec<Option<Tensor>> = Vec::with_capacity(inputs.len());
+    for (found, input) in gradients.into_iter().zip(inputs) {
+        tensors.push(match found {
+            GpuGradient::None => None,
+            GpuGradient::Upstream => Some(gradient.clone()),
+            GpuGradient::Same(index) => tensors.get(index).cloned().flatten(),
+            GpuGradient::Values(values) => Some(values.into_tensor(input.shape())),
+        });
+    }
+    Ok(tensors)
 }
 
 /// Reads contiguous tensors of one GPU for the time of one call.

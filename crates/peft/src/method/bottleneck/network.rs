@@ -27,11 +27,18 @@ pub(crate) struct Flow<'a> {
 }
 
 impl Flow<'_> {
-    /// `residual + dropout(output)`, and what an adapter adds to it; `(tokens, hidden)`.
-    pub fn sum(&self, adapter: Option<&BottleneckAdapter>, pass: &Pass) -> Result<Tensor> {
+    /// `residual + dropout(output)`, and what an adapter adds to it, normed if there is a norm; `(tokens, hidden)`.
+    pub fn end(&self, adapter: Option<&BottleneckAdapter>, pass: &Pass) -> Result<Tensor> {
+        let sum = |x: &Tensor, residual: &Tensor, dropout| match self.norm {
+            Some(norm) => norm.of_sum(x, residual, dropout),
+            None => Ok(ops::add_dropout(x, residual, dropout)?),
+        };
         match adapter {
-            Some(adapter) => adapter.add(self, pass),
-            None => Ok(ops::add_dropout(self.output, self.residual, self.dropout)?),
+            Some(adapter) => {
+                let (branch, residual) = adapter.terms(self)?;
+                sum(&branch, &residual, pass.dropout(adapter.dropout))
+            }
+            None => sum(self.output, self.residual, self.dropout),
         }
     }
 }
@@ -71,8 +78,8 @@ impl BottleneckAdapter {
         Ok(Some(Self { style, down, up, non_linearity, scaling, dropout }))
     }
 
-    /// `residual + dropout(output) + dropout(A(x))`, `(tokens, hidden)`, where the style says what x is.
-    fn add(&self, flow: &Flow, pass: &Pass) -> Result<Tensor> {
+    /// `A(x)`, where the style says what x is, and `residual + dropout(output)`, which it is added to; `(tokens, hidden)` each.
+    fn terms(&self, flow: &Flow) -> Result<(Tensor, Tensor)> {
         let output = ops::dropout(flow.output, flow.dropout)?;
         let sum = ops::add_dropout(&output, flow.residual, None)?;
         let branch = match (self.style, flow.norm) {
@@ -81,7 +88,7 @@ impl BottleneckAdapter {
             (AdapterStyle::Pfeiffer, None) => self.branch(&sum)?,
             (AdapterStyle::Parallel, _) => self.branch(flow.input)?,
         };
-        Ok(ops::add_dropout(&branch, &sum, pass.dropout(self.dropout))?)
+        Ok((branch, sum))
     }
 
     fn branch(&self, x: &Tensor) -> Result<Tensor> {
