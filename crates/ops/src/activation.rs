@@ -32,7 +32,7 @@ pub fn activation(x: &Tensor, activation: Activation) -> Result<Tensor> {
 }
 
 /// Elements are handed to threads in pieces of this many.
-const PIECE: usize = 1 << 13;
+const PIECE: usize = 1 << 11;
 
 /// `Φ(x)`, the distribution function of the standard normal.
 #[inline(always)]

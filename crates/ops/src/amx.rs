@@ -54,6 +54,31 @@ pub(crate) fn whole_steps(stream: &Stream) -> usize {
     stream.steps / SIDE * SIDE
 }
 
+/// Asks for five rows of the next tiles of the left side, and for 512 bytes of the panel's. To ask for what is not there does no harm.
+macro_rules! fetch {
+    () => {
+        concat!(
+            fetch!(row),
+            fetch!(row),
+            fetch!(row),
+            fetch!(row),
+            fetch!(row),
+            "prefetcht0 [{ahead}]\n",
+            "prefetcht0 [{ahead} + 64]\n",
+            "prefetcht0 [{ahead} + 128]\n",
+            "prefetcht0 [{ahead} + 192]\n",
+            "prefetcht0 [{ahead} + 256]\n",
+            "prefetcht0 [{ahead} + 320]\n",
+            "prefetcht0 [{ahead} + 384]\n",
+            "prefetcht0 [{ahead} + 448]\n",
+            "add {ahead}, 512\n",
+        )
+    };
+    (row) => {
+        "prefetcht0 [{row} + 64]\nadd {row}, {left_stride}\n"
+    };
+}
+
 /// The sums of [`MOST_ROWS`] rows of a stream of bf16 times its whole panel, rows [`WIDTH`] apart, over [`whole_steps`], if there are
 /// any.
 ///
@@ -67,7 +92,8 @@ pub(crate) unsafe fn multiply<'a>(stream: &Stream, sums: &'a mut MaybeUninit<Sum
     assert!(stream.left.len() > (MOST_ROWS - 1) * stream.row_stride + last);
     assert!(stream.panel.len() >= last * stream.panel_stride + WIDTH);
     // Six tiles of sums (0 to 5), one of the left side (6) and one of the panel (7). Upper and lower half of the rows take turns,
-    // so that of two neighbouring products one factor is there already.
+    // so that of two neighbouring products one factor is there already. Beside each product a sixth of what the next round reads is
+    // fetched: five rows of the left side, and eight cache lines of the panel.
     //
     // SAFETY: rows, panel and sums are as long as is read and written (asserted above), and all sums are written. Every register
     // that is written is named, but for the tiles, which are given back.
@@ -82,19 +108,26 @@ pub(crate) unsafe fn multiply<'a>(stream: &Stream, sums: &'a mut MaybeUninit<Sum
             "tilezero tmm4",
             "tilezero tmm5",
             "2:",
+            "mov {row}, {upper}",
             "tileloadd tmm7, [{panel} + {panel_stride}]",
             "tileloadd tmm6, [{upper} + {left_stride}]",
             "tdpbf16ps tmm0, tmm6, tmm7",
+            fetch!(),
             "tileloadd tmm6, [{lower} + {left_stride}]",
             "tdpbf16ps tmm3, tmm6, tmm7",
+            fetch!(),
             "tileloadd tmm7, [{panel} + {panel_stride} + 64]",
             "tdpbf16ps tmm4, tmm6, tmm7",
+            fetch!(),
             "tileloadd tmm6, [{upper} + {left_stride}]",
             "tdpbf16ps tmm1, tmm6, tmm7",
+            fetch!(),
             "tileloadd tmm7, [{panel} + {panel_stride} + 128]",
             "tdpbf16ps tmm2, tmm6, tmm7",
+            fetch!(),
             "tileloadd tmm6, [{lower} + {left_stride}]",
             "tdpbf16ps tmm5, tmm6, tmm7",
+            fetch!(),
             "add {upper}, 64",
             "add {lower}, 64",
             "add {panel}, {tile_of_panel}",
@@ -114,6 +147,8 @@ pub(crate) unsafe fn multiply<'a>(stream: &Stream, sums: &'a mut MaybeUninit<Sum
             panel = inout(reg) stream.panel.as_ptr() => _,
             panel_stride = in(reg) 4 * stream.panel_stride,
             tile_of_panel = in(reg) 4 * SIDE * stream.panel_stride,
+            row = out(reg) _,
+            ahead = inout(reg) stream.panel.as_ptr().wrapping_add(SIDE * stream.panel_stride) => _,
             tiles = inout(reg) steps / SIDE => _,
             upper_sums = in(reg) begin,
             lower_sums = in(reg) begin.add(SIDE * WIDTH),

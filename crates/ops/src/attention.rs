@@ -143,25 +143,30 @@ fn drop_out<T: Float>(probabilities: &mut [T], stride: usize, mask: Mask) {
 
 /// `mask * probabilities`, in place, after `mask * gradient` has become the gradient of the scores: of a softmax it is
 /// `p * (d - sum(d * p))`, query by query.
+///
+/// A mask is worked out once: a probability is never negative, so that its sign can tell that it was dropped.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
 fn backward<T: Float>(gradient: &mut [T], probabilities: &mut [T], stride: usize, mask: Option<Mask>) {
     let mut dots = vec![T::zero(); stride];
     let rows = gradient.chunks_exact_mut(stride).zip(probabilities.chunks_exact_mut(stride));
     for (key, (gradient, probabilities)) in rows.enumerate() {
-        if let Some(mask) = mask {
-            gradient.iter_mut().enumerate().for_each(|(query, d)| *d *= mask.factor(key, query));
-        }
-        for ((dot, &d), &p) in dots.iter_mut().zip(gradient.iter()).zip(probabilities.iter()) {
-            *dot += d * p;
+        let of_query = dots.iter_mut().zip(gradient).zip(probabilities);
+        match mask {
+            Some(mask) => of_query.enumerate().for_each(|(query, ((dot, d), p))| {
+                let factor: T = mask.factor(key, query);
+                *d *= factor;
+                *dot += *d * *p;
+                *p = if factor > T::zero() { *p } else { -*p };
+            }),
+            None => of_query.for_each(|((dot, d), p)| *dot += *d * *p),
         }
     }
+    let kept = mask.map_or(T::one(), |mask| mask.dropout.scale());
     let rows = gradient.chunks_exact_mut(stride).zip(probabilities.chunks_exact_mut(stride));
-    for (key, (gradient, probabilities)) in rows.enumerate() {
-        for ((&dot, d), &p) in dots.iter().zip(gradient).zip(probabilities.iter()) {
-            *d = p * (*d - dot);
-        }
-        if let Some(mask) = mask {
-            probabilities.iter_mut().enumerate().for_each(|(query, p)| *p *= mask.factor(key, query));
+    for (gradient, probabilities) in rows {
+        for ((&dot, d), p) in dots.iter().zip(gradient).zip(probabilities) {
+            *d = p.abs() * (*d - dot);
+            *p = if p.is_sign_positive() { *p * kept } else { T::zero() };
         }
     }
 }

@@ -32,11 +32,16 @@ impl Dropout {
         (self.dropped_below, self.scale, self.seed)
     }
 
+    /// What is kept is multiplied by this.
+    pub(crate) fn scale<T: Float>(&self) -> T {
+        T::of(self.scale)
+    }
+
     /// What element `position` is multiplied by: 0 or `scale`.
     #[inline(always)]
     pub(crate) fn factor<T: Float>(&self, position: u32) -> T {
         let hash = mix(mix(position ^ self.seed as u32).wrapping_add((self.seed >> 32) as u32));
-        if hash < self.dropped_below { T::zero() } else { T::of(self.scale) }
+        if hash < self.dropped_below { T::zero() } else { self.scale() }
     }
 }
 
@@ -50,7 +55,7 @@ fn mix(x: u32) -> u32 {
 }
 
 /// Rows are handed to threads in pieces of this many elements.
-const PIECE: usize = 1 << 14;
+const PIECE: usize = 1 << 11;
 
 /// `mask * values`, in place, on the calling thread, for values that begin at position `first`.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]

@@ -49,9 +49,10 @@ fn check(name: &str, x: &Tensor, gamma: &Tensor, beta: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Rows a thread takes at a time. Sums over tokens are first taken within such a block, so that they do not depend on the
-/// number of threads.
-const ROWS: usize = 32;
+/// Rows a thread takes at a time: what it writes is to be in its nearest cache.
+const ROWS: usize = 4;
+/// Sums over tokens are first taken within blocks of so many, so that they do not depend on the number of threads.
+const SUMMED_ROWS: usize = 32;
 
 pub(crate) struct LayerNorm {
     pub(crate) epsilon: f64,
@@ -134,6 +135,7 @@ impl Operation for LayerNorm {
             }));
         }
         if needed[1] {
+            let block = SUMMED_ROWS * hidden;
             let blocks = x.par_chunks(block).zip(gradient.data.par_chunks(block));
             let sums: Vec<_> = blocks.map(|(x, gradient)| gamma_gradient(x, gradient, hidden, self.epsilon)).collect();
             gradients[1] = Gradient::Values(column_sums(&sums.concat(), hidden));
