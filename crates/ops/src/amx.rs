@@ -5,7 +5,6 @@
 //! nothing outside ever sees a tile register in use.
 
 use std::arch::asm;
-use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
 use crate::tiles::{MOST_ROWS, Number, Stream, WIDTH};
@@ -46,9 +45,6 @@ static WHOLE_TILES: Configuration = Configuration {
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
-/// Rows of sums, [`WIDTH`] apart.
-pub(crate) type Sums = [f32; MOST_ROWS * WIDTH];
-
 /// As many of a stream's steps as fill whole tiles.
 pub(crate) fn whole_steps(stream: &Stream) -> usize {
     stream.steps / SIDE * SIDE
@@ -79,34 +75,35 @@ macro_rules! fetch {
     };
 }
 
-/// The sums of [`MOST_ROWS`] rows of a stream of bf16 times its whole panel, rows [`WIDTH`] apart, over [`whole_steps`], if there are
-/// any.
+/// Writes the products of [`MOST_ROWS`] rows of a stream of bf16 with its whole panel over [`whole_steps`], each added to what its
+/// column begins with, to rows of `target` that begin `stride` numbers apart.
 ///
 /// # Safety
-/// Asks for [`is_there`].
-pub(crate) unsafe fn multiply<'a>(stream: &Stream, sums: &'a mut MaybeUninit<Sums>) -> Option<&'a Sums> {
-    const { assert!(MOST_ROWS == 2 * SIDE && WIDTH == 3 * SIDE) };
+/// Asks for [`is_there`], at least [`SIDE`] steps, and for a target of [`MOST_ROWS`] rows of [`WIDTH`] columns that may be written.
+pub(crate) unsafe fn multiply(stream: &Stream, begin: &[f32; WIDTH], target: *mut f32, stride: usize) {
+    const { assert!(SIDE == 1 << 4 && MOST_ROWS == 2 * SIDE && WIDTH == 3 * SIDE) };
     let steps = whole_steps(stream);
-    let last = steps.checked_sub(1)?;
-    assert!(stream.number == Number::Bf16 && stream.step_stride == 1);
-    assert!(stream.left.len() > (MOST_ROWS - 1) * stream.row_stride + last);
-    assert!(stream.panel.len() >= last * stream.panel_stride + WIDTH);
+    assert!(stream.number == Number::Bf16 && stream.step_stride == 1 && steps > 0);
+    assert!(stream.left.len() > (MOST_ROWS - 1) * stream.row_stride + steps - 1);
+    assert!(stream.panel_stride == WIDTH && stream.panel.len() >= steps * WIDTH);
     // Six tiles of sums (0 to 5), one of the left side (6) and one of the panel (7). Upper and lower half of the rows take turns,
     // so that of two neighbouring products one factor is there already. Beside each product a sixth of what the next round reads is
     // fetched: five rows of the left side, and eight cache lines of the panel.
     //
-    // SAFETY: rows, panel and sums are as long as is read and written (asserted above), and all sums are written. Every register
-    // that is written is named, but for the tiles, which are given back.
+    // SAFETY: rows, panel and target are as long as is read and written (asserted above, and promised). Every register that is written
+    // is named, but for the tiles, which are given back.
     unsafe {
-        let begin: *mut f32 = sums.as_mut_ptr().cast();
         asm!(
-            "ldtilecfg [{configuration}]",
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "tilezero tmm4",
-            "tilezero tmm5",
+            "ldtilecfg [{row}]",
+            // Every row of a tile begins with the same numbers: rows that are no bytes apart.
+            "xor {row:e}, {row:e}",
+            "tileloadd tmm0, [{ahead} + {row}]",
+            "tileloadd tmm1, [{ahead} + {row} + 64]",
+            "tileloadd tmm2, [{ahead} + {row} + 128]",
+            "tileloadd tmm3, [{ahead} + {row}]",
+            "tileloadd tmm4, [{ahead} + {row} + 64]",
+            "tileloadd tmm5, [{ahead} + {row} + 128]",
+            "lea {ahead}, [{panel} + {TILE_OF_PANEL}]",
             "2:",
             "mov {row}, {upper}",
             "tileloadd tmm7, [{panel} + {panel_stride}]",
@@ -130,31 +127,32 @@ pub(crate) unsafe fn multiply<'a>(stream: &Stream, sums: &'a mut MaybeUninit<Sum
             fetch!(),
             "add {upper}, 64",
             "add {lower}, 64",
-            "add {panel}, {tile_of_panel}",
+            "add {panel}, {TILE_OF_PANEL}",
             "dec {tiles}",
             "jnz 2b",
-            "tilestored [{upper_sums} + {sums_stride}], tmm0",
-            "tilestored [{upper_sums} + {sums_stride} + 64], tmm1",
-            "tilestored [{upper_sums} + {sums_stride} + 128], tmm2",
-            "tilestored [{lower_sums} + {sums_stride}], tmm3",
-            "tilestored [{lower_sums} + {sums_stride} + 64], tmm4",
-            "tilestored [{lower_sums} + {sums_stride} + 128], tmm5",
+            "tilestored [{target} + {stride}], tmm0",
+            "tilestored [{target} + {stride} + 64], tmm1",
+            "tilestored [{target} + {stride} + 128], tmm2",
+            "mov {row}, {stride}",
+            "shl {row}, 4",
+            "add {target}, {row}",
+            "tilestored [{target} + {stride}], tmm3",
+            "tilestored [{target} + {stride} + 64], tmm4",
+            "tilestored [{target} + {stride} + 128], tmm5",
             "tilerelease",
-            configuration = in(reg) &WHOLE_TILES,
+            TILE_OF_PANEL = const 4 * SIDE * WIDTH,
+            // There are few registers: until the products begin, these two hold something else.
+            row = inout(reg) &WHOLE_TILES => _,
+            ahead = inout(reg) begin => _,
             upper = inout(reg) stream.left.as_ptr() => _,
             lower = inout(reg) stream.left.as_ptr().add(SIDE * stream.row_stride) => _,
             left_stride = in(reg) 4 * stream.row_stride,
             panel = inout(reg) stream.panel.as_ptr() => _,
-            panel_stride = in(reg) 4 * stream.panel_stride,
-            tile_of_panel = in(reg) 4 * SIDE * stream.panel_stride,
-            row = out(reg) _,
-            ahead = inout(reg) stream.panel.as_ptr().wrapping_add(SIDE * stream.panel_stride) => _,
+            panel_stride = in(reg) 4 * WIDTH,
             tiles = inout(reg) steps / SIDE => _,
-            upper_sums = in(reg) begin,
-            lower_sums = in(reg) begin.add(SIDE * WIDTH),
-            sums_stride = in(reg) 4 * WIDTH,
+            target = inout(reg) target => _,
+            stride = in(reg) 4 * stride,
             options(nostack),
         );
-        Some(sums.assume_init_ref())
     }
 }

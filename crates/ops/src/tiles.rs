@@ -222,12 +222,27 @@ impl Tile {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Self::Amx => unsafe {
                 let mut first = job.streams[0];
-                job.streams[0].skip_steps(amx::whole_steps(&first));
-                let mut sums = MaybeUninit::uninit();
+                let steps = amx::whole_steps(&first);
+                job.streams[0].skip_steps(steps);
+                let bias = job.bias.map_or(Some(&[0.0; WIDTH]), |bias| bias.first_chunk());
+                let bias = bias.filter(|_| job.scale == 1.0 && job.streams.iter().all(|stream| stream.steps == 0));
                 for row in (0..job.target.rows).step_by(MOST_ROWS) {
-                    let sums = amx::multiply(&first, &mut sums);
                     let rows = MOST_ROWS.min(job.target.rows - row);
-                    by_rows!(avx512_bf16, job, rows, sums);
+                    match bias {
+                        // Nothing is left to be done.
+                        Some(bias) if steps > 0 && rows == MOST_ROWS && job.target.columns == WIDTH => {
+                            amx::multiply(&first, bias, job.target.data, job.target.stride);
+                            job.skip_rows(MOST_ROWS);
+                        }
+                        _ => {
+                            let mut sums = MaybeUninit::<[f32; MOST_ROWS * WIDTH]>::uninit();
+                            let before = (steps > 0).then(|| {
+                                amx::multiply(&first, &[0.0; WIDTH], sums.as_mut_ptr().cast(), WIDTH);
+                                sums.assume_init_ref()
+                            });
+                            by_rows!(avx512_bf16, job, rows, before);
+                        }
+                    }
                     first.skip_rows(MOST_ROWS);
                 }
             },
