@@ -1,10 +1,12 @@
 //! Products of bf16 pairs by AMX, the matrix unit of newer Xeons: one instruction multiplies 16 rows of 32 numbers by 32 rows of
 //! 16, and adds the result to 16 x 16 sums in f32.
 //!
-//! Rust has no stable intrinsics for it, so this is assembly. One block of it takes the unit, works and gives it back, so that
-//! nothing outside ever sees a tile register in use.
+//! Rust has no stable intrinsics for it, so this is assembly. The compiler knows nothing of the tile registers and never touches them:
+//! they are the unit's from [`Unit::take`] on, which costs as much as some products, until it is dropped.
 
 use std::arch::asm;
+use std::cell::Cell;
+use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use crate::tiles::{MOST_ROWS, Number, Stream, WIDTH};
@@ -35,6 +37,35 @@ struct Configuration {
     reserved: [u8; 14],
     bytes_per_row: [u16; 16],
     rows: [u8; 16],
+}
+
+thread_local! {
+    /// How many units this thread has taken.
+    static TAKEN: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The unit of the calling thread, its registers laid out as whole tiles.
+pub(crate) struct Unit(PhantomData<*const ()>);
+
+impl Unit {
+    /// # Safety
+    /// Asks for [`is_there`].
+    pub unsafe fn take() -> Self {
+        TAKEN.set(TAKEN.get() + 1);
+        // SAFETY: the unit is there, and the layout one that it has.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &WHOLE_TILES, options(nostack, readonly)) };
+        Self(PhantomData)
+    }
+}
+
+impl Drop for Unit {
+    fn drop(&mut self) {
+        TAKEN.set(TAKEN.get() - 1);
+        if TAKEN.get() == 0 {
+            // SAFETY: nobody on this thread uses the registers any more.
+            unsafe { asm!("tilerelease", options(nostack, nomem)) };
+        }
+    }
 }
 
 static WHOLE_TILES: Configuration = Configuration {
@@ -75,84 +106,82 @@ macro_rules! fetch {
     };
 }
 
-/// Writes the products of [`MOST_ROWS`] rows of a stream of bf16 with its whole panel over [`whole_steps`], each added to what its
-/// column begins with, to rows of `target` that begin `stride` numbers apart.
-///
-/// # Safety
-/// Asks for [`is_there`], at least [`SIDE`] steps, and for a target of [`MOST_ROWS`] rows of [`WIDTH`] columns that may be written.
-pub(crate) unsafe fn multiply(stream: &Stream, begin: &[f32; WIDTH], target: *mut f32, stride: usize) {
-    const { assert!(SIDE == 1 << 4 && MOST_ROWS == 2 * SIDE && WIDTH == 3 * SIDE) };
-    let steps = whole_steps(stream);
-    assert!(stream.number == Number::Bf16 && stream.step_stride == 1 && steps > 0);
-    assert!(stream.left.len() > (MOST_ROWS - 1) * stream.row_stride + steps - 1);
-    assert!(stream.panel_stride == WIDTH && stream.panel.len() >= steps * WIDTH);
-    // Six tiles of sums (0 to 5), one of the left side (6) and one of the panel (7). Upper and lower half of the rows take turns,
-    // so that of two neighbouring products one factor is there already. Beside each product a sixth of what the next round reads is
-    // fetched: five rows of the left side, and eight cache lines of the panel.
-    //
-    // SAFETY: rows, panel and target are as long as is read and written (asserted above, and promised). Every register that is written
-    // is named, but for the tiles, which are given back.
-    unsafe {
-        asm!(
-            "ldtilecfg [{row}]",
-            // Every row of a tile begins with the same numbers: rows that are no bytes apart.
-            "xor {row:e}, {row:e}",
-            "tileloadd tmm0, [{ahead} + {row}]",
-            "tileloadd tmm1, [{ahead} + {row} + 64]",
-            "tileloadd tmm2, [{ahead} + {row} + 128]",
-            "tileloadd tmm3, [{ahead} + {row}]",
-            "tileloadd tmm4, [{ahead} + {row} + 64]",
-            "tileloadd tmm5, [{ahead} + {row} + 128]",
-            "lea {ahead}, [{panel} + {TILE_OF_PANEL}]",
-            "2:",
-            "mov {row}, {upper}",
-            "tileloadd tmm7, [{panel} + {panel_stride}]",
-            "tileloadd tmm6, [{upper} + {left_stride}]",
-            "tdpbf16ps tmm0, tmm6, tmm7",
-            fetch!(),
-            "tileloadd tmm6, [{lower} + {left_stride}]",
-            "tdpbf16ps tmm3, tmm6, tmm7",
-            fetch!(),
-            "tileloadd tmm7, [{panel} + {panel_stride} + 64]",
-            "tdpbf16ps tmm4, tmm6, tmm7",
-            fetch!(),
-            "tileloadd tmm6, [{upper} + {left_stride}]",
-            "tdpbf16ps tmm1, tmm6, tmm7",
-            fetch!(),
-            "tileloadd tmm7, [{panel} + {panel_stride} + 128]",
-            "tdpbf16ps tmm2, tmm6, tmm7",
-            fetch!(),
-            "tileloadd tmm6, [{lower} + {left_stride}]",
-            "tdpbf16ps tmm5, tmm6, tmm7",
-            fetch!(),
-            "add {upper}, 64",
-            "add {lower}, 64",
-            "add {panel}, {TILE_OF_PANEL}",
-            "dec {tiles}",
-            "jnz 2b",
-            "tilestored [{target} + {stride}], tmm0",
-            "tilestored [{target} + {stride} + 64], tmm1",
-            "tilestored [{target} + {stride} + 128], tmm2",
-            "mov {row}, {stride}",
-            "shl {row}, 4",
-            "add {target}, {row}",
-            "tilestored [{target} + {stride}], tmm3",
-            "tilestored [{target} + {stride} + 64], tmm4",
-            "tilestored [{target} + {stride} + 128], tmm5",
-            "tilerelease",
-            TILE_OF_PANEL = const 4 * SIDE * WIDTH,
-            // There are few registers: until the products begin, these two hold something else.
-            row = inout(reg) &WHOLE_TILES => _,
-            ahead = inout(reg) begin => _,
-            upper = inout(reg) stream.left.as_ptr() => _,
-            lower = inout(reg) stream.left.as_ptr().add(SIDE * stream.row_stride) => _,
-            left_stride = in(reg) 4 * stream.row_stride,
-            panel = inout(reg) stream.panel.as_ptr() => _,
-            panel_stride = in(reg) 4 * WIDTH,
-            tiles = inout(reg) steps / SIDE => _,
-            target = inout(reg) target => _,
-            stride = in(reg) 4 * stride,
-            options(nostack),
-        );
+impl Unit {
+    /// Writes the products of [`MOST_ROWS`] rows of a stream of bf16 with its whole panel over [`whole_steps`], each added to what its
+    /// column begins with, to rows of `target` that begin `stride` numbers apart.
+    ///
+    /// # Safety
+    /// The target must have [`MOST_ROWS`] rows of [`WIDTH`] columns that may be written.
+    pub unsafe fn multiply(&self, stream: &Stream, begin: &[f32; WIDTH], target: *mut f32, stride: usize) {
+        const { assert!(SIDE == 1 << 4 && MOST_ROWS == 2 * SIDE && WIDTH == 3 * SIDE) };
+        let steps = whole_steps(stream);
+        assert!(stream.number == Number::Bf16 && stream.step_stride == 1 && steps > 0);
+        assert!(stream.left.len() > (MOST_ROWS - 1) * stream.row_stride + steps - 1);
+        assert!(stream.panel_stride == WIDTH && stream.panel.len() >= steps * WIDTH);
+        // Six tiles of sums (0 to 5), one of the left side (6) and one of the panel (7). Upper and lower half of the rows take turns,
+        // so that of two neighbouring products one factor is there already. Beside each product a sixth of what the next round reads is
+        // fetched: five rows of the left side, and eight cache lines of the panel.
+        //
+        // SAFETY: rows, panel and target are as long as is read and written (asserted above, and promised). Every register that is written
+        // is named, but for the tiles, which are the unit's.
+        unsafe {
+            asm!(
+                // Every row of a tile begins with the same numbers: rows that are no bytes apart.
+                "tileloadd tmm0, [{begin} + {row}]",
+                "tileloadd tmm1, [{begin} + {row} + 64]",
+                "tileloadd tmm2, [{begin} + {row} + 128]",
+                "tileloadd tmm3, [{begin} + {row}]",
+                "tileloadd tmm4, [{begin} + {row} + 64]",
+                "tileloadd tmm5, [{begin} + {row} + 128]",
+                "2:",
+                "mov {row}, {upper}",
+                "tileloadd tmm7, [{panel} + {panel_stride}]",
+                "tileloadd tmm6, [{upper} + {left_stride}]",
+                "tdpbf16ps tmm0, tmm6, tmm7",
+                fetch!(),
+                "tileloadd tmm6, [{lower} + {left_stride}]",
+                "tdpbf16ps tmm3, tmm6, tmm7",
+                fetch!(),
+                "tileloadd tmm7, [{panel} + {panel_stride} + 64]",
+                "tdpbf16ps tmm4, tmm6, tmm7",
+                fetch!(),
+                "tileloadd tmm6, [{upper} + {left_stride}]",
+                "tdpbf16ps tmm1, tmm6, tmm7",
+                fetch!(),
+                "tileloadd tmm7, [{panel} + {panel_stride} + 128]",
+                "tdpbf16ps tmm2, tmm6, tmm7",
+                fetch!(),
+                "tileloadd tmm6, [{lower} + {left_stride}]",
+                "tdpbf16ps tmm5, tmm6, tmm7",
+                fetch!(),
+                "add {upper}, 64",
+                "add {lower}, 64",
+                "add {panel}, {TILE_OF_PANEL}",
+                "dec {tiles}",
+                "jnz 2b",
+                "tilestored [{target} + {stride}], tmm0",
+                "tilestored [{target} + {stride} + 64], tmm1",
+                "tilestored [{target} + {stride} + 128], tmm2",
+                "mov {row}, {stride}",
+                "shl {row}, 4",
+                "add {target}, {row}",
+                "tilestored [{target} + {stride}], tmm3",
+                "tilestored [{target} + {stride} + 64], tmm4",
+                "tilestored [{target} + {stride} + 128], tmm5",
+                TILE_OF_PANEL = const 4 * SIDE * WIDTH,
+                begin = in(reg) begin,
+                row = inout(reg) 0usize => _,
+                ahead = inout(reg) stream.panel.as_ptr().wrapping_add(SIDE * WIDTH) => _,
+                upper = inout(reg) stream.left.as_ptr() => _,
+                lower = inout(reg) stream.left.as_ptr().add(SIDE * stream.row_stride) => _,
+                left_stride = in(reg) 4 * stream.row_stride,
+                panel = inout(reg) stream.panel.as_ptr() => _,
+                panel_stride = in(reg) 4 * WIDTH,
+                tiles = inout(reg) steps / SIDE => _,
+                target = inout(reg) target => _,
+                stride = in(reg) 4 * stride,
+                options(nostack),
+            );
+        }
     }
 }

@@ -14,7 +14,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::matrix::{Cores, Matrix};
-use crate::tiles::{Job, LANES, MOST_ROWS, Number, Stream, TERMS, Target, Tile, WIDTH};
+use crate::tiles::{Job, LANES, MOST_ROWS, Number, Ready, Stream, TERMS, Target, Tile, WIDTH};
 use crate::transpose::transpose;
 
 /// Rows of a task that a thread takes at a time.
@@ -374,28 +374,33 @@ impl<'a> Sum<'a> {
         }
     }
 
+    /// A term's part in some rows and one panel. Inline, so that nothing is copied: see [`Job`].
+    #[inline(always)]
+    fn stream(&self, term: usize, row: usize, panel: usize) -> Stream<'_> {
+        let Some(right) = self.rights.get(term) else { return Stream::EMPTY };
+        let (left, row_stride, step_stride) = self.lefts[term].rows(row);
+        let (panel, panel_stride) = right.panel(panel);
+        let (number, steps) = (right.number(), right.number().steps(right.size().0));
+        Stream { number, steps, left, row_stride, step_stride, panel, panel_stride, first_step: 0 }
+    }
+
     /// Works out some rows of the columns of one panel.
     ///
     /// # Safety
     /// The rows must be there, and nobody else may read or write them in these columns.
-    unsafe fn take(&self, rows: Range<usize>, panel: usize) {
+    unsafe fn take(&self, tile: &Ready, rows: Range<usize>, panel: usize) {
         let first = panel * WIDTH;
         let columns = WIDTH.min(self.columns - first);
-        let streams = std::array::from_fn(|term| match self.rights.get(term) {
-            Some(right) => {
-                let (left, row_stride, step_stride) = self.lefts[term].rows(rows.start);
-                let (panel, panel_stride) = right.panel(panel);
-                let (number, steps) = (right.number(), right.number().steps(right.size().0));
-                Stream { number, steps, left, row_stride, step_stride, panel, panel_stride }
-            }
-            None => Stream::EMPTY,
-        });
         let data = self.output.0.wrapping_add(rows.start * self.stride + first);
-        let target = Target { data, stride: self.stride, rows: rows.len(), columns };
-        let bias = self.bias.map(|bias| &bias[first..first + columns]);
+        let mut job = Job {
+            streams: [self.stream(0, rows.start, panel), self.stream(1, rows.start, panel)],
+            scale: self.scale,
+            bias: self.bias.map(|bias| &bias[first..first + columns]),
+            target: Target { data, stride: self.stride, rows: rows.len(), columns },
+        };
         // SAFETY: these rows and columns are within the output, and no other task's. A left side in pairs has whole tiles of rows,
         // and its steps lie side by side.
-        unsafe { self.tile.run(Job { streams, scale: self.scale, bias, target }) };
+        unsafe { tile.run(&mut job) };
     }
 }
 
@@ -410,11 +415,14 @@ pub(crate) fn sum_of_products(scale: f32, terms: &[(Matrix<f32>, Right)], bias: 
     let sum = unsafe { Sum::new(terms, scale, bias, values.as_mut_ptr(), columns) };
     let tasks_down = rows.div_ceil(TASK_ROWS);
     // Neighbouring tasks share a panel, which then stays in the cache of the core that takes them.
-    (0..tasks_down * columns.div_ceil(WIDTH)).into_par_iter().for_each(|task| {
-        let (panel, down) = (task / tasks_down, task % tasks_down);
-        // SAFETY: each task has rows and columns of its own.
-        unsafe { sum.take(down * TASK_ROWS..rows.min((down + 1) * TASK_ROWS), panel) };
-    });
+    (0..tasks_down * columns.div_ceil(WIDTH)).into_par_iter().for_each_init(
+        || sum.tile.ready(),
+        |tile, task| {
+            let (panel, down) = (task / tasks_down, task % tasks_down);
+            // SAFETY: each task has rows and columns of its own.
+            unsafe { sum.take(tile, down * TASK_ROWS..rows.min((down + 1) * TASK_ROWS), panel) };
+        },
+    );
     drop(sum);
     // SAFETY: the capacity is there, and the tasks have written every element.
     unsafe { values.set_len(rows * columns) };
@@ -431,16 +439,17 @@ pub(crate) unsafe fn write_product(output: *mut f32, stride: usize, scale: f32, 
     let (inner, columns) = (a.columns, b.columns);
     let right = Right::in_place(b)
         .unwrap_or_else(|| Right::Panels(Arc::new(Panels::pack_into(RIGHT_BUFFER.take(), b, Number::F32, Cores::One))));
-    let tile = Tile::best(Number::F32);
+    let tile = Tile::best(Number::F32).ready();
     for panel in (0..columns.div_ceil(WIDTH)).filter(|_| a.rows > 0) {
         let first = panel * WIDTH;
         let (panel, panel_stride) = right.panel(panel);
         let (left, row_stride, step_stride) = (words(a.data), a.row_stride, a.column_stride);
-        let stream = Stream { number: Number::F32, steps: inner, left, row_stride, step_stride, panel, panel_stride };
+        let (number, steps, first_step) = (Number::F32, inner, 0);
+        let stream = Stream { number, steps, left, row_stride, step_stride, panel, panel_stride, first_step };
         let columns = WIDTH.min(columns - first);
         let target = Target { data: output.wrapping_add(first), stride, rows: a.rows, columns };
         // SAFETY: these are columns of the output.
-        unsafe { tile.run(Job { streams: [stream, Stream::EMPTY], scale, bias: None, target }) };
+        unsafe { tile.run(&mut Job { streams: [stream, Stream::EMPTY], scale, bias: None, target }) };
     }
     if let Right::Panels(panels) = right
         && let Ok(panels) = Arc::try_unwrap(panels)
@@ -550,10 +559,13 @@ mod tests {
                 let (left, row_stride, step_stride) = left.rows(0);
                 let (panel, panel_stride) = right.panel(0);
                 let steps = number.steps(inner);
-                let stream = Stream { number, steps, left, row_stride, step_stride, panel, panel_stride };
+                let first_step = 0;
+                let stream = Stream { number, steps, left, row_stride, step_stride, panel, panel_stride, first_step };
                 let target = Target { data: output.as_mut_ptr(), stride: columns, rows, columns };
                 // SAFETY: the output has the rows and columns that are asked for, and the left side whole tiles of rows.
-                unsafe { tile.run(Job { streams: [stream, Stream::EMPTY], scale: 1.0, bias: None, target }) };
+                unsafe {
+                    tile.ready().run(&mut Job { streams: [stream, Stream::EMPTY], scale: 1.0, bias: None, target })
+                };
                 output
             };
             let portable = run(Tile::Portable);

@@ -60,11 +60,21 @@ pub(crate) struct Stream<'a> {
     pub step_stride: usize,
     pub panel: &'a [u32],
     pub panel_stride: usize,
+    /// The first step that is still to be taken.
+    pub first_step: usize,
 }
 
 impl Stream<'_> {
-    pub const EMPTY: Self =
-        Stream { number: Number::F32, steps: 0, left: &[], row_stride: 0, step_stride: 0, panel: &[], panel_stride: 0 };
+    pub const EMPTY: Self = Stream {
+        number: Number::F32,
+        steps: 0,
+        left: &[],
+        row_stride: 0,
+        step_stride: 0,
+        panel: &[],
+        panel_stride: 0,
+        first_step: 0,
+    };
 
     /// Goes on to the rows from `rows` on.
     #[cfg(target_arch = "x86_64")]
@@ -73,12 +83,10 @@ impl Stream<'_> {
         self.left = self.left.get(rows * self.row_stride..).unwrap_or_default();
     }
 
-    /// Goes on to the steps from `steps` on.
+    /// Whether no step is left.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    fn skip_steps(&mut self, steps: usize) {
-        self.steps -= steps;
-        self.left = self.left.get(steps * self.step_stride..).unwrap_or_default();
-        self.panel = self.panel.get(steps * self.panel_stride..).unwrap_or_default();
+    fn is_taken(&self) -> bool {
+        self.first_step >= self.steps
     }
 
     /// Fails if that many rows and vectors reach beyond the slices.
@@ -111,8 +119,8 @@ pub(crate) struct Target {
 
 #[cfg(target_arch = "x86_64")]
 impl Job<'_> {
-    /// Goes on to the rows from `rows` on. Only pointers change: a job that is copied is read back wider than it was written, which
-    /// waits for every store before it, those of the last tile's results, too.
+    /// Goes on to the rows from `rows` on. Only pointers change: a job or a stream that is copied is read back wider than it was
+    /// written, which waits for every store before it, those of the last tile's results, too.
     #[inline(always)]
     fn skip_rows(&mut self, rows: usize) {
         self.streams.iter_mut().for_each(|stream| stream.skip_rows(rows));
@@ -143,9 +151,9 @@ macro_rules! by_rows {
     ($tile:ident, $job:ident, $rows:expr, $before:expr, $($height:literal)*) => {
         match ($rows, $job.target.vectors()) {
             $(
-                ($height, 1) => $tile::<$height, 1>(&$job, $before),
-                ($height, 2) => $tile::<$height, 2>(&$job, $before),
-                ($height, 3) => $tile::<$height, 3>(&$job, $before),
+                ($height, 1) => $tile::<$height, 1>($job, $before),
+                ($height, 2) => $tile::<$height, 2>($job, $before),
+                ($height, 3) => $tile::<$height, 3>($job, $before),
             )*
             (rows, vectors) => unreachable!("a tile of {rows} rows and {vectors} vectors"),
         }
@@ -194,12 +202,31 @@ impl Tile {
         Self::ALL.iter().copied().rfind(|tile| tile.takes(first)).unwrap_or(Self::Portable)
     }
 
+    /// This loop, ready to run on the calling thread.
+    pub fn ready(self) -> Ready {
+        Ready {
+            tile: self,
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            // SAFETY: `takes` asked for the unit before it chose this tile.
+            amx: (self == Self::Amx).then(|| unsafe { amx::Unit::take() }),
+        }
+    }
+}
+
+/// An inner loop that can run on this thread.
+pub(crate) struct Ready {
+    tile: Tile,
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    amx: Option<amx::Unit>,
+}
+
+impl Ready {
     /// # Safety
     /// The job's target must point at rows that may be written. For [`Tile::Amx`] the first stream's left side must be
     /// readable up to a multiple of [`MOST_ROWS`] rows, and its steps must lie side by side.
-    pub unsafe fn run(self, mut job: Job) {
-        match self {
-            Self::Portable => {
+    pub unsafe fn run(&self, job: &mut Job) {
+        match self.tile {
+            Tile::Portable => {
                 for row in 0..job.target.rows {
                     let mut sums = [0.0; WIDTH];
                     for stream in &job.streams {
@@ -214,36 +241,35 @@ impl Tile {
             }
             // SAFETY: the processor has the instructions (`takes` asked it), the rest as the caller promises.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe { by_rows!(avx512, job, job.target.rows, None) },
+            Tile::Avx512 => unsafe { by_rows!(avx512, job, job.target.rows, None) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16 => unsafe { by_rows!(avx512_bf16, job, job.target.rows, None) },
+            Tile::Avx512Bf16 => unsafe { by_rows!(avx512_bf16, job, job.target.rows, None) },
             // SAFETY: as above.
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Self::Amx => unsafe {
-                let mut first = job.streams[0];
-                let steps = amx::whole_steps(&first);
-                job.streams[0].skip_steps(steps);
+            Tile::Amx => unsafe {
+                let steps = amx::whole_steps(&job.streams[0]);
+                let Some(amx) = self.amx.as_ref().filter(|_| steps > 0) else {
+                    by_rows!(avx512_bf16, job, job.target.rows, None);
+                    return;
+                };
+                job.streams[0].first_step = steps;
                 let bias = job.bias.map_or(Some(&[0.0; WIDTH]), |bias| bias.first_chunk());
-                let bias = bias.filter(|_| job.scale == 1.0 && job.streams.iter().all(|stream| stream.steps == 0));
+                let bias = bias.filter(|_| job.scale == 1.0 && job.streams.iter().all(Stream::is_taken));
                 for row in (0..job.target.rows).step_by(MOST_ROWS) {
                     let rows = MOST_ROWS.min(job.target.rows - row);
                     match bias {
                         // Nothing is left to be done.
-                        Some(bias) if steps > 0 && rows == MOST_ROWS && job.target.columns == WIDTH => {
-                            amx::multiply(&first, bias, job.target.data, job.target.stride);
+                        Some(bias) if rows == MOST_ROWS && job.target.columns == WIDTH => {
+                            amx.multiply(&job.streams[0], bias, job.target.data, job.target.stride);
                             job.skip_rows(MOST_ROWS);
                         }
                         _ => {
                             let mut sums = MaybeUninit::<[f32; MOST_ROWS * WIDTH]>::uninit();
-                            let before = (steps > 0).then(|| {
-                                amx::multiply(&first, &[0.0; WIDTH], sums.as_mut_ptr().cast(), WIDTH);
-                                sums.assume_init_ref()
-                            });
-                            by_rows!(avx512_bf16, job, rows, before);
+                            amx.multiply(&job.streams[0], &[0.0; WIDTH], sums.as_mut_ptr().cast(), WIDTH);
+                            by_rows!(avx512_bf16, job, rows, Some(sums.assume_init_ref()));
                         }
                     }
-                    first.skip_rows(MOST_ROWS);
                 }
             },
         }
@@ -311,7 +337,7 @@ macro_rules! avx512_tile {
                 match stream.number {
                     $($number => {
                         let multiply_add = $multiply_add;
-                        for step in 0..stream.steps {
+                        for step in stream.first_step..stream.steps {
                             // SAFETY: the slices hold that many steps of that many rows and vectors: `check` asked.
                             unsafe {
                                 let right: [__m512i; V] = std::array::from_fn(|v| {
