@@ -56,6 +56,43 @@ pub(crate) fn in_pieces<T: Float>(length: usize, size: usize, write: impl Fn(usi
     values
 }
 
+/// Two new vectors of one length, made side by side as by [`in_pieces`].
+pub(crate) fn in_pairs_of_pieces<T: Float>(
+    length: usize,
+    size: usize,
+    write: impl Fn(usize, &mut [T], &mut [T]) + Sync,
+) -> (Vec<T>, Vec<T>) {
+    let mut second: Vec<T> = Vec::with_capacity(length);
+    let others = Slots(second.as_mut_ptr());
+    let first = in_pieces(length, size, |first, piece| {
+        // SAFETY: the capacity is there, and no other piece has these elements.
+        write(first, piece, unsafe { others.zeros(first, piece.len()) });
+    });
+    // SAFETY: the capacity is there, and every element has been written.
+    unsafe { second.set_len(length) };
+    (first, second)
+}
+
+/// Where a vector's elements will be.
+struct Slots<T>(*mut T);
+
+// SAFETY: `zeros` is asked for elements that no other thread reads or writes.
+unsafe impl<T: Send> Sync for Slots<T> {}
+
+impl<T: Float> Slots<T> {
+    /// # Safety
+    /// So many must be there from the first on, and nobody else may read or write them as long as this is borrowed.
+    #[allow(clippy::mut_from_ref)] // As the caller promises.
+    unsafe fn zeros(&self, first: usize, count: usize) -> &mut [T] {
+        // SAFETY: as the caller promises; they are written before they are read.
+        unsafe {
+            let begin = self.0.add(first);
+            (0..count).for_each(|i| begin.add(i).write(T::zero()));
+            std::slice::from_raw_parts_mut(begin, count)
+        }
+    }
+}
+
 /// A copy, made on all cores, of which `change(first, values)` is given each piece while it is in the cache.
 pub(crate) fn changed<T: Float>(values: &[T], size: usize, change: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
     in_pieces(values.len(), size, |first, piece| {

@@ -4,10 +4,10 @@ use candle_core::{Result, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use crate::dropout::{Dropout, add_dropout, add_masked_piece, masked};
+use crate::dropout::{Dropout, add_dropout, add_masked_piece, mask_piece};
 use crate::float::{Float, sum};
 use crate::matrix::column_sums;
-use crate::memory::in_pieces;
+use crate::memory::{changed, in_pairs_of_pieces, in_pieces};
 use crate::operation::{Gradient, Operation, View, apply};
 use crate::tape;
 
@@ -66,13 +66,13 @@ fn moments<T: Float>(row: &[T], epsilon: f64) -> (T, T) {
     (mean, T::one() / (variance + T::of(epsilon)).sqrt())
 }
 
+/// Rows, in place.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
-fn forward<T: Float>(y: &mut [T], x: &[T], gamma: &[T], beta: &[T], epsilon: f64) {
-    let hidden = gamma.len();
-    for (y, x) in y.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden)) {
-        let (mean, scale) = moments(x, epsilon);
-        for (((y, &x), &gamma), &beta) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
-            *y = (x - mean) * scale * gamma + beta;
+fn forward<T: Float>(rows: &mut [T], gamma: &[T], beta: &[T], epsilon: f64) {
+    for row in rows.chunks_exact_mut(gamma.len()) {
+        let (mean, scale) = moments(row, epsilon);
+        for ((x, &gamma), &beta) in row.iter_mut().zip(gamma).zip(beta) {
+            *x = (*x - mean) * scale * gamma + beta;
         }
     }
 }
@@ -96,6 +96,12 @@ fn backward<T: Float>(values: &mut [T], x: &[T], gamma: &[T], gradient: &[T], ep
     }
 }
 
+/// `a b + c`, as many as there are of the first.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
+fn multiply_add<T: Float>(a: &[T], b: &[T], c: &[T]) -> Vec<T> {
+    a.iter().zip(b).zip(c).map(|((&a, &b), &c)| b * a + c).collect()
+}
+
 /// The sum of `gradient * n` over rows: their part of gamma's gradient.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
 fn gamma_gradient<T: Float>(x: &[T], gradient: &[T], hidden: usize, epsilon: f64) -> Vec<T> {
@@ -115,7 +121,7 @@ impl Operation for LayerNorm {
     fn forward<T: Float>(&self, inputs: &[View<T>]) -> Result<(Vec<T>, Vec<usize>)> {
         let (gamma, beta, block) = (inputs[1].data, inputs[2].data, ROWS * inputs[1].data.len());
         let x = inputs[0].data;
-        let y = in_pieces(x.len(), block, |first, y| forward(y, &x[first..], gamma, beta, self.epsilon));
+        let y = changed(x, block, |_, rows| forward(rows, gamma, beta, self.epsilon));
         Ok((y, inputs[0].shape.to_vec()))
     }
 
@@ -172,8 +178,9 @@ impl Operation for AddNorm {
 
     fn forward<T: Float>(&self, inputs: &[View<T>]) -> Result<(Vec<T>, Vec<usize>)> {
         let (x, gamma, beta) = (&inputs[1], inputs[2].data, inputs[3].data);
-        let y = in_pieces(x.data.len(), ROWS * gamma.len(), |first, y| {
-            forward(y, &self.sums(inputs, first, y.len()), gamma, beta, self.epsilon);
+        let y = in_pieces(x.data.len(), ROWS * gamma.len(), |first, rows| {
+            add_masked_piece(rows, &x.data[first..], &inputs[0].data[first..], self.dropout, first as u32);
+            forward(rows, gamma, beta, self.epsilon);
         });
         Ok((y, x.shape.to_vec()))
     }
@@ -189,11 +196,26 @@ impl Operation for AddNorm {
         let (hidden, block) = (gamma.len(), ROWS * gamma.len());
         let mut gradients: Vec<_> = needed.iter().map(|_| Gradient::None).collect();
         if needed[0] || needed[1] {
-            let of_sums = in_pieces(count, block, |first, values| {
-                let sums = self.sums(inputs, first, values.len());
-                backward(values, &sums, gamma, &gradient[first..], self.epsilon);
-            });
-            let of_x = self.dropout.filter(|_| needed[1]).map(|dropout| masked(&of_sums, dropout));
+            let (of_sums, of_x) = match self.dropout.filter(|_| needed[1]) {
+                Some(dropout) => {
+                    let (of_sums, of_x) = in_pairs_of_pieces(count, block, |first, of_sums, of_x| {
+                        // First the mask, which is then needed twice.
+                        of_x.fill(T::one());
+                        mask_piece(of_x, dropout, first as u32);
+                        let sums: Vec<T> = multiply_add(of_x, &inputs[1].data[first..], &inputs[0].data[first..]);
+                        backward(of_sums, &sums, gamma, &gradient[first..], self.epsilon);
+                        of_x.iter_mut().zip(of_sums).for_each(|(of_x, &mut of_sum)| *of_x *= of_sum);
+                    });
+                    (of_sums, Some(of_x))
+                }
+                None => {
+                    let of_sums = in_pieces(count, block, |first, values| {
+                        let sums = self.sums(inputs, first, values.len());
+                        backward(values, &sums, gamma, &gradient[first..], self.epsilon);
+                    });
+                    (of_sums, None)
+                }
+            };
             (gradients[0], gradients[1]) = match (needed[0], needed[1]) {
                 (true, false) => (Gradient::Values(of_sums), Gradient::None),
                 (true, true) => (Gradient::Values(of_sums), of_x.map_or(Gradient::Same(0), Gradient::Values)),
@@ -201,6 +223,7 @@ impl Operation for AddNorm {
             };
         }
         if needed[2] {
+            let block = SUMMED_ROWS * hidden;
             let of_block = |(index, gradient): (usize, &[T])| {
                 let sums = self.sums(inputs, index * block, gradient.len());
                 gamma_gradient(&sums, gradient, hidden, self.epsilon)
