@@ -1,5 +1,6 @@
 //! How the process keeps memory.
 
+use std::mem::MaybeUninit;
 use std::sync::Once;
 
 use rayon::prelude::*;
@@ -40,17 +41,25 @@ const ADVISED: usize = 3 << 29;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const LARGE_PAGE: usize = 2 << 20;
 
+/// Fewer elements are written in less time than a sleeping thread takes to wake.
+const FEW: usize = 1 << 17;
+
 /// A new vector, made in pieces of `size` on all cores: `write(first, values)` is given each, all zeros and in the cache.
 pub(crate) fn in_pieces<T: Float>(length: usize, size: usize, write: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
     let mut values = Vec::with_capacity(length);
-    let pieces = values.spare_capacity_mut()[..length].par_chunks_mut(size.max(1));
-    pieces.enumerate().for_each(|(index, piece)| {
+    let slots = &mut values.spare_capacity_mut()[..length];
+    let fill = |(index, piece): (usize, &mut [MaybeUninit<T>])| {
         for value in &mut *piece {
             value.write(T::zero());
         }
         // SAFETY: every element has just been written.
         write(index * size, unsafe { piece.assume_init_mut() });
-    });
+    };
+    if length < FEW {
+        slots.chunks_mut(size.max(1)).enumerate().for_each(fill);
+    } else {
+        slots.par_chunks_mut(size.max(1)).enumerate().for_each(fill);
+    }
     // SAFETY: the capacity is there, and every element has been written.
     unsafe { values.set_len(length) };
     values

@@ -283,8 +283,37 @@ impl Drop for Left<'_> {
     }
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
+/// The pairs of a row.
 fn pack_row(target: &mut [u32], values: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512bf16") {
+        // SAFETY: the processor has the instructions.
+        return unsafe { pack_row_avx512_bf16(target, values) };
+    }
+    pack_row_portable(target, values);
+}
+
+/// By the processor's own rounding, which takes what is below the smallest normal number for 0, as its products do.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn pack_row_avx512_bf16(target: &mut [u32], values: &[f32]) {
+    use std::arch::x86_64::*;
+    let (whole, rest) = values.as_chunks::<{ 2 * LANES }>();
+    let (targets, _) = target.as_chunks_mut::<LANES>();
+    for (target, values) in targets.iter_mut().zip(whole) {
+        // SAFETY: there are two vectors of numbers, and one of their pairs.
+        unsafe {
+            let first = _mm512_loadu_ps(values.as_ptr());
+            let second = _mm512_loadu_ps(values.as_ptr().add(LANES));
+            let pairs = _mm512_cvtne2ps_pbh(second, first);
+            *target = std::mem::transmute::<__m512bh, [u32; LANES]>(pairs);
+        }
+    }
+    pack_row_portable(&mut target[LANES * whole.len()..], rest);
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
+fn pack_row_portable(target: &mut [u32], values: &[f32]) {
     let (whole, rest) = values.as_chunks::<2>();
     for (word, &[low, high]) in target.iter_mut().zip(whole) {
         *word = pair(low, high);
@@ -486,6 +515,19 @@ mod tests {
         assert_eq!(of(f32::INFINITY), f32::INFINITY);
         assert_eq!(of(f32::MAX), f32::INFINITY);
         assert!(of(f32::NAN).is_nan() && of(f32::from_bits(0x7fff_ffff)).is_nan());
+    }
+
+    #[test]
+    fn the_processors_rounding_is_the_portable_one() {
+        let mut values: Vec<f32> = numbers(203, 7).iter().map(|x| x * x * x * 1e9).collect();
+        values.extend([0.0, -0.0, f32::MAX, f32::INFINITY, f32::NEG_INFINITY, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0]);
+        let (mut found, mut expected) = (vec![0; 105], vec![0; 105]);
+        pack_row(&mut found, &values);
+        pack_row_portable(&mut expected, &values);
+        assert_eq!(found, expected);
+        let mut pairs = [0; LANES];
+        pack_row(&mut pairs, &[f32::NAN; 2 * LANES]);
+        assert!(pairs.iter().all(|&pair| values_of(pair).is_nan()));
     }
 
     /// Every way a product is taken, against the sum of the numbers' products in f64, of the rounded numbers for bf16.
