@@ -1,5 +1,6 @@
 //! The training loop.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,14 @@ impl Conditions {
 
     pub fn weights(&self) -> PathBuf {
         self.folder.join("weights.safetensors")
+    }
+
+    /// What ends a sitting that began then, if anything does by now.
+    fn stop(&self, began: Instant) -> Option<Stop> {
+        if self.time_budget.is_some_and(|budget| began.elapsed() >= budget) {
+            return Some(Stop::TimeBudget);
+        }
+        self.stop_files.iter().any(|file| file.exists()).then_some(Stop::StopFile)
     }
 }
 
@@ -96,39 +105,19 @@ pub(crate) fn train(run: &Run, data: &TaskData, model: &Model, conditions: &Cond
         };
         let evaluates = due(settings.evaluate, step + 1, steps_per_epoch, steps);
         let saves = saved.elapsed() >= CHECKPOINT_PAUSE;
-        let stop = if conditions.time_budget.is_some_and(|budget| began.elapsed() >= budget) {
-            Some(Stop::TimeBudget)
-        } else if conditions.stop_files.iter().any(|file| file.exists()) {
-            Some(Stop::StopFile)
-        } else {
-            None
-        };
+        let stop = conditions.stop(began);
         let reads =
             out_of_memory.is_some() || evaluates || saves || stop.is_some() || lines.is_due() || unread.is_full();
-        if !reads {
-            progress.train_seconds += step_began.elapsed().as_secs_f64();
-            continue;
-        }
-        for (mut logged, tokens, loss) in unread.take() {
-            logged.loss = f64::from(loss.to_scalar::<f32>()?);
-            if !logged.loss.is_finite() {
-                lines.say(&format!("  step {}: the loss is {}", logged.step, logged.loss));
-                return Ok((progress, Stop::Diverged));
-            }
-            progress.step = logged.step;
-            progress.tokens += tokens;
-            lines.step(&logged, tokens);
-            progress.losses.push(logged);
+        if reads && unread.read(&mut progress, &mut lines)?.is_break() {
+            return Ok((progress, Stop::Diverged));
         }
         progress.train_seconds += step_began.elapsed().as_secs_f64();
         if let Some(error) = out_of_memory {
             checkpoint::save(&conditions.checkpoint(), &mut optimizer, &progress)?;
             return Err(error);
         }
-        let epoch = progress.step as f64 / steps_per_epoch as f64;
-
         if evaluates {
-            let evaluation = evaluation(model, data, progress.step, epoch)?;
+            let evaluation = evaluation(model, data, &progress, steps_per_epoch)?;
             progress.evaluations.push(evaluation.clone());
             let best = best(&progress.evaluations).is_some_and(|best| best.step == progress.step);
             lines.evaluation(&evaluation, best);
@@ -150,7 +139,7 @@ pub(crate) fn train(run: &Run, data: &TaskData, model: &Model, conditions: &Cond
             // What there is so far is measured for the caller, but not logged: the run that goes on equals one that was
             // never interrupted.
             if progress.evaluations.last().is_none_or(|last| last.step < progress.step) {
-                let evaluation = evaluation(model, data, progress.step, epoch)?;
+                let evaluation = evaluation(model, data, &progress, steps_per_epoch)?;
                 lines.evaluation(&evaluation, false);
                 if progress.evaluations.is_empty() && conditions.keep_weights {
                     checkpoint::save_weights(&conditions.weights(), model.parameters())?;
@@ -187,12 +176,25 @@ impl Unread {
         self.len() >= self.most
     }
 
-    fn take(&mut self) -> Vec<(StepLoss, usize, Tensor)> {
-        std::mem::take(&mut self.steps)
+    /// Waits for the losses and logs them; up to one that is not finite, which breaks the run.
+    fn read(&mut self, progress: &mut Progress, lines: &mut Lines) -> Result<ControlFlow<()>> {
+        for (mut logged, tokens, loss) in self.steps.drain(..) {
+            logged.loss = f64::from(loss.to_scalar::<f32>()?);
+            if !logged.loss.is_finite() {
+                lines.say(&format!("  step {}: the loss is {}", logged.step, logged.loss));
+                return Ok(ControlFlow::Break(()));
+            }
+            progress.step = logged.step;
+            progress.tokens += tokens;
+            lines.step(&logged, tokens);
+            progress.losses.push(logged);
+        }
+        Ok(ControlFlow::Continue(()))
     }
 }
 
-fn evaluation(model: &Model, data: &TaskData, step: usize, epoch: f64) -> Result<Evaluation> {
+fn evaluation(model: &Model, data: &TaskData, progress: &Progress, steps_per_epoch: usize) -> Result<Evaluation> {
+    let (step, epoch) = (progress.step, progress.step as f64 / steps_per_epoch as f64);
     let mut results = Vec::new();
     for (split, labelled) in &data.validation {
         results.push((*split, evaluate(model, data.task, labelled)?));
