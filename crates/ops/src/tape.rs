@@ -125,6 +125,12 @@ pub fn without_gradients<R>(compute: impl FnOnce() -> R) -> R {
     compute()
 }
 
+/// Does what it would do on a thread that records nothing yet.
+pub(crate) fn apart<R>(work: impl FnOnce() -> R) -> R {
+    let _restore = Restore::after(Recorder::default());
+    work()
+}
+
 impl Recorded {
     /// What was computed.
     pub fn value(&self) -> &Tensor {

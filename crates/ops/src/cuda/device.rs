@@ -13,13 +13,22 @@ use candle_core::{Device, Result, bail};
 /// # Errors
 /// When there is no such GPU, or its driver or the card is too old.
 pub fn cuda_device(ordinal: usize) -> Result<Device> {
-    static OPENED: Mutex<Vec<(usize, Device)>> = Mutex::new(Vec::new());
+    cuda_stream(ordinal, 0)
+}
+
+/// The same GPU as a device of its own for each of several streams, counted from 0, which is [`cuda_device`]: the work of one waits
+/// for no other's. Their tensors do not go together, and each has its own scratch memory of 32 MiB.
+///
+/// # Errors
+/// As [`cuda_device`].
+pub fn cuda_stream(ordinal: usize, stream: usize) -> Result<Device> {
+    static OPENED: Mutex<Vec<((usize, usize), Device)>> = Mutex::new(Vec::new());
     let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, device)) = opened.iter().find(|(number, _)| *number == ordinal) {
+    if let Some((_, device)) = opened.iter().find(|(numbers, _)| *numbers == (ordinal, stream)) {
         return Ok(device.clone());
     }
     let device = open(ordinal)?;
-    opened.push((ordinal, device.clone()));
+    opened.push(((ordinal, stream), device.clone()));
     Ok(device)
 }
 
@@ -47,7 +56,7 @@ fn open(ordinal: usize) -> Result<Device> {
     }
     let found = Device::new_cuda_with_stream(ordinal).map_err(|error| failed("it does not start", &error))?;
     let cuda = found.as_cuda_device()?;
-    // SAFETY: there is one stream, so that nothing is used by another before it is written, or after it is freed.
+    // SAFETY: a device has one stream, so that nothing is used by another before it is written, or after it is freed.
     unsafe { cuda.disable_event_tracking() };
     keep_freed_memory(device)?;
     Ok(found)

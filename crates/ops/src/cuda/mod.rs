@@ -33,7 +33,7 @@ pub(crate) use gpu::{Argument, Gpu};
 
 pub(crate) use linear::GpuWeight;
 
-pub use device::{card, card_memory, card_peak_memory, cuda_device, cuda_devices};
+pub use device::{card, card_memory, card_peak_memory, cuda_device, cuda_devices, cuda_stream};
 
 /// The passes of an operation that has kernels.
 pub(crate) trait GpuOperation {
