@@ -43,7 +43,7 @@ fi
 : >"$work/checks"
 while IFS=$'\t' read -r name directory; do
     case "$name" in
-    ops-cuda*|trainer-replay|trainer-cuda*) ;;
+    ops-cuda*|trainer-replay|trainer-several|trainer-cuda*) ;;
     *) continue ;; # What does not run on the GPU was tested where it was built.
     esac
     printf '[gpu] %s\n' "$name"

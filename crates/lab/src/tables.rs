@@ -320,6 +320,9 @@ pub fn environment(trainer: &Trainer, profile: Profile, records: &[Record]) -> T
     table.push(["the encoder's products", if rounded { "of bf16 numbers, added up in f32" } else { "f32" }]);
     table.push(["training in the comparison", &text::duration(seconds)]);
     table.push(["peak memory of the process", &format!("{} MB", peak / 1_000_000)]);
+    if let Some(at_once) = records.iter().filter_map(|record| record.environment.at_once).max() {
+        table.note(format!("up to {at_once} runs at once: a run's time and memory are not its own alone"));
+    }
     table
 }
 

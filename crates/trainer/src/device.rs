@@ -81,6 +81,16 @@ fn gpu(number: usize) -> Result<Device> {
     })
 }
 
+/// The device as one of several runs at once has it: of a GPU with a stream of its own, counted from 0, which is the device itself.
+pub(crate) fn stream(device: &Device, number: usize) -> Result<Device> {
+    #[cfg(feature = "cuda")]
+    if let candle_core::DeviceLocation::Cuda { gpu_id } = device.location() {
+        return Ok(ops::cuda_stream(gpu_id, number)?);
+    }
+    let _ = number;
+    Ok(device.clone())
+}
+
 /// What a device is called in records: the card's name for a GPU, nothing for the CPU.
 pub(crate) fn card(device: &Device) -> Option<String> {
     #[cfg(feature = "cuda")]

@@ -52,8 +52,8 @@ pub enum Error {
     },
     /// A device whose memory does not suffice.
     #[error(
-        "out of memory for {needed}: {found}; lower max_length, train fewer parameters, end what else uses the card, or take \
-         another device; the run goes on from its last step when it is asked for again"
+        "out of memory for {needed}: {found}; lower max_length, train fewer parameters, have fewer runs at once, end what else uses \
+         the card, or take another device; the run goes on from its last step when it is asked for again"
     )]
     OutOfMemory {
         /// What it was to hold.

@@ -28,6 +28,8 @@ mod record;
 mod replay;
 mod run;
 mod schedule;
+mod several;
+mod sitting;
 pub mod statistics;
 mod step;
 pub mod study;

@@ -14,11 +14,41 @@ pub enum Verbosity {
     Lines,
 }
 
+/// Who says the lines of a run.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Voice {
+    verbosity: Verbosity,
+    /// Before each line.
+    place: String,
+}
+
+impl Voice {
+    pub fn new(verbosity: Verbosity) -> Self {
+        Self { verbosity, place: String::new() }
+    }
+
+    /// With the place of a run among others before each of its lines, from 1, so that those of runs at once are told apart.
+    pub fn at(self, place: usize, runs: usize) -> Self {
+        let width = runs.to_string().len();
+        Self { place: format!("[{place:>width$}/{runs}] "), ..self }
+    }
+
+    pub fn say(&self, line: &str) {
+        if !self.is_silent() {
+            println!("{}{line}", self.place);
+        }
+    }
+
+    fn is_silent(&self) -> bool {
+        self.verbosity == Verbosity::Silent
+    }
+}
+
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Prints the lines of one run.
+/// The lines of one run in training.
 pub(crate) struct Lines {
-    verbosity: Verbosity,
+    voice: Voice,
     steps: usize,
     first_step: usize,
     began: Instant,
@@ -28,20 +58,18 @@ pub(crate) struct Lines {
 
 impl Lines {
     /// Lines for a run of `steps` steps of which `done` are behind it.
-    pub fn new(verbosity: Verbosity, steps: usize, done: usize) -> Self {
+    pub fn new(voice: Voice, steps: usize, done: usize) -> Self {
         let now = Instant::now();
-        Self { verbosity, steps, first_step: done, began: now, last: now, tokens: 0 }
+        Self { voice, steps, first_step: done, began: now, last: now, tokens: 0 }
     }
 
     pub fn say(&self, line: &str) {
-        if self.verbosity == Verbosity::Lines {
-            println!("{line}");
-        }
+        self.voice.say(line);
     }
 
     /// Whether it is time for a line.
     pub fn is_due(&self) -> bool {
-        self.verbosity == Verbosity::Lines && self.last.elapsed() >= PAUSE
+        !self.voice.is_silent() && self.last.elapsed() >= PAUSE
     }
 
     pub fn step(&mut self, loss: &StepLoss, tokens: usize) {
@@ -80,4 +108,16 @@ impl Lines {
 pub(crate) fn clock(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
     format!("{}:{:02}", seconds / 60, seconds % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_among_others_has_its_place_before_each_line_as_wide_as_every_other() {
+        let voice = |place| Voice::new(Verbosity::Lines).at(place, 10).place;
+        assert_eq!([voice(3), voice(10)], ["[ 3/10] ", "[10/10] "]);
+        assert_eq!(Voice::default().place, "");
+    }
 }

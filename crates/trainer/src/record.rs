@@ -24,11 +24,13 @@ pub struct Record {
     pub best: Option<Evaluation>,
     /// Why it ended.
     pub stop: Stop,
-    /// Seconds spent in training steps, over all sittings.
+    /// Seconds spent in training steps, over all sittings. Where runs were under way at once ([`Environment::at_once`]) each waited
+    /// for the others at times.
     pub train_seconds: f64,
     /// Tokens trained on, over all steps. There is no padding.
     pub tokens: usize,
-    /// The highest memory use of the process so far, in bytes; on a GPU, of the card's memory; 0 where the system does not tell.
+    /// The highest memory use of the process so far, in bytes; on a GPU, of the card's memory; 0 where the system does not tell. It
+    /// is of all runs together that were under way at once.
     pub peak_memory: u64,
     /// Under what it ran.
     pub environment: Environment,
@@ -180,6 +182,9 @@ pub struct Environment {
     /// The GPU that computed, if it was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<String>,
+    /// How many runs were under way at once, if it was not this one alone: then times and memory are not its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_once: Option<usize>,
     /// Threads of the computation on the CPU.
     pub threads: usize,
     /// When the run ended, in seconds since 1970.

@@ -30,7 +30,8 @@ pub struct Search {
 }
 
 /// Searches one setting after the other: the learning rate, then the batch size and then the warm-up at the best of what
-/// came before. Settings that interact strongly would need the whole grid; this costs their sum instead of their product.
+/// came before. Settings that interact strongly would need the whole grid; this costs their sum instead of their product. The
+/// values of one setting are tried at once where the trainer is to ([`Trainer::at_once`]).
 ///
 /// # Errors
 /// As [`Trainer::run`].
@@ -51,14 +52,15 @@ pub fn search(trainer: &mut Trainer, start: &Run, space: &SearchSpace) -> Result
 
 impl Search {
     fn try_all(&mut self, trainer: &mut Trainer, changes: impl Iterator<Item = impl FnOnce(&mut Run)>) -> Result<()> {
-        let start = self.best.clone();
+        let mut runs: Vec<Run> = Vec::new();
         for change in changes {
-            let mut run = start.clone();
+            let mut run = self.best.clone();
             change(&mut run);
-            if self.records.iter().all(|record| record.run != run) {
-                self.records.push(trainer.run(&run)?);
+            if self.records.iter().map(|record| &record.run).chain(&runs).all(|other| *other != run) {
+                runs.push(run);
             }
         }
+        self.records.extend(trainer.run_all(&runs)?);
         if let Some(record) = best_record(&self.records) {
             self.best = record.run.clone();
         }

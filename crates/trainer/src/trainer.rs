@@ -2,25 +2,26 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use candle_core::Device;
 use glue::{Glue, Split, Targets, Task};
 use peft::{AdaLora, Batch, Method, Model, ModelOptions, Pretrained, Warning};
 
-use crate::batches::epoch_batches;
 use crate::checkpoint;
 use crate::data::TaskData;
 use crate::device::{self, DeviceName};
 use crate::error::{Error, Result};
 use crate::evaluation::predict;
 use crate::files;
-use crate::progress::{Verbosity, clock};
-use crate::record::{Environment, ParameterCounts, Record};
-use crate::run::{Run, Settings};
+use crate::progress::{Verbosity, Voice};
+use crate::record::{Environment, Record};
+use crate::run::Run;
+use crate::several::{self, Seat};
+use crate::sitting::{Sitting, describe, start, training_batches};
 use crate::tokenizer::Tokenizer;
-use crate::training::{Conditions, best, steps, train};
+use crate::training::{Conditions, steps};
 
 /// Turns runs into records. A run that has a finished record is not run again; one that was interrupted goes on.
 ///
@@ -34,13 +35,11 @@ pub struct Trainer {
     time_budget: Option<Duration>,
     verbosity: Verbosity,
     device: DeviceName,
+    at_once: usize,
     opened: Option<Device>,
     pretrained: HashMap<String, Arc<Pretrained>>,
     data: HashMap<String, Arc<TaskData>>,
 }
-
-/// Weights are kept without being asked for where a run trains at most one in this many parameters.
-const SMALL_PART: usize = 10;
 
 impl Trainer {
     /// A trainer on this data, its records below `runs`.
@@ -53,6 +52,7 @@ impl Trainer {
             time_budget: None,
             verbosity: Verbosity::default(),
             device: DeviceName::default(),
+            at_once: 1,
             opened: None,
             pretrained: HashMap::new(),
             data: HashMap::new(),
@@ -80,6 +80,16 @@ impl Trainer {
     /// Where runs are computed; by default [`DeviceName::Auto`]. It is opened when the first model is built.
     pub fn device(mut self, name: DeviceName) -> Self {
         (self.device, self.opened) = (name, None);
+        self
+    }
+
+    /// How many of several runs [`Trainer::run_all`] has under way at once, each on a thread of its own, with a model and, of a GPU,
+    /// a stream of its own; by default 1, as which 0 counts. Each gives the bits that it gives alone.
+    ///
+    /// It pays on a GPU that one small run does not fill. Each run takes its share of the memory: one that finds too little left
+    /// takes its batches in parts, and says so. On the CPU one run works on all cores, and several at once gain next to nothing.
+    pub fn at_once(mut self, runs: usize) -> Self {
+        self.at_once = runs.max(1);
         self
     }
 
@@ -113,61 +123,39 @@ impl Trainer {
     /// # Errors
     /// When data or model are missing or broken, a setting makes no sense, or a file cannot be written.
     pub fn run(&mut self, run: &Run) -> Result<Record> {
-        let mut conditions = self.conditions(run);
-        let weights_missing = self.keep_weights && !conditions.weights().exists();
-        if let Some(record) = self.record(run)?.filter(|_| !weights_missing) {
-            self.say(&format!("{}: found its record", describe(run)));
-            return Ok(record);
+        let voice = Voice::new(self.verbosity);
+        several::record(&Mutex::new(self), run, Seat::ALONE, voice)
+    }
+
+    /// The records of several runs, in their order; [`Trainer::at_once`] says how many are under way at the same time.
+    ///
+    /// # Errors
+    /// As [`Trainer::run`], of the first run that failed. No run begins after a failure; those that are under way by then go on to
+    /// their end, and have their records.
+    pub fn run_all(&mut self, runs: &[Run]) -> Result<Vec<Record>> {
+        several::records(self, runs, self.verbosity, self.at_once)
+    }
+
+    /// The record that a run has, if nothing of it is missing.
+    pub(crate) fn found(&self, run: &Run, voice: &Voice) -> Result<Option<Record>> {
+        let weights_missing = self.keep_weights && !self.conditions(run).weights().exists();
+        let record = self.record(run)?.filter(|_| !weights_missing);
+        if record.is_some() {
+            voice.say(&format!("{}: found its record", describe(run)));
         }
-        let (data, model) = (self.data(run)?, self.untrained_model(run)?);
-        self.say(&describe(run));
-        let report = model.trainable_report();
-        conditions.keep_weights |= report.trainable() * SMALL_PART <= report.total;
-        let (progress, stop) = train(run, &data, &model, &conditions)?;
-        let record = Record {
-            run: run.clone(),
-            parameters: ParameterCounts {
-                trainable: report.trainable(),
-                without_head: report.trainable_without_head(),
-                total: report.total,
-            },
-            data: data.summary.clone(),
-            best: best(&progress.evaluations).cloned(),
-            losses: progress.losses,
-            evaluations: progress.evaluations,
-            stop,
-            train_seconds: progress.train_seconds,
-            tokens: progress.tokens,
-            peak_memory: device::peak_memory(model.device()).unwrap_or_else(peak_memory),
-            environment: Environment { gpu: device::card(model.device()), ..environment() },
-        };
-        let path = conditions.folder.join("record.json");
-        let json = serde_json::to_vec_pretty(&record).map_err(|error| Error::Content {
-            path: path.clone(),
-            expected: "a record that serialises",
-            found: error.to_string(),
-        })?;
-        files::write_atomically(&path, &json)?;
-        if stop.is_final() {
-            // The record is written first: killed in between, the run is finished all the same.
-            let _ = std::fs::remove_file(conditions.checkpoint());
-        }
-        self.say(&format!("  {stop}; {} of training", clock(record.train_seconds)));
         Ok(record)
     }
 
-    /// The records of several runs, in their order.
-    ///
-    /// # Errors
-    /// As [`Trainer::run`].
-    pub fn run_all(&mut self, runs: &[Run]) -> Result<Vec<Record>> {
-        runs.iter()
-            .enumerate()
-            .map(|(index, run)| {
-                self.say(&format!("[{}/{}]", index + 1, runs.len()));
-                self.run(run)
-            })
-            .collect()
+    /// All that a run needs.
+    pub(crate) fn sitting(&mut self, run: &Run, seat: Seat, voice: Voice) -> Result<Sitting> {
+        Ok(Sitting {
+            run: run.clone(),
+            data: self.data(run)?,
+            pretrained: self.pretrained(&run.model)?,
+            options: self.options(run, seat)?,
+            conditions: Conditions { voice, ..self.conditions(run) },
+            at_once: seat.at_once,
+        })
     }
 
     /// The model a run starts from.
@@ -178,26 +166,19 @@ impl Trainer {
         if !run.method.starts_from_data() {
             return self.blank_model(run);
         }
-        let (data, Settings { batch_size, group_by_length, epochs, .. }) = (self.data(run)?, run.settings.clone());
-        let lengths = data.train.lengths();
-        // In the order of the steps, from memory that the device need not hold at once.
-        let order =
-            (0..epochs).flat_map(|epoch| epoch_batches(&lengths, batch_size.max(1), group_by_length, run.seed, epoch));
-        self.model_from(run, order.map(|indices| Ok(data.train.batch(&indices)?.0)))
+        let data = self.data(run)?;
+        self.model_from(run, training_batches(run, &data))
     }
 
     /// The model a run starts from, if it starts from these batches.
     pub(crate) fn model_from(&mut self, run: &Run, batches: impl Iterator<Item = Result<Batch>>) -> Result<Model> {
-        if !run.method.starts_from_data() {
-            return self.blank_model(run);
-        }
-        let options = self.options(run)?;
-        Model::with_eva_start(&*self.pretrained(&run.model)?, &options, batches)
+        let options = self.options(run, Seat::ALONE)?;
+        start(run, &*self.pretrained(&run.model)?, &options, batches)
     }
 
     /// The model of a run that an adapter is to be loaded into.
     pub(crate) fn blank_model(&mut self, run: &Run) -> Result<Model> {
-        let options = self.options(run)?;
+        let options = self.options(run, Seat::ALONE)?;
         Ok(Model::new(&*self.pretrained(&run.model)?, &options)?)
     }
 
@@ -212,8 +193,8 @@ impl Trainer {
         }
     }
 
-    fn options(&mut self, run: &Run) -> Result<ModelOptions> {
-        let device = self.opened_device()?;
+    fn options(&mut self, run: &Run, seat: Seat) -> Result<ModelOptions> {
+        let device = device::stream(&self.opened_device()?, seat.number)?;
         let method = match &run.method {
             Method::AdaLora(AdaLora { total_step: None, .. }) => {
                 run.method.clone().over(steps(&run.settings, self.data(run)?.train.len()))
@@ -332,27 +313,9 @@ impl Trainer {
             folder,
             time_budget: self.time_budget,
             keep_weights: self.keep_weights,
-            verbosity: self.verbosity,
+            voice: Voice::new(self.verbosity),
         }
     }
-
-    fn say(&self, line: &str) {
-        if self.verbosity == Verbosity::Lines {
-            println!("{line}");
-        }
-    }
-}
-
-/// A run in one line.
-fn describe(run: &Run) -> String {
-    let Run { task, method, settings, seed, .. } = run;
-    format!(
-        "{task}, {method}, learning rate {}, batch size {}, warm-up {} %, {} epochs, seed {seed}",
-        settings.learning_rate,
-        settings.batch_size,
-        settings.warmup_ratio * 100.0,
-        settings.epochs,
-    )
 }
 
 /// The first value of a line `key ...: value` in one of Linux' process files.
@@ -375,6 +338,7 @@ pub fn environment() -> Environment {
         platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         processor: system_value("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".into()),
         gpu: None,
+        at_once: None,
         threads: ops::threads(),
         finished_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
     }

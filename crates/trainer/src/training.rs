@@ -13,7 +13,7 @@ use crate::data::TaskData;
 use crate::error::{Error, Result};
 use crate::evaluation::evaluate;
 use crate::optimizer::Optimizer;
-use crate::progress::{Lines, Verbosity};
+use crate::progress::{Lines, Voice};
 use crate::record::{Evaluation, StepLoss, Stop};
 use crate::run::{Evaluate, Run, Settings};
 use crate::schedule::Schedule;
@@ -30,7 +30,7 @@ pub(crate) struct Conditions {
     pub stop_files: Vec<PathBuf>,
     /// Keep the weights of the best evaluation.
     pub keep_weights: bool,
-    pub verbosity: Verbosity,
+    pub voice: Voice,
 }
 
 impl Conditions {
@@ -69,7 +69,7 @@ pub(crate) fn train(run: &Run, data: &TaskData, model: &Model, conditions: &Cond
     let schedule = Schedule::new(steps, settings.warmup_ratio);
     let mut optimizer = Optimizer::new(model, settings)?;
     let mut progress = checkpoint::load(&conditions.checkpoint(), &mut optimizer)?.unwrap_or_default();
-    let mut lines = Lines::new(conditions.verbosity, steps, progress.step);
+    let mut lines = Lines::new(conditions.voice.clone(), steps, progress.step);
     if progress.step > 0 {
         lines.say(&format!("  going on after step {} of {steps}", progress.step));
     }
