@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail};
@@ -11,6 +12,7 @@ use trainer::peft::{
     InitLoraWeights, LnTuning, Lora, Method, PTuning, Pooling, Precision, PrefixTuning, Pretrained, PromptTuning,
     PromptTuningInit, Targets, Vera,
 };
+use trainer::study::{over_ranks, over_seeds};
 use trainer::{DeviceName, Evaluate, Run, Settings, Tokenizer};
 
 use crate::adapter::AdapterCommand;
@@ -25,13 +27,15 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Make one run, or print the record it already has.
+    /// Make one run or several, or print the records they already have.
     Run {
         #[command(flatten)]
         run: RunArguments,
+        #[command(flatten)]
+        several: SeveralArguments,
         /// Write what was trained, as it was at the best evaluation, to this folder: adapter_config.json and
         /// adapter_model.safetensors, which Python's peft loads.
-        #[arg(long, conflicts_with = "adapter")]
+        #[arg(long, conflicts_with_all = ["adapter", "seeds", "ranks"])]
         save_adapter: Option<PathBuf>,
     },
     /// Make one run, or take an adapter, and write the test predictions as GLUE's submission files.
@@ -360,6 +364,34 @@ pub struct RunArguments {
     /// Print the record as JSON, and nothing else.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Several runs in the place of one.
+#[derive(Args)]
+pub struct SeveralArguments {
+    /// Make a run with each of these seeds, such as 1,2,3.
+    #[arg(long, value_delimiter = ',', conflicts_with = "seed")]
+    seeds: Vec<u64>,
+    /// LoRA: make a run at each of these ranks, such as 1,8,64. lora_alpha grows with them, so that the scaling stays.
+    #[arg(long, value_delimiter = ',', conflicts_with = "r")]
+    ranks: Vec<usize>,
+    /// How many of them are under way at once. It pays on a GPU that one run does not fill; on the CPU one run has all cores.
+    #[arg(long, default_value = "1", value_name = "RUNS")]
+    pub at_once: NonZeroUsize,
+}
+
+impl SeveralArguments {
+    /// The runs of all ranks and seeds.
+    pub fn runs(&self, run: Run) -> Result<Vec<Run>> {
+        let ranks = if self.ranks.is_empty() { vec![run] } else { over_ranks(&run, &self.ranks) };
+        if ranks.is_empty() {
+            bail!("--ranks are of LoRA; give --method lora");
+        }
+        if self.seeds.is_empty() {
+            return Ok(ranks);
+        }
+        Ok(ranks.iter().flat_map(|run| over_seeds(run, &self.seeds)).collect())
+    }
 }
 
 /// `NAME=VALUE`.

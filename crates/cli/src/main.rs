@@ -11,9 +11,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use trainer::glue::Glue;
-use trainer::{Passes, Start, Trainer, Verbosity};
+use trainer::{Passes, Record, Start, Trainer, Verbosity};
 
-use crate::arguments::{Arguments, Command, RunArguments};
+use crate::arguments::{Arguments, Command, RunArguments, SeveralArguments};
 
 fn main() -> ExitCode {
     if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
 
 fn perform(arguments: Arguments) -> Result<()> {
     match arguments.command {
-        Command::Run { run: arguments, save_adapter } => run(&arguments, save_adapter.as_deref()),
+        Command::Run { run: arguments, several, save_adapter } => run(&arguments, &several, save_adapter.as_deref()),
         Command::Predict { run, folder } => predict(&run, &folder),
         Command::Replay { run, batches, start, save_adapter, forward_only, merge } => {
             let passes = if forward_only { Passes::Forward { merged: merge } } else { Passes::Training };
@@ -59,25 +59,47 @@ fn trainer(arguments: &RunArguments) -> Result<Trainer> {
         .verbosity(verbosity))
 }
 
-fn run(arguments: &RunArguments, save_adapter: Option<&Path>) -> Result<()> {
+fn run(arguments: &RunArguments, several: &SeveralArguments, save_adapter: Option<&Path>) -> Result<()> {
     if arguments.adapter.is_some() {
         bail!("a run trains anew: give --method; predict, replay and parameters take --adapter");
     }
-    let mut trainer = trainer(arguments)?.keep_weights(arguments.keep_weights || save_adapter.is_some());
-    let run = arguments.run()?;
-    if arguments.json && std::io::stderr().is_terminal() {
-        eprintln!("data: {}; record: {}", trainer.glue().origin(), trainer.folder(&run).display());
-    } else if !arguments.json {
+    let keep_weights = arguments.keep_weights || save_adapter.is_some();
+    let mut trainer = trainer(arguments)?.keep_weights(keep_weights).at_once(several.at_once.get());
+    let runs = several.runs(arguments.run()?)?;
+    if !arguments.json {
         println!("data: {}", trainer.glue().origin());
-        println!("{}", trainer.untrained_model(&run)?.trainable_report());
     }
-    let record = trainer.run(&run)?;
-    if let Some(folder) = save_adapter {
-        trainer.trained_model(&run)?.save_adapter(folder)?;
+    if let [run] = runs.as_slice() {
+        if !arguments.json {
+            println!("{}", trainer.untrained_model(run)?.trainable_report());
+        } else if std::io::stderr().is_terminal() {
+            eprintln!("data: {}; record: {}", trainer.glue().origin(), trainer.folder(run).display());
+        }
     }
-    if arguments.json {
-        println!("{}", serde_json::to_string(&record)?);
-        return Ok(());
+    let records = match runs.as_slice() {
+        [run] => vec![trainer.run(run)?],
+        runs => trainer.run_all(runs)?,
+    };
+    if let (Some(folder), [run]) = (save_adapter, runs.as_slice()) {
+        trainer.trained_model(run)?.save_adapter(folder)?;
+    }
+    for record in &records {
+        if arguments.json {
+            println!("{}", serde_json::to_string(record)?);
+        } else {
+            print_result(&trainer, record, records.len() > 1);
+        }
+    }
+    if let (Some(folder), false) = (save_adapter, arguments.json) {
+        println!("adapter: {}", folder.display());
+    }
+    Ok(())
+}
+
+/// What a run reached and where its record lies; under a line that says which run it was, where there are several.
+fn print_result(trainer: &Trainer, record: &Record, is_one_of_several: bool) {
+    if is_one_of_several {
+        println!("{}, seed {}", record.run.method_name(), record.run.seed);
     }
     match &record.best {
         Some(best) => {
@@ -90,11 +112,7 @@ fn run(arguments: &RunArguments, save_adapter: Option<&Path>) -> Result<()> {
     if let Some(caveat) = record.data.caveat() {
         println!("note: {caveat}");
     }
-    println!("record: {}", trainer.folder(&run).join("record.json").display());
-    if let Some(folder) = save_adapter {
-        println!("adapter: {}", folder.display());
-    }
-    Ok(())
+    println!("record: {}", trainer.folder(&record.run).join("record.json").display());
 }
 
 fn predict(arguments: &RunArguments, folder: &Path) -> Result<()> {

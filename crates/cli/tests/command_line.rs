@@ -5,6 +5,9 @@
 use std::collections::BTreeSet;
 use std::process::{Command, Output};
 
+use trainer::DEFAULT_MODEL;
+use trainer::peft::Pretrained;
+
 fn peft_glue(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_peft-glue")).args(arguments).envs(variables.iter().copied()).output().unwrap()
 }
@@ -41,6 +44,31 @@ fn a_model_that_is_nowhere_is_an_error_that_says_what_to_do() {
 fn impossible_numbers_are_refused_by_name() {
     let error = complaint(&[&RUN[..], &["--seed", "minus one"]].concat(), &[]);
     assert!(error.contains("--seed"), "{error}");
+}
+
+#[test]
+fn several_runs_are_those_of_all_ranks_and_seeds_and_each_prints_its_record() {
+    let error = complaint(&[&RUN[..], &["--seeds", "1,2", "--at-once", "0"]].concat(), &[]);
+    assert!(error.contains("--at-once"), "{error}");
+    let error = complaint(&[&RUN[..], &["--seeds", "1,2", "--seed", "3"]].concat(), &[]);
+    assert!(error.contains("cannot be used with"), "{error}");
+    let error = complaint(&[&RUN[..], &["--ranks", "1,2"]].concat(), &[]);
+    assert!(error.contains("--method lora"), "{error}");
+    if Pretrained::load(DEFAULT_MODEL).is_err() {
+        eprintln!("skipped: models/{DEFAULT_MODEL} is missing; `make setup` installs it");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let lora = ["run", "--task", "synthetic", "--method", "lora", "--train-limit", "8", "--epochs", "1", "--json"];
+    let several = ["--ranks", "1,2", "--seeds", "5,6", "--at-once", "2", "--runs", folder.path().to_str().unwrap()];
+    let text = printed(&[&lora[..], &several].concat());
+    let records: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |record: &serde_json::Value| (record["run"]["method"]["r"].as_u64(), record["run"]["seed"].as_u64());
+    assert_eq!(
+        records.iter().map(of).collect::<Vec<_>>(),
+        [(1, 5), (1, 6), (2, 5), (2, 6)].map(|(r, seed)| (Some(r), Some(seed)))
+    );
+    assert!(records.iter().all(|record| record["environment"]["at_once"] == 2), "{text}");
 }
 
 #[test]
