@@ -138,6 +138,7 @@ enum PoolingName {
 enum PrecisionName {
     F32,
     Bf16,
+    Tf32,
 }
 
 #[derive(Args)]
@@ -327,7 +328,7 @@ pub struct RunArguments {
     /// Every dropout probability [default: the model's].
     #[arg(long)]
     dropout: Option<f64>,
-    /// Of the encoder's products; the sums and everything else are f32.
+    /// Of the encoder's products; the sums and everything else are f32. tf32 is of all linear layers on a GPU, and f32 on the CPU.
     #[arg(long, value_enum, default_value = "f32")]
     precision: PrecisionName,
     #[arg(long, default_value_t = Settings::default().max_length)]
@@ -630,6 +631,7 @@ impl RunArguments {
             precision: match self.precision {
                 PrecisionName::F32 => Precision::Exact,
                 PrecisionName::Bf16 => Precision::Bf16,
+                PrecisionName::Tf32 => Precision::Tf32,
             },
             max_length: self.max_length,
             pooling: match self.pooling {

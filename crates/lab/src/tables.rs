@@ -316,8 +316,13 @@ pub fn environment(trainer: &Trainer, profile: Profile, records: &[Record]) -> T
     let mut table = setup(trainer, profile);
     let seconds: f64 = records.iter().map(|record| record.train_seconds).sum();
     let peak = records.iter().map(|record| record.peak_memory).max().unwrap_or(0);
-    let rounded = records.iter().any(|record| record.run.settings.precision == Precision::Bf16);
-    table.push(["the encoder's products", if rounded { "of bf16 numbers, added up in f32" } else { "f32" }]);
+    let precision = |precision| records.iter().any(|record| record.run.settings.precision == precision);
+    let products = match (precision(Precision::Bf16), precision(Precision::Tf32)) {
+        (true, _) => "of bf16 numbers, added up in f32",
+        (false, true) => "of f32 numbers, on a GPU as TF32 reads them, added up in f32",
+        (false, false) => "f32",
+    };
+    table.push(["the encoder's products", products]);
     table.push(["training in the comparison", &text::duration(seconds)]);
     table.push(["peak memory of the process", &format!("{} MB", peak / 1_000_000)]);
     if let Some(at_once) = records.iter().filter_map(|record| record.environment.at_once).max() {

@@ -26,12 +26,22 @@ pub enum Precision {
     /// bf16, the sums in f32. Parameters, gradients and all other operations stay in f32.
     #[serde(rename = "bf16")]
     Bf16,
+    /// TF32 on a GPU: 10 bits of an f32's 23 behind the point, with its exponent, the sums in f32 (CUDA programming guide, "Alternate
+    /// Floating Point"). As torch's `allow_tf32` it is of the products of all linear layers, adapters' among them, and does nothing
+    /// where the device has no such products: on the CPU it is exact.
+    #[serde(rename = "tf32")]
+    Tf32,
 }
 
 impl Precision {
     /// bf16 where the processor has an instruction for its products (AVX-512 BF16), else exact.
     pub fn fastest() -> Self {
         if Number::Bf16.is_native() { Self::Bf16 } else { Self::Exact }
+    }
+
+    /// That of what stays f32 beside products of bf16: adapters' own layers, and the classifier.
+    pub fn of_f32(self) -> Self {
+        if self == Self::Bf16 { Self::Exact } else { self }
     }
 }
 
@@ -75,7 +85,9 @@ impl Weight {
                 bail!("linear: bf16 products take f32 tensors, found {:?}", tensor.dtype())
             }
             Precision::Bf16 => Some(Number::Bf16),
-            Precision::Exact => (tensor.dtype() == DType::F32 && Number::F32.is_native()).then_some(Number::F32),
+            Precision::Exact | Precision::Tf32 => {
+                (tensor.dtype() == DType::F32 && Number::F32.is_native()).then_some(Number::F32)
+            }
         };
         let products = match number {
             #[cfg(feature = "cuda")]

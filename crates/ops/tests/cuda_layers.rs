@@ -166,6 +166,41 @@ fn exact_products_of_bf16_hidden_states_are_taken_in_f32() {
     });
 }
 
+/// What TF32 keeps of a number is off by 2^-11 (5e-4) at most, and so is each product twice.
+const TF32_TOLERANCE: f64 = 1e-3;
+
+#[test]
+fn tf32_products_read_ten_bits_behind_the_point_and_no_more() {
+    let full = |value: f32| Tensor::full(value, (256, 256), &Device::Cpu).unwrap().to_device(&support::gpu()).unwrap();
+    let ones = full(1.0);
+    for (last_bit, seen) in [(10, true), (12, false)] {
+        let x = full(1.0 + 2f32.powi(-last_bit));
+        for (precision, sees) in [(Precision::Exact, true), (Precision::Tf32, seen)] {
+            let y = ops::linear(&x, &Weight::new(ones.clone(), precision).unwrap(), None).unwrap();
+            // 256 products that are equal, whose sum is exact.
+            let expected = if sees { 256.0 * (1.0 + 2f32.powi(-last_bit)) } else { 256.0 };
+            assert_eq!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap(), vec![expected; 256 * 256], "{precision:?}");
+        }
+    }
+}
+
+#[test]
+fn tf32_layers_are_nearly_the_cpus_and_on_the_cpu_exactly() {
+    let (x, weight, bias) = (matrix(37, 36, 1), matrix(130, 36, 2), vector(130, 3));
+    let layer = |inputs: &[Tensor], precision| {
+        ops::linear(&inputs[0], &Weight::new(inputs[1].clone(), precision)?, Some(&inputs[2]))
+    };
+    let inputs = [x.clone(), weight.clone(), bias];
+    check("tf32", DType::F32, TF32_TOLERANCE, 1, &inputs, |inputs| layer(inputs, Precision::Tf32));
+    let [exact, found] = [Precision::Exact, Precision::Tf32].map(|precision| layer(&inputs, precision).unwrap());
+    assert_eq!(support::difference(&found, &exact), 0.0);
+    check("tf32 lora", DType::F32, TF32_TOLERANCE, 1, &[x, matrix(4, 36, 4), matrix(130, 4, 5)], |inputs| {
+        let (x, a, b) = (&inputs[0], &inputs[1], &inputs[2]);
+        let weight = Weight::new(weight.to_device(x.device())?, Precision::Tf32)?;
+        ops::lora_linear(x, &weight, None, Lora { a, b, scaling: 0.5, dropout: Dropout::new(0.25, 3) })
+    });
+}
+
 #[test]
 fn a_lora_layer_is_the_cpus_with_and_without_dropout() {
     let weight = matrix(40, 24, 2);

@@ -135,7 +135,7 @@ impl Model {
             adapted: Vec::new(),
         };
         let encoder = Encoder::new(&mut builder, &config, &layout)?;
-        builder.precision = Precision::Exact;
+        builder.precision = builder.precision.of_f32();
         let head = Head::new(&mut builder, &config, &layout.head, options)?;
         let projections = match builder.tuner.projections() {
             Some((projections, key)) => {

@@ -95,7 +95,7 @@ pub struct Settings {
     pub max_grad_norm: Option<f64>,
     /// Every dropout probability; `None`: as the checkpoint's configuration says.
     pub dropout: Option<f64>,
-    /// Of the encoder's products: `f32`, or `bf16` with sums, parameters and all else in f32.
+    /// Of the encoder's products: `f32`, or `bf16` with sums, parameters and all else in f32; or on a GPU `tf32`, of all linear layers.
     pub precision: Precision,
     /// Tokens of a sequence, special ones among them; longer ones are cut, the longer sentence first.
     pub max_length: usize,

@@ -13,6 +13,7 @@ use crate::linear::{Linear, LoraLinear, Precision};
 #[derive(Debug)]
 pub(crate) struct GpuWeight {
     element: Element,
+    precision: Precision,
     is_frozen: bool,
     /// A frozen weight, rounded once: `(out, in)`.
     rounded: OnceLock<Buffer>,
@@ -21,10 +22,10 @@ pub(crate) struct GpuWeight {
 impl GpuWeight {
     pub fn new(precision: Precision, is_frozen: bool) -> Self {
         let element = match precision {
-            Precision::Exact => Element::F32,
+            Precision::Exact | Precision::Tf32 => Element::F32,
             Precision::Bf16 => Element::Bf16,
         };
-        Self { element, is_frozen, rounded: OnceLock::new() }
+        Self { element, precision, is_frozen, rounded: OnceLock::new() }
     }
 
     /// The weight as its products take it.
@@ -43,13 +44,13 @@ impl GpuWeight {
     /// `x Wᵀ + b` with what is to be added, in the type of x: `(tokens, out)`.
     fn forward(&self, gpu: &Gpu, x: Array, weight: Array, bias: Option<Array>) -> Result<Buffer> {
         let (factor, weight) = (gpu.convert(x, self.element)?, self.factor(gpu, weight)?);
-        gpu.product(1.0, factor.array()?.into(), weight.array()?.t(), bias, x.element)
+        gpu.product(self.precision, 1.0, factor.array()?.into(), weight.array()?.t(), bias, x.element)
     }
 
     /// `g W`, in the type of g: `(tokens, in)`.
     fn backward(&self, gpu: &Gpu, gradient: Array, weight: Array) -> Result<Buffer> {
         let (factor, weight) = (gpu.convert(gradient, self.element)?, self.factor(gpu, weight)?);
-        gpu.product(1.0, factor.array()?.into(), weight.array()?.into(), None, gradient.element)
+        gpu.product(self.precision, 1.0, factor.array()?.into(), weight.array()?.into(), None, gradient.element)
     }
 }
 
@@ -84,7 +85,8 @@ impl GpuOperation for Linear {
         }];
         gradients.push(if needed[1] {
             let (upstream, x) = (gpu.convert(gradient, weight.element)?, gpu.convert(inputs[0], weight.element)?);
-            let product = gpu.product(1.0, upstream.array()?.t(), x.array()?.into(), None, Element::F32)?;
+            let product =
+                gpu.product(weight.precision, 1.0, upstream.array()?.t(), x.array()?.into(), None, Element::F32)?;
             GpuGradient::Values(product) // (out, in)
         } else {
             GpuGradient::None
@@ -100,9 +102,20 @@ impl GpuOperation for Linear {
 }
 
 impl LoraLinear {
+    fn frozen(&self) -> Result<&GpuWeight> {
+        self.products
+            .on_gpu()
+            .ok_or_else(|| candle_core::Error::Msg("lora_linear: the weight is not on the GPU".into()).bt())
+    }
+
+    /// That of the branch's products too.
+    fn precision(&self) -> Result<Precision> {
+        Ok(self.frozen()?.precision)
+    }
+
     /// With the frozen weight and bias.
     fn with_frozen<R>(&self, run: impl FnOnce(&Gpu, &GpuWeight, Array, Option<Array>) -> Result<R>) -> Result<R> {
-        let Some(products) = self.products.on_gpu() else { bail!("lora_linear: the weight is not on the GPU") };
+        let products = self.frozen()?;
         let frozen: Vec<_> = std::iter::once(&self.weight).chain(&self.bias).collect();
         with_arrays(&frozen, "lora_linear", |gpu, frozen| run(gpu, products, frozen[0], frozen.get(1).copied()))
     }
@@ -122,10 +135,10 @@ impl GpuOperation for LoraLinear {
         let ((tokens, _), (rank, _), (outputs, _)) = (x.matrix(), a.matrix(), b.matrix());
         let (a, b) = (gpu.convert(a, x.element)?, gpu.convert(b, x.element)?);
         let input = self.gpu_input(gpu, x)?;
-        let scaling = self.scaling as f32;
-        let down = gpu.product(scaling, input.array()?.into(), a.array()?.t(), None, x.element)?; // (tokens, r)
+        let (precision, scaling) = (self.precision()?, self.scaling as f32);
+        let down = gpu.product(precision, scaling, input.array()?.into(), a.array()?.t(), None, x.element)?; // (tokens, r)
         let y = self.with_frozen(|gpu, products, weight, bias| products.forward(gpu, x, weight, bias))?;
-        gpu.multiply(1.0, down.array(&[tokens, rank])?.into(), b.array()?.t(), Plus::Output, &y)?; // (tokens, out)
+        gpu.multiply(precision, 1.0, down.array(&[tokens, rank])?.into(), b.array()?.t(), Plus::Output, &y)?; // (tokens, out)
         let _ = self.gpu_down.set(down);
         Ok((y, vec![tokens, outputs]))
     }
@@ -141,33 +154,34 @@ impl GpuOperation for LoraLinear {
         let [x, a, b] = [inputs[0], inputs[1], inputs[2]];
         let ((tokens, columns), (rank, _)) = (x.matrix(), a.matrix());
         let (a, b) = (gpu.convert(a, x.element)?, gpu.convert(b, x.element)?);
-        let scaling = self.scaling as f32;
+        let (precision, scaling) = (self.precision()?, self.scaling as f32);
         let thin = [tokens, rank];
-        let down_gradient = gpu.product(scaling, gradient.into(), b.array()?.into(), None, x.element)?; // scaling * g B
+        let down_gradient = gpu.product(precision, scaling, gradient.into(), b.array()?.into(), None, x.element)?; // scaling * g B
         let down_gradient = down_gradient.array(&thin)?; // (tokens, r)
         let mut gradients = [GpuGradient::None, GpuGradient::None, GpuGradient::None];
         if needed[0] {
             let dx = self.with_frozen(|gpu, products, weight, _| products.backward(gpu, gradient, weight))?;
             gradients[0] = GpuGradient::Values(match self.dropout {
                 None => {
-                    gpu.multiply(1.0, down_gradient.into(), a.array()?.into(), Plus::Output, &dx)?;
+                    gpu.multiply(precision, 1.0, down_gradient.into(), a.array()?.into(), Plus::Output, &dx)?;
                     dx
                 }
                 Some(dropout) => {
                     let shape = [tokens, columns];
-                    let branch = gpu.product(1.0, down_gradient.into(), a.array()?.into(), None, x.element)?;
+                    let branch =
+                        gpu.product(precision, 1.0, down_gradient.into(), a.array()?.into(), None, x.element)?;
                     gpu.add_masked(branch.array(&shape)?, dx.array(&shape)?, Some(dropout))?
                 }
             }); // (tokens, in)
         }
         if needed[1] {
             let input = self.gpu_input(gpu, x)?;
-            let product = gpu.product(1.0, down_gradient.t(), input.array()?.into(), None, Element::F32)?;
+            let product = gpu.product(precision, 1.0, down_gradient.t(), input.array()?.into(), None, Element::F32)?;
             gradients[1] = GpuGradient::Values(product); // (r, in)
         }
         if needed[2] {
             let Some(down) = self.gpu_down.get() else { bail!("lora_linear: backward before forward") };
-            let product = gpu.product(1.0, gradient.t(), down.array(&thin)?.into(), None, Element::F32)?;
+            let product = gpu.product(precision, 1.0, gradient.t(), down.array(&thin)?.into(), None, Element::F32)?;
             gradients[2] = GpuGradient::Values(product); // (out, r)
         }
         Ok(gradients.into())

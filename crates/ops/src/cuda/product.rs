@@ -10,6 +10,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr
 
 use super::array::{Array, Buffer, Element};
 use super::gpu::Gpu;
+use crate::linear::Precision;
 
 /// A row-major matrix on the GPU, or the transpose of one.
 #[derive(Clone, Copy)]
@@ -68,6 +69,7 @@ struct Shape {
     transposed: (bool, bool),
     element: Element,
     output: Element,
+    is_tf32: bool,
     bias: bool,
     added: bool,
 }
@@ -105,15 +107,32 @@ impl Drop for Products {
 }
 
 impl Gpu {
-    /// `scale * a b`, plus what is to be added, as a new matrix of type `element`. Both factors are of one type; sums are taken in f32.
-    pub fn product(&self, scale: f32, a: Factor, b: Factor, bias: Option<Array>, element: Element) -> Result<Buffer> {
+    /// `scale * a b`, plus what is to be added, as a new matrix of type `element`. Both factors are of one type; of f32 ones TF32 reads
+    /// the first bits. Sums are taken in f32.
+    pub fn product(
+        &self,
+        precision: Precision,
+        scale: f32,
+        a: Factor,
+        b: Factor,
+        bias: Option<Array>,
+        element: Element,
+    ) -> Result<Buffer> {
         let output = self.empty(element, a.rows() * b.columns())?;
-        self.multiply(scale, a, b, bias.map_or(Plus::Nothing, Plus::Bias), &output)?;
+        self.multiply(precision, scale, a, b, bias.map_or(Plus::Nothing, Plus::Bias), &output)?;
         Ok(output)
     }
 
     /// The same, into memory that is there.
-    pub fn multiply(&self, scale: f32, a: Factor, b: Factor, plus: Plus, output: &Buffer) -> Result<()> {
+    pub fn multiply(
+        &self,
+        precision: Precision,
+        scale: f32,
+        a: Factor,
+        b: Factor,
+        plus: Plus,
+        output: &Buffer,
+    ) -> Result<()> {
         let (rows, inner, columns) = (a.rows(), a.columns(), b.columns());
         if inner != b.rows() || a.array.element != b.array.element {
             candle_core::bail!(
@@ -132,13 +151,14 @@ impl Gpu {
             if let Plus::Output = plus {
                 candle_core::bail!("product: an f32 product cannot be added to bf16")
             }
-            self.multiply(scale, a, b, plus, &exact)?;
+            self.multiply(precision, scale, a, b, plus, &exact)?;
             return self.convert_into(exact.array(&dimensions)?, output);
         }
         // A row-major matrix is the transpose of a column-major one: the library is asked for (a b)ᵀ = bᵀ aᵀ.
         let (left, right) = (b.layout()?, a.layout()?);
         let layout = Layout::new(result_array.element, columns, rows)?;
-        let task = Task::new()?;
+        let is_tf32 = precision == Precision::Tf32 && a.array.element == Element::F32;
+        let task = Task::new(is_tf32)?;
         task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, operation(b.transposed))?;
         task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB, operation(a.transposed))?;
         let bias = match plus {
@@ -159,6 +179,7 @@ impl Gpu {
             transposed: (a.transposed, b.transposed),
             element: a.array.element,
             output: result_array.element,
+            is_tf32,
             bias: bias.is_some(),
             added,
         };
@@ -258,9 +279,12 @@ impl Drop for Layout {
 struct Task(sys::cublasLtMatmulDesc_t);
 
 impl Task {
-    fn new() -> Result<Self> {
-        let (compute, scale) = (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType_t::CUDA_R_32F);
-        Ok(Self(result::create_matmul_desc(compute, scale).map_err(failed)?))
+    fn new(is_tf32: bool) -> Result<Self> {
+        let compute = match is_tf32 {
+            true => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+            false => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+        };
+        Ok(Self(result::create_matmul_desc(compute, sys::cudaDataType_t::CUDA_R_32F).map_err(failed)?))
     }
 
     fn set<T>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: T) -> Result<()> {

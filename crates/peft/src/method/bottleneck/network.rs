@@ -1,7 +1,7 @@
 //! An adapter's network: its parameters, their start, and where in a layer it stands.
 
 use candle_core::Tensor;
-use ops::{Activation, Dropout, Precision, Weight};
+use ops::{Activation, Dropout, Weight};
 
 use super::{AdapterStyle, InitWeights};
 use crate::error::Result;
@@ -65,11 +65,12 @@ impl BottleneckAdapter {
             InitWeights::Bert => (NEAR_ZERO, NEAR_ZERO),
             InitWeights::MamAdapter => (Start::KaimingUniform { inputs: hidden }, Start::Zeros),
         };
+        let precision = builder.precision.of_f32();
         let mut linear = |name: &str, inputs: usize, outputs: usize, start| {
             let weight = builder.adapter(format!("{module}.{name}.weight"), &[outputs, inputs], start)?;
             let bias = builder.adapter(format!("{module}.{name}.bias"), &[outputs], Start::Zeros)?;
-            // Thin matrices that are trained: never rounded.
-            Ok::<_, crate::Error>((Weight::new(weight, Precision::Exact)?, bias))
+            // Thin matrices that are trained: never rounded to bf16.
+            Ok::<_, crate::Error>((Weight::new(weight, precision)?, bias))
         };
         let (down, up) = (linear("adapter_down", hidden, size, down)?, linear("adapter_up", size, hidden, up)?);
         let ones = || Tensor::ones(hidden, builder.dtype, builder.device);

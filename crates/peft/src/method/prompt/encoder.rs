@@ -1,7 +1,7 @@
 //! What makes virtual tokens: a table, and maybe a network behind it.
 
 use candle_core::Tensor;
-use ops::{Activation, Precision, Weight};
+use ops::{Activation, Weight};
 
 use crate::error::Result;
 use crate::parameters::{Builder, Start};
@@ -52,7 +52,7 @@ impl PromptEncoder {
         activation: Activation,
         ends_in_zeros: bool,
     ) -> Result<Self> {
-        let mut inputs = self.embedding.dim(1)?;
+        let (mut inputs, precision) = (self.embedding.dim(1)?, builder.precision.of_f32());
         let mut layers = Vec::with_capacity(widths.len());
         for (index, &outputs) in widths.iter().enumerate() {
             let is_last = index + 1 == widths.len();
@@ -61,7 +61,7 @@ impl PromptEncoder {
                 builder.adapter(format!("{PATH}.{name}.{}.{part}", 2 * index), shape, start)
             };
             let (weight, bias) = (parameter("weight", &[outputs, inputs])?, parameter("bias", &[outputs])?);
-            layers.push((Weight::new(weight, Precision::Exact)?, bias));
+            layers.push((Weight::new(weight, precision)?, bias));
             inputs = outputs;
         }
         Ok(Self { layers, activation, ..self })

@@ -26,7 +26,7 @@ impl VeraBranch {
         let lambda_d = builder.adapter_from(format!("{path}.vera_lambda_d"), d)?;
         let b = Tensor::zeros(outputs, DType::F64, &Device::Cpu)?;
         let lambda_b = builder.adapter_from(format!("{path}.vera_lambda_b"), b)?;
-        projections.widen(inputs, outputs);
+        projections.widen(inputs, outputs, builder.precision);
         Ok(Box::new(VeraLayer { lambda_d, lambda_b, inputs, outputs, dropout, projections }))
     }
 }

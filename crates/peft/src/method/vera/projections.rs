@@ -21,6 +21,8 @@ struct Matrices {
     a: BTreeMap<usize, Option<Weight>>,
     /// The first rows of B, by their number.
     b: BTreeMap<usize, Option<Weight>>,
+    /// Of their products.
+    precision: Precision,
     whole: Option<(Tensor, Tensor)>,
     /// The key that they were drawn from; `None` where a file brought them.
     key: Option<u64>,
@@ -45,8 +47,10 @@ impl Projections {
     }
 
     /// Notes a layer, as the model is built: the matrices are to be as wide as it.
-    pub fn widen(&self, inputs: usize, outputs: usize) {
+    pub fn widen(&self, inputs: usize, outputs: usize, precision: Precision) {
         let mut matrices = self.write();
+        // No adapter's matrix is rounded to bf16.
+        matrices.precision = precision.of_f32();
         matrices.a.entry(inputs).or_default();
         matrices.b.entry(outputs).or_default();
     }
@@ -77,12 +81,12 @@ impl Projections {
         let [a, b] = [a, b].map(|matrix| matrix.to_dtype(dtype)?.to_device(device));
         let (a, b) = (a?, b?);
         let mut matrices = self.write();
-        // Never rounded, as no adapter's matrix is.
+        let precision = matrices.precision;
         for (&columns, slice) in &mut matrices.a {
-            *slice = Some(Weight::new(a.narrow(1, 0, columns)?.contiguous()?, Precision::Exact)?);
+            *slice = Some(Weight::new(a.narrow(1, 0, columns)?.contiguous()?, precision)?);
         }
         for (&rows, slice) in &mut matrices.b {
-            *slice = Some(Weight::new(b.narrow(0, 0, rows)?.contiguous()?, Precision::Exact)?);
+            *slice = Some(Weight::new(b.narrow(0, 0, rows)?.contiguous()?, precision)?);
         }
         matrices.whole = Some((a, b));
         matrices.key = None;
