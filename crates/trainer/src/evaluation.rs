@@ -1,6 +1,6 @@
 //! A model on data, without dropout.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use glue::{Scores, Targets, Task};
 use peft::{Batch, Model, Sequence};
 
@@ -33,8 +33,8 @@ pub fn evaluate(model: &Model, task: Task, data: &Labelled) -> Result<(f64, Scor
     for indices in by_length(&data.sequences).chunks(BATCH_SIZE) {
         let (batch, targets) = data.batch(indices)?;
         let logits = model.predict(&batch)?;
-        total += loss(&logits, &targets)?.to_dtype(DType::F64)?.to_scalar::<f64>()? * indices.len() as f64;
-        for (&index, row) in indices.iter().zip(logits.to_dtype(DType::F64)?.to_vec2::<f64>()?) {
+        total += exact(&loss(&logits, &targets)?)?.to_scalar::<f64>()? * indices.len() as f64;
+        for (&index, row) in indices.iter().zip(exact(&logits)?.to_vec2::<f64>()?) {
             rows[index] = row;
         }
     }
@@ -46,12 +46,17 @@ pub fn predict(model: &Model, task: Task, sequences: &[Sequence]) -> Result<Targ
     let mut rows = vec![Vec::new(); sequences.len()];
     for indices in by_length(sequences).chunks(BATCH_SIZE) {
         let batch = Batch::new(indices.iter().map(|&index| &sequences[index]))?;
-        let logits = model.predict(&batch)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+        let logits = exact(&model.predict(&batch)?)?.to_vec2::<f64>()?;
         for (&index, row) in indices.iter().zip(logits) {
             rows[index] = row;
         }
     }
     Ok(decide(task, &rows))
+}
+
+/// The same numbers in f64 on the CPU.
+fn exact(numbers: &Tensor) -> candle_core::Result<Tensor> {
+    numbers.to_device(&Device::Cpu)?.to_dtype(DType::F64)
 }
 
 /// The class of the highest logit (the first of equals), or the score itself.
