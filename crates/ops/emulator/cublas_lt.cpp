@@ -217,8 +217,8 @@ API Status cublasLtMatmul(void*, const Description* description, const float* al
             return refuse(INVALID_VALUE, "a matrix is not aligned as the preference promised");
         }
     }
-    if (workspace_bytes > 0 && (!is_allocated(workspace, workspace_bytes) || reinterpret_cast<size_t>(workspace) % 16 != 0)) {
-        return refuse(INVALID_VALUE, "the workspace is not device memory, or not aligned to 16 bytes");
+    if (workspace_bytes > 0 && (!is_allocated(workspace, workspace_bytes, stream_of(stream).card) || reinterpret_cast<size_t>(workspace) % 16 != 0)) {
+        return refuse(INVALID_VALUE, "the workspace is not the card's memory, or not aligned to 16 bytes");
     }
     if (c == d && (layout_c->ld != layout_d->ld || layout_c->stride != layout_d->stride)) {
         return refuse(INVALID_VALUE, "C and D are one matrix with two layouts");

@@ -2,6 +2,7 @@
 #include "block.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -25,10 +26,25 @@ constexpr size_t GUARD_BYTES = ALIGNMENT;
 constexpr unsigned char GUARD = 0xa5;
 constexpr unsigned char POISON = 0xff; // NaN, in float and in bf16
 
+struct Allocation {
+    size_t bytes;
+    int card;
+    bool pooled;
+};
+
 struct Memory {
     std::mutex lock;
-    std::map<unsigned char*, size_t> allocations;
-    size_t used = 0;
+    std::map<unsigned char*, Allocation> allocations; // by their first byte
+    size_t used[MAX_CARDS] = {};
+    bool opened[MAX_CARDS][MAX_CARDS] = {}; // whose pool to whom
+
+    // The one that an address lies in or stands right behind.
+    std::map<unsigned char*, Allocation>::iterator find(const void* address) {
+        auto next = allocations.upper_bound(static_cast<unsigned char*>(const_cast<void*>(address)));
+        if (next == allocations.begin()) return allocations.end();
+        auto found = std::prev(next);
+        return size_t(static_cast<const unsigned char*>(address) - found->first) <= found->second.bytes ? found : allocations.end();
+    }
 };
 
 // Never destroyed: a program may free after its statics are gone.
@@ -50,19 +66,42 @@ void check_guard(const unsigned char* begin, size_t bytes) {
 
 } // namespace
 
-size_t memory_total() {
+int card_count() {
+    const char* count = getenv("CUDA_EMULATOR_DEVICES");
+    return count ? std::clamp(atoi(count), 0, MAX_CARDS) : 1;
+}
+
+static thread_local int current = 0;
+int current_card() { return current; }
+void set_current_card(int card) { current = card; }
+
+static std::atomic<long> launches[MAX_CARDS];
+
+bool is_broken(int card) {
+    const char* broken = getenv("CUDA_EMULATOR_BROKEN");
+    int number;
+    long launch;
+    return broken && sscanf(broken, "%d:%ld", &number, &launch) == 2 && number == card && launches[card] >= launch;
+}
+
+void count_launch(int card) { launches[card]++; }
+
+size_t memory_total(int card) {
     const char* mebibytes = getenv("CUDA_EMULATOR_MEMORY");
-    return size_t(mebibytes ? strtoull(mebibytes, nullptr, 10) : 1024) << 20;
+    if (!mebibytes) return size_t(1) << 30;
+    for (const char* next; card > 0 && (next = strchr(mebibytes, ',')); card--) mebibytes = next + 1;
+    return size_t(strtoull(mebibytes, nullptr, 10)) << 20;
 }
 
-size_t memory_used() {
+size_t memory_used(int card) {
     std::lock_guard<std::mutex> guard(memory().lock);
-    return memory().used;
+    return memory().used[card];
 }
 
-void* allocate(size_t bytes) {
+void* allocate(size_t bytes, int card, bool pooled) {
     std::lock_guard<std::mutex> guard(memory().lock);
-    if (bytes > memory_total() || memory().used > memory_total() - bytes) return nullptr;
+    size_t total = memory_total(card);
+    if (bytes > total || memory().used[card] > total - bytes) return nullptr;
     size_t whole = (bytes + 2 * GUARD_BYTES + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     auto* raw = static_cast<unsigned char*>(std::aligned_alloc(ALIGNMENT, whole));
     if (!raw) return nullptr;
@@ -71,8 +110,8 @@ void* allocate(size_t bytes) {
     memset(begin, POISON, bytes);
     ASAN_POISON_MEMORY_REGION(raw, whole);
     ASAN_UNPOISON_MEMORY_REGION(begin, bytes);
-    memory().allocations[begin] = bytes;
-    memory().used += bytes;
+    memory().allocations[begin] = {bytes, card, pooled};
+    memory().used[card] += bytes;
     return begin;
 }
 
@@ -80,10 +119,11 @@ bool release(void* address) {
     std::lock_guard<std::mutex> guard(memory().lock);
     auto found = memory().allocations.find(static_cast<unsigned char*>(address));
     if (found == memory().allocations.end()) return false;
-    auto [begin, bytes] = *found;
+    auto [begin, allocation] = *found;
+    size_t bytes = allocation.bytes;
     check_guard(begin, bytes);
     memset(begin, POISON, bytes); // What reads it later reads NaN, if nobody has the place by then.
-    memory().used -= bytes;
+    memory().used[allocation.card] -= bytes;
     memory().allocations.erase(found);
     ASAN_UNPOISON_MEMORY_REGION(begin - GUARD_BYTES, bytes + 2 * GUARD_BYTES);
     free(begin - GUARD_BYTES);
@@ -94,23 +134,42 @@ bool forget(void* address) {
     std::lock_guard<std::mutex> guard(memory().lock);
     auto found = memory().allocations.find(static_cast<unsigned char*>(address));
     if (found == memory().allocations.end()) return false;
-    check_guard(found->first, found->second);
-    memset(found->first, POISON, found->second);
+    check_guard(found->first, found->second.bytes);
+    memset(found->first, POISON, found->second.bytes);
     return true;
 }
 
-bool is_allocated(const void* address, size_t bytes) {
+bool is_allocated(const void* address, size_t bytes, int card) {
     std::lock_guard<std::mutex> guard(memory().lock);
-    auto* first = static_cast<unsigned char*>(const_cast<void*>(address));
-    auto next = memory().allocations.upper_bound(first);
-    if (next == memory().allocations.begin()) return false;
-    auto [begin, size] = *std::prev(next);
-    return size_t(first - begin) <= size && bytes <= size - size_t(first - begin);
+    auto found = memory().find(address);
+    if (found == memory().allocations.end()) return false;
+    auto [begin, allocation] = *found;
+    size_t before = size_t(static_cast<const unsigned char*>(address) - begin);
+    return allocation.card == card && bytes <= allocation.bytes - before;
+}
+
+void open_pool(int card, int reader) {
+    std::lock_guard<std::mutex> guard(memory().lock);
+    memory().opened[card][reader] = true;
+}
+
+bool is_reachable(const void* address, int reader) {
+    std::lock_guard<std::mutex> guard(memory().lock);
+    auto found = memory().find(address);
+    if (found == memory().allocations.end()) return false;
+    const Allocation& allocation = found->second;
+    return allocation.card == reader || !allocation.pooled || memory().opened[allocation.card][reader];
+}
+
+int card_of(const void* address) {
+    std::lock_guard<std::mutex> guard(memory().lock);
+    auto found = memory().find(address);
+    return found == memory().allocations.end() ? -1 : found->second.card;
 }
 
 void check_guards() {
     std::lock_guard<std::mutex> guard(memory().lock);
-    for (auto [begin, bytes] : memory().allocations) check_guard(begin, bytes);
+    for (auto [begin, allocation] : memory().allocations) check_guard(begin, allocation.bytes);
 }
 
 Recording::~Recording() {
@@ -121,12 +180,25 @@ bool Recording::owns(const void* address) const {
     return std::find(allocations.begin(), allocations.end(), address) != allocations.end();
 }
 
-Stream& stream_of(void* handle) {
-    static Stream& default_stream = *new Stream;
-    static thread_local Stream thread_stream;
+Stream& busy_stream_of(void* handle) {
+    static Stream* default_streams = new Stream[MAX_CARDS];
+    static thread_local Stream thread_streams[MAX_CARDS];
     size_t number = reinterpret_cast<size_t>(handle);
-    if (number <= 1) return default_stream;
-    return number == 2 ? thread_stream : *static_cast<Stream*>(handle);
+    if (number > 2) return *static_cast<Stream*>(handle);
+    Stream& stream = (number == 2 ? thread_streams : default_streams)[current_card()];
+    stream.card = current_card();
+    return stream;
+}
+
+Stream& stream_of(void* handle) {
+    Stream& stream = busy_stream_of(handle);
+    std::vector<Work> awaited;
+    {
+        std::lock_guard<std::mutex> guard(stream.listing);
+        awaited.swap(stream.awaited);
+    }
+    for (const Work& wait : awaited) wait();
+    return stream;
 }
 
 void enqueue(void* handle, Work work) {

@@ -1,4 +1,4 @@
-// The device beside its kernels: memory, and streams of work that is done at once or recorded in a graph.
+// The cards beside their kernels: memory, and streams of work that is done at once or recorded in a graph.
 #pragma once
 
 #include <cstddef>
@@ -9,14 +9,33 @@
 
 namespace emulator {
 
+// ---- Cards, numbered from 0 ----
+
+constexpr int MAX_CARDS = 16;
+
+// CUDA_EMULATOR_DEVICES, or 1.
+int card_count();
+
+// That of this host thread's context; the first where it has none.
+int current_card();
+void set_current_card(int card);
+
+// Whether it has broken down: CUDA_EMULATOR_BROKEN=1:200 has card 1 do so at its 200th launch, which then does nothing, as do all
+// later calls.
+bool is_broken(int card);
+void count_launch(int card);
+
 // ---- Memory: the host's, counted, filled with NaN, between guard zones ----
 
-// CUDA_EMULATOR_MEMORY in MiB, or 1 GiB.
-size_t memory_total();
-size_t memory_used();
+// CUDA_EMULATOR_MEMORY in MiB, or 1 GiB; of several numbers, as in 1024,64, each card has its own, and the last is all others'.
+size_t memory_total(int card);
+size_t memory_used(int card);
 
-// Null when the device has not that much left.
-void* allocate(size_t bytes);
+// Null when the card has not that much left. What comes from a card's pool, other cards reach only where the pool has been opened to
+// them, all else without that.
+void* allocate(size_t bytes, int card, bool pooled = false);
+void open_pool(int card, int reader);
+bool is_reachable(const void* address, int reader);
 
 // False for what is not the begin of an allocation. Aborts when somebody wrote beside it.
 bool release(void* address);
@@ -24,8 +43,11 @@ bool release(void* address);
 // Fills an allocation with NaN, as if it were fresh. False for what is not the begin of one.
 bool forget(void* address);
 
-// Whether all of it lies in one allocation.
-bool is_allocated(const void* address, size_t bytes);
+// Whether all of it lies in one allocation of that card.
+bool is_allocated(const void* address, size_t bytes, int card);
+
+// Whose memory an address lies in; -1 if in none's.
+int card_of(const void* address);
 
 // Aborts when somebody wrote beside an allocation.
 void check_guards();
@@ -44,12 +66,18 @@ struct Recording {
 };
 
 struct Stream {
+    int card = current_card();
     std::mutex running;
     std::shared_ptr<Recording> recording; // while capturing
+    std::mutex listing;
+    std::vector<Work> awaited; // what other cards have a part in: each returns when it is done
 };
 
-// The stream of a handle: null and 1 are the default stream, 2 that of this host thread.
+// The stream of a handle: null and 1 are the card's default stream, 2 that of this host thread. What was put on it before is done.
 Stream& stream_of(void* handle);
+
+// The same, whatever is still to be awaited.
+Stream& busy_stream_of(void* handle);
 
 // Runs the work, or records it.
 void enqueue(void* stream, Work work);

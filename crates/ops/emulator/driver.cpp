@@ -1,4 +1,4 @@
-// libcuda: the driver's functions that a program of one device, streams, events and graphs needs.
+// libcuda: the driver's functions that a program of cards, streams, events and graphs needs.
 #include "device.hpp"
 #include "registry.hpp"
 
@@ -20,6 +20,7 @@ enum Result {
     INVALID_DEVICE = 101,
     INVALID_CONTEXT = 201,
     UNSUPPORTED_LIMIT = 215,
+    INVALID_HANDLE = 400,
     NOT_FOUND = 500,
     ILLEGAL_ADDRESS = 700,
     LAUNCH_OUT_OF_RESOURCES = 701,
@@ -41,6 +42,7 @@ constexpr ResultName RESULT_NAMES[] = {
     {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
     {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
     {UNSUPPORTED_LIMIT, "CUDA_ERROR_UNSUPPORTED_LIMIT", "limit is not supported on this architecture"},
+    {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
     {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
     {LAUNCH_OUT_OF_RESOURCES, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "too many resources requested for launch"},
@@ -67,7 +69,7 @@ const std::map<int, int> DEVICE_ATTRIBUTES = {
     {16, 132},                // MULTIPROCESSOR_COUNT
     {18, 0},                  // INTEGRATED
     {31, 1},                  // CONCURRENT_KERNELS
-    {33, 0},                  // PCI_BUS_ID
+    {33, 0},                  // PCI_BUS_ID, of the first card
     {34, 0},                  // PCI_DEVICE_ID
     {36, 1000000},            // MEMORY_CLOCK_RATE, kHz
     {37, 4096},               // GLOBAL_MEMORY_BUS_WIDTH
@@ -86,13 +88,19 @@ const std::map<int, int> DEVICE_ATTRIBUTES = {
     {115, 1},                 // MEMORY_POOLS_SUPPORTED
 };
 
-// Things that only have an address.
-char the_context, the_module, the_pool;
+// Things of each card that only have an address.
+char contexts[MAX_CARDS], modules[MAX_CARDS], pools[MAX_CARDS];
 thread_local void* current_context = nullptr;
+
+bool is_card(int number) { return 0 <= number && number < card_count(); }
+
+// What every call answers once a card has broken down.
+Result state_of(int card) { return is_broken(card) ? ILLEGAL_ADDRESS : SUCCESS; }
 
 // A kernel as a program holds it, with what the program asked for.
 struct Function {
     const Kernel* kernel;
+    int card;
     int max_dynamic_shared = MAX_SHARED;
 };
 
@@ -110,12 +118,16 @@ bool is_capturing(void* stream) { return stream_of(stream).recording != nullptr;
 void* pointer(uint64_t address) { return reinterpret_cast<void*>(address); }
 
 Result copy(void* to, const void* from, size_t bytes, void* stream) {
+    int card = stream_of(stream).card;
+    if (is_broken(card)) return state_of(card);
     enqueue(stream, [=] { memcpy(to, from, bytes); });
     return SUCCESS;
 }
 
 template <typename T> Result fill(uint64_t to, T value, size_t count, void* stream) {
-    if (!is_allocated(pointer(to), count * sizeof(T)) || to % sizeof(T) != 0) return INVALID_VALUE;
+    int card = stream_of(stream).card;
+    if (is_broken(card)) return state_of(card);
+    if (!is_allocated(pointer(to), count * sizeof(T), card) || to % sizeof(T) != 0) return INVALID_VALUE;
     enqueue(stream, [=] {
         T* values = static_cast<T*>(pointer(to));
         for (size_t i = 0; i < count; i++) values[i] = value;
@@ -135,6 +147,17 @@ struct Launch {
         for (unsigned i = 0; i < kernel->parameter_count; i++) {
             auto* bytes = static_cast<const unsigned char*>(given[i]);
             parameters.emplace_back(bytes, bytes + kernel->parameter_sizes[i]);
+        }
+    }
+
+    // Of the kernel's parameters those that are addresses are known by what lies there. Addresses within memory are not looked at.
+    void check_memory(int card) const {
+        for (size_t i = 0; i < parameters.size(); i++) {
+            uint64_t address;
+            if (parameters[i].size() != sizeof address) continue;
+            memcpy(&address, parameters[i].data(), sizeof address);
+            int owner = card_of(pointer(address));
+            if (owner >= 0 && owner != card) fail("%s on card %d is given memory of card %d", kernel->name, card, owner);
         }
     }
 
@@ -168,48 +191,56 @@ API Result cuGetErrorString(Result error, const char** text) {
 
 API Result cuInit(unsigned) { return SUCCESS; }
 API Result cuDriverGetVersion(int* version) { return *version = 13000, SUCCESS; }
-API Result cuDeviceGetCount(int* count) { return *count = 1, SUCCESS; }
-API Result cuDeviceGet(int* device, int ordinal) { return ordinal == 0 ? (*device = 0, SUCCESS) : INVALID_DEVICE; }
+API Result cuDeviceGetCount(int* count) { return *count = card_count(), SUCCESS; }
+API Result cuDeviceGet(int* device, int ordinal) { return is_card(ordinal) ? (*device = ordinal, SUCCESS) : INVALID_DEVICE; }
 API Result cuDeviceGetName(char* name, int length, int) { return snprintf(name, size_t(length), "Emulated GPU"), SUCCESS; }
-API Result cuDeviceGetUuid_v2(unsigned char* uuid, int) { return memset(uuid, 0, 16), SUCCESS; }
-API Result cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = memory_total(), SUCCESS; }
+API Result cuDeviceGetUuid_v2(unsigned char* uuid, int device) { return memset(uuid, device, 16), SUCCESS; }
+API Result cuDeviceTotalMem_v2(size_t* bytes, int device) { return *bytes = memory_total(device), SUCCESS; }
 
-API Result cuDeviceGetAttribute(int* value, int attribute, int) {
+API Result cuDeviceGetAttribute(int* value, int attribute, int device) {
     auto known = DEVICE_ATTRIBUTES.find(attribute);
     if (known == DEVICE_ATTRIBUTES.end()) {
         tell_unsupported(("device attribute " + std::to_string(attribute)).c_str());
         return INVALID_VALUE;
     }
-    return *value = known->second, SUCCESS;
+    return *value = attribute == 33 ? device : known->second, SUCCESS;
 }
 
-API Result cuDevicePrimaryCtxRetain(void** context, int) { return *context = &the_context, SUCCESS; }
+API Result cuDevicePrimaryCtxRetain(void** context, int device) {
+    return is_card(device) ? (*context = &contexts[device], SUCCESS) : INVALID_DEVICE;
+}
 API Result cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
 API Result cuDevicePrimaryCtxSetFlags_v2(int, unsigned) { return SUCCESS; }
 API Result cuCtxGetCurrent(void** context) { return *context = current_context, SUCCESS; }
-API Result cuCtxSetCurrent(void* context) { return current_context = context, SUCCESS; }
-API Result cuCtxGetDevice(int* device) { return *device = 0, current_context ? SUCCESS : INVALID_CONTEXT; }
-API Result cuCtxSynchronize() { return SUCCESS; }
+API Result cuCtxSetCurrent(void* context) {
+    set_current_card(context ? int(static_cast<char*>(context) - contexts) : 0);
+    return current_context = context, SUCCESS;
+}
+API Result cuCtxGetDevice(int* device) { return *device = current_card(), current_context ? SUCCESS : INVALID_CONTEXT; }
+API Result cuCtxSynchronize() { return state_of(current_card()); }
 API Result cuCtxSetFlags(unsigned) { return SUCCESS; }
 API Result cuCtxGetStreamPriorityRange(int* least, int* greatest) { return *least = *greatest = 0, SUCCESS; }
 
 // ---- Memory ----
 
 API Result cuMemGetInfo_v2(size_t* free, size_t* total) {
-    *total = memory_total();
-    *free = *total - std::min(*total, memory_used());
+    *total = memory_total(current_card());
+    *free = *total - std::min(*total, memory_used(current_card()));
     return SUCCESS;
 }
 
-API Result cuMemAlloc_v2(uint64_t* address, size_t bytes) {
+static Result allocate_on(int card, uint64_t* address, size_t bytes, bool pooled) {
+    if (is_broken(card)) return state_of(card);
     if (bytes == 0) return INVALID_VALUE;
-    void* memory = allocate(bytes);
+    void* memory = allocate(bytes, card, pooled);
     *address = reinterpret_cast<uint64_t>(memory);
     return memory ? SUCCESS : OUT_OF_MEMORY;
 }
 
+API Result cuMemAlloc_v2(uint64_t* address, size_t bytes) { return allocate_on(current_card(), address, bytes, false); }
+
 API Result cuMemAllocAsync(uint64_t* address, size_t bytes, void* stream) {
-    Result result = cuMemAlloc_v2(address, bytes);
+    Result result = allocate_on(busy_stream_of(stream).card, address, bytes, true);
     if (result == SUCCESS && is_capturing(stream)) {
         stream_of(stream).recording->allocations.push_back(pointer(*address));
         enqueue(stream, [memory = pointer(*address)] { forget(memory); });
@@ -222,6 +253,8 @@ API Result cuMemFree_v2(uint64_t address) { return address == 0 || release(point
 // What a capturing stream allocated belongs to its graph: it is only forgotten.
 API Result cuMemFreeAsync(uint64_t address, void* stream) {
     Stream& of = stream_of(stream);
+    int owner = card_of(pointer(address));
+    if (owner >= 0 && owner != of.card) return INVALID_VALUE;
     if (!of.recording) {
         std::lock_guard<std::mutex> guard(of.running);
         return cuMemFree_v2(address);
@@ -238,25 +271,44 @@ API Result cuMemHostAlloc(void** address, size_t bytes, unsigned) {
 API Result cuMemAllocHost_v2(void** address, size_t bytes) { return cuMemHostAlloc(address, bytes, 0); }
 API Result cuMemFreeHost(void* address) { return free(address), SUCCESS; }
 
-API Result cuDeviceGetDefaultMemPool(void** pool, int) { return *pool = &the_pool, SUCCESS; }
-API Result cuDeviceGetMemPool(void** pool, int) { return *pool = &the_pool, SUCCESS; }
+API Result cuDeviceGetDefaultMemPool(void** pool, int device) { return *pool = &pools[device], SUCCESS; }
+API Result cuDeviceGetMemPool(void** pool, int device) { return *pool = &pools[device], SUCCESS; }
 API Result cuMemPoolSetAttribute(void*, int, void*) { return SUCCESS; }
 API Result cuMemPoolTrimTo(void*, size_t) { return SUCCESS; }
 
+API Result cuDeviceCanAccessPeer(int* can, int device, int peer) { return *can = device != peer, SUCCESS; }
+
+struct Access {
+    int kind, card, flags;
+};
+
+// Of the second kind, a device, by flags 3: to read and to write.
+API Result cuMemPoolSetAccess(void* pool, const Access* accesses, size_t count) {
+    int card = int(static_cast<char*>(pool) - pools);
+    for (const Access* access = accesses; access < accesses + count; access++) {
+        if (access->kind != 1 || access->flags != 3 || !is_card(access->card) || access->card == card) return INVALID_VALUE;
+        open_pool(card, access->card);
+    }
+    return SUCCESS;
+}
+
 // 4 to 8: the release threshold; reserved memory now and at most; used memory now and at most.
-API Result cuMemPoolGetAttribute(void*, int attribute, void* value) {
+API Result cuMemPoolGetAttribute(void* pool, int attribute, void* value) {
     if (attribute != 5 && attribute != 7) return NOT_SUPPORTED;
-    return *static_cast<uint64_t*>(value) = memory_used(), SUCCESS;
+    return *static_cast<uint64_t*>(value) = memory_used(int(static_cast<char*>(pool) - pools)), SUCCESS;
 }
 
 API Result cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
-    return is_allocated(pointer(to), bytes) ? copy(pointer(to), from, bytes, stream) : INVALID_VALUE;
+    bool known = is_allocated(pointer(to), bytes, stream_of(stream).card);
+    return known ? copy(pointer(to), from, bytes, stream) : INVALID_VALUE;
 }
 API Result cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
-    return is_allocated(pointer(from), bytes) ? copy(to, pointer(from), bytes, stream) : INVALID_VALUE;
+    bool known = is_allocated(pointer(from), bytes, stream_of(stream).card);
+    return known ? copy(to, pointer(from), bytes, stream) : INVALID_VALUE;
 }
 API Result cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) {
-    bool known = is_allocated(pointer(to), bytes) && is_allocated(pointer(from), bytes);
+    int card = stream_of(stream).card;
+    bool known = is_allocated(pointer(to), bytes, card) && is_allocated(pointer(from), bytes, card);
     return known ? copy(pointer(to), pointer(from), bytes, stream) : INVALID_VALUE;
 }
 API Result cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) { return cuMemcpyHtoDAsync_v2(to, from, bytes, nullptr); }
@@ -274,8 +326,10 @@ API Result cuMemsetD32_v2(uint64_t to, uint32_t value, size_t count) { return fi
 
 API Result cuStreamCreate(void** stream, unsigned) { return *stream = new Stream, SUCCESS; }
 API Result cuStreamCreateWithPriority(void** stream, unsigned, int) { return *stream = new Stream, SUCCESS; }
-API Result cuStreamDestroy_v2(void* stream) { return delete static_cast<Stream*>(stream), SUCCESS; }
-API Result cuStreamSynchronize(void* stream) { return is_capturing(stream) ? STREAM_CAPTURE_UNSUPPORTED : SUCCESS; }
+API Result cuStreamDestroy_v2(void* stream) { return delete &stream_of(stream), SUCCESS; }
+API Result cuStreamSynchronize(void* stream) {
+    return is_capturing(stream) ? STREAM_CAPTURE_UNSUPPORTED : state_of(stream_of(stream).card);
+}
 API Result cuStreamQuery(void* stream) { return cuStreamSynchronize(stream); }
 
 API Result cuLaunchHostFunc(void* stream, void (*function)(void*), void* data) {
@@ -353,17 +407,18 @@ API Result cuGraphGetNodes(void* graph, void**, size_t* count) {
 // ---- Modules and launches ----
 
 // Any image will do: the kernels are those that were compiled for the host.
-API Result cuModuleLoadData(void** module, const void*) { return *module = &the_module, SUCCESS; }
-API Result cuModuleLoad(void** module, const char*) { return *module = &the_module, SUCCESS; }
+API Result cuModuleLoadData(void** module, const void*) { return *module = &modules[current_card()], SUCCESS; }
+API Result cuModuleLoad(void** module, const char*) { return *module = &modules[current_card()], SUCCESS; }
 API Result cuModuleUnload(void*) { return SUCCESS; }
 
-API Result cuModuleGetFunction(void** function, void*, const char* name) {
+API Result cuModuleGetFunction(void** function, void* module, const char* name) {
     static std::mutex lock;
-    static std::map<std::string, Function> functions;
+    static std::map<std::string, Function> functions[MAX_CARDS];
+    int card = module ? int(static_cast<char*>(module) - modules) : current_card();
     const Kernel* kernel = find_kernel(name);
     if (!kernel) return tell_unsupported(("kernel " + std::string(name)).c_str()), NOT_FOUND;
     std::lock_guard<std::mutex> guard(lock);
-    return *function = &functions.insert({name, Function{kernel}}).first->second, SUCCESS;
+    return *function = &functions[card].insert({name, Function{kernel, card}}).first->second, SUCCESS;
 }
 
 // 8 is CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES.
@@ -397,6 +452,17 @@ API Result cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsign
             function->kernel->name, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, function->max_dynamic_shared);
         return INVALID_VALUE;
     }
-    enqueue(stream, Launch(function->kernel, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, parameters));
+    int card = stream_of(stream).card;
+    if (function->card != card || current_card() != card) {
+        fprintf(stderr, "emulated GPU: no launch of %s, which was loaded on card %d, on a stream of card %d in a context of card %d\n",
+            function->kernel->name, function->card, card, current_card());
+        return INVALID_HANDLE;
+    }
+    if (is_broken(card)) return state_of(card);
+    count_launch(card);
+    if (is_broken(card)) return SUCCESS; // As it does on a GPU, the next call tells.
+    Launch launch(function->kernel, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, parameters);
+    launch.check_memory(card);
+    enqueue(stream, std::move(launch));
     return SUCCESS;
 }

@@ -130,11 +130,11 @@ const char* place(const Matrix& matrix, size_t batch) {
     return static_cast<const char*>(matrix.data) + ptrdiff_t(batch) * matrix.stride * ptrdiff_t(size_of(matrix.type));
 }
 
-void check_allocated(const Matmul& matmul, const char* name, const Matrix& matrix) {
+void check_allocated(const Matmul& matmul, const char* name, const Matrix& matrix, int card) {
     for (size_t batch = 0; batch < matmul.batch; batch++) {
-        if (!is_allocated(place(matrix, batch), bytes_of(matrix))) {
-            fail("%s: %s (%zu rows, %zu columns, ld %zu, number %zu of the batch) leaves its allocation", matmul.function, name,
-                matrix.rows, matrix.columns, matrix.ld, batch);
+        if (!is_allocated(place(matrix, batch), bytes_of(matrix), card)) {
+            fail("%s: %s (%zu rows, %zu columns, ld %zu, number %zu of the batch) leaves its allocation on card %d", matmul.function,
+                name, matrix.rows, matrix.columns, matrix.ld, batch, card);
         }
     }
 }
@@ -151,17 +151,20 @@ void check_apart(const Matmul& matmul, const char* name, const Matrix& matrix) {
 } // namespace
 
 void enqueue_matmul(const Matmul& matmul, void* stream) {
-    check_allocated(matmul, "A", matmul.a);
-    check_allocated(matmul, "B", matmul.b);
-    check_allocated(matmul, "D", matmul.d);
-    if (matmul.beta != 0.0f) check_allocated(matmul, "C", matmul.c);
+    int card = stream_of(stream).card;
+    check_allocated(matmul, "A", matmul.a, card);
+    check_allocated(matmul, "B", matmul.b, card);
+    check_allocated(matmul, "D", matmul.d, card);
+    if (matmul.beta != 0.0f) check_allocated(matmul, "C", matmul.c, card);
     check_apart(matmul, "A", matmul.a);
     check_apart(matmul, "B", matmul.b);
     if (matmul.epilogue != Epilogue::NONE) {
         size_t count = matmul.epilogue == Epilogue::SUM_B ? matmul.d.columns : matmul.d.rows;
         for (size_t batch = 0; batch < matmul.batch; batch++) {
             const char* bias = static_cast<const char*>(matmul.bias) + ptrdiff_t(batch) * matmul.bias_stride * ptrdiff_t(size_of(matmul.bias_type));
-            if (!is_allocated(bias, count * size_of(matmul.bias_type))) fail("%s: a bias of %zu leaves its allocation", matmul.function, count);
+            if (!is_allocated(bias, count * size_of(matmul.bias_type), card)) {
+                fail("%s: a bias of %zu leaves its allocation on card %d", matmul.function, count, card);
+            }
         }
     }
     enqueue(stream, [matmul] {

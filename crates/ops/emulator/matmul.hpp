@@ -34,7 +34,7 @@ struct Matmul {
     ptrdiff_t bias_stride = 0;
 };
 
-// Multiplies on `stream`. Aborts when a matrix leaves its allocation, or D overlaps A or B.
+// Multiplies on `stream`. Aborts when a matrix leaves its allocation or is another card's, or D overlaps A or B.
 void enqueue_matmul(const Matmul& matmul, void* stream);
 
 } // namespace emulator

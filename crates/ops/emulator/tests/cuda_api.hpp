@@ -32,6 +32,12 @@ int cuFuncSetAttribute(void* function, int attribute, int value);
 int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z,
     unsigned shared_bytes, void* stream, void** parameters, void** extra);
 int cuMulticastCreate(void* handle, const void* properties);
+int cuDeviceGetCount(int* count);
+int cuDeviceGet(int* device, int ordinal);
+int cuDevicePrimaryCtxRetain(void** context, int device);
+int cuCtxSetCurrent(void* context);
+int cuDeviceGetDefaultMemPool(void** pool, int device);
+int cuMemPoolSetAccess(void* pool, const int* access, size_t count);
 
 int cublasLtCreate(void** handle);
 int cublasLtDestroy(void* handle);
@@ -54,4 +60,11 @@ int cublasDestroy_v2(void* handle);
 int cublasGemmStridedBatchedEx(void* handle, int transpose_a, int transpose_b, int m, int n, int k, const void* alpha, const void* a,
     int type_a, int lda, long long stride_a, const void* b, int type_b, int ldb, long long stride_b, const void* beta, void* c, int type_c,
     int ldc, long long stride_c, int batch, int compute_type, int algorithm);
+
+int ncclCommInitAll(void** communicators, int count, const int* cards);
+int ncclCommDestroy(void* communicator);
+int ncclCommAbort(void* communicator);
+int ncclGroupStart();
+int ncclGroupEnd();
+int ncclAllReduce(const void* from, void* to, size_t count, int type, int operation, void* communicator, void* stream);
 }

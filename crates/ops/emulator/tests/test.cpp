@@ -2,6 +2,7 @@
 #include "check.hpp"
 
 void test_blocks();
+void test_cards();
 void test_driver();
 void test_products();
 
@@ -9,6 +10,7 @@ int main() {
     test_blocks();
     test_driver();
     test_products();
+    test_cards();
     printf(failures == 0 ? "every test passed\n" : "%d wrong\n", failures);
     return failures == 0 ? 0 : 1;
 }
