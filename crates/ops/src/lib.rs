@@ -71,7 +71,7 @@ pub use columns::{add_bias, scale_columns};
 pub use concatenation::{concatenate_columns, narrow_columns};
 pub use conversion::{to_exact, to_precision};
 #[cfg(feature = "cuda")]
-pub use cuda::{card, card_memory, card_peak_memory, cuda_device, cuda_devices, cuda_stream};
+pub use cuda::{Communicators, card, card_memory, card_peak_memory, cuda_device, cuda_devices, cuda_stream};
 pub use dropout::{Dropout, add_dropout, dropout};
 pub use embedding::embedding_sum;
 pub use gate::gate;

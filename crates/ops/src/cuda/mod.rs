@@ -11,6 +11,7 @@ mod device;
 mod gpu;
 mod linear;
 mod loss;
+mod nccl;
 mod normalization;
 mod pointwise;
 mod product;
@@ -34,6 +35,7 @@ pub(crate) use gpu::{Argument, Gpu};
 pub(crate) use linear::GpuWeight;
 
 pub use device::{card, card_memory, card_peak_memory, cuda_device, cuda_devices, cuda_stream};
+pub use nccl::Communicators;
 
 /// The passes of an operation that has kernels.
 pub(crate) trait GpuOperation {
@@ -65,6 +67,7 @@ pub(crate) enum GpuGradient {
 /// The forward pass of an operation whose inputs lie on a GPU, for candle's graph.
 pub(crate) fn forward<K: Operation>(operation: &K, inputs: &[(&CudaStorage, &Layout)]) -> Result<(CudaStorage, Shape)> {
     let gpu = Gpu::of(&inputs[0].0.device)?;
+    check_together(&gpu, inputs, K::NAME)?;
     let arrays = inputs.iter().map(|(s, l)| Array::new(s, l, K::NAME)).collect::<Result<Vec<_>>>()?;
     let (values, shape) = run(operation, &gpu, &arrays)?;
     Ok((values.into_storage(), shape.into()))
@@ -139,8 +142,17 @@ pub(crate) fn with_arrays<R>(
         })
         .collect::<Result<Vec<_>>>()?;
     let gpu = Gpu::of(&storages[0].0.device)?;
+    check_together(&gpu, &storages, name)?;
     let arrays = storages.iter().map(|(s, l)| Array::new(s, l, name)).collect::<Result<Vec<_>>>()?;
     read(&gpu, &arrays)
+}
+
+/// Fails if some are on another GPU, whose memory a kernel cannot reach.
+fn check_together(gpu: &Gpu, storages: &[(&CudaStorage, &Layout)], name: &str) -> Result<()> {
+    if storages.iter().any(|(storage, _)| storage.device.id() != gpu.id()) {
+        bail!("{name}: expected tensors on one GPU, found them on several; move them to one by to_device")
+    }
+    Ok(())
 }
 
 fn views<'a>(copies: &'a [Vec<f32>], arrays: &[Array<'a>]) -> Vec<View<'a, f32>> {
