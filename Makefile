@@ -61,8 +61,9 @@ test-rust:  ## format, lints, and every crate's tests
 test-cuda:  ## what is computed on a GPU, by the CUDA build on an emulated one
 	@eval "$$(scripts/cuda_emulator.sh --test)" && \
 		cargo clippy --package ops --package trainer --features ops/cuda,trainer/cuda --all-targets --locked -- -D warnings && \
-		cargo test --package ops --features ops/cuda --locked --test cuda_layers --test cuda_operations && \
-		cargo test --package trainer --features trainer/cuda --locked --test cuda --test cuda_memory --test replay --test several -- \
+		cargo test --package ops --features ops/cuda --locked --test cuda_layers --test cuda_operations --test cuda_nccl && \
+		cargo test --package trainer --features trainer/cuda --locked \
+			--test cuda --test cuda_memory --test cuda_replicas --test replay --test several -- \
 			--skip adalora_has --skip forward_passes_have --skip what_a_replay_trained
 
 test-scripts: setup  ## the scripts around the notebook, and the benchmark's arithmetic

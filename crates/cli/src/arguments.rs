@@ -153,7 +153,8 @@ pub struct RunArguments {
     /// take the model with it.
     #[arg(long, conflicts_with = "method")]
     pub adapter: Option<PathBuf>,
-    /// auto (the first NVIDIA GPU, if this was built for such and there is one), cpu, or cuda:0.
+    /// auto (the first NVIDIA GPU, if this was built for such and there is one), cpu, cuda:0, or several GPUs that share a run's
+    /// batches, as in cuda:0,1; these need NVIDIA's library NCCL.
     #[arg(long, default_value_t = DeviceName::Auto)]
     pub device: DeviceName,
     /// A folder, a folder below models/, or a Hugging Face hub id.

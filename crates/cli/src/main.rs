@@ -54,7 +54,7 @@ fn trainer(arguments: &RunArguments) -> Result<Trainer> {
     let verbosity = if arguments.json { Verbosity::Silent } else { Verbosity::Lines };
     Ok(Trainer::new(Glue::locate()?, &arguments.runs)
         .keep_weights(arguments.keep_weights)
-        .device(arguments.device)
+        .device(arguments.device.clone())
         .time_budget(arguments.time_budget.map(Duration::from_secs))
         .verbosity(verbosity))
 }

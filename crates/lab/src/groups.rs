@@ -164,6 +164,7 @@ pub(crate) mod tests {
             peak_memory: 1 << 30,
             environment: Environment {
                 gpu: None,
+                cards: None,
                 at_once: None,
                 version: "0.1.0".into(),
                 platform: "test".into(),

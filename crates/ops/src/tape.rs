@@ -192,6 +192,11 @@ impl Gradients {
         Ok(())
     }
 
+    /// The gradients of these parameters.
+    pub fn of<'a>(found: impl IntoIterator<Item = (&'a Tensor, Tensor)>) -> Self {
+        Self(found.into_iter().map(|(parameter, gradient)| (parameter.id(), gradient)).collect())
+    }
+
     /// A parameter's gradient, of its shape.
     pub fn get(&self, parameter: &Tensor) -> Option<&Tensor> {
         self.0.get(&parameter.id())

@@ -115,6 +115,16 @@ fn set(variable: &Var, values: Vec<f32>) -> Result<()> {
     Ok(variable.set(&value.to_dtype(variable.dtype())?.to_device(variable.device())?)?)
 }
 
+/// Gives the trained parameters of one model the values of another's.
+pub(crate) fn copy_parameters(from: &Parameters, to: &Parameters) -> Result<()> {
+    for (name, variable) in to.trainable() {
+        if let Some(original) = from.get(name) {
+            set(variable, values(original)?)?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes the trained parameters under their own names.
 pub(crate) fn save_weights(path: &Path, parameters: &Parameters) -> Result<()> {
     let mut tensors = BTreeMap::new();

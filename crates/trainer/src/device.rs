@@ -7,8 +7,8 @@ use candle_core::Device;
 
 use crate::error::{Error, Result};
 
-/// A device by its name: `auto`, `cpu` or `cuda:0`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// A device by its name: `auto`, `cpu`, `cuda:0`, or several GPUs as in `cuda:0,1`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum DeviceName {
     /// The first GPU, if this was built for GPUs and there is one, else the CPU.
     #[default]
@@ -17,21 +17,40 @@ pub enum DeviceName {
     Cpu,
     /// The NVIDIA GPU of that number, counted from 0.
     Cuda(usize),
+    /// Several of them, which share each batch of a run. The first evaluates.
+    Cards(Vec<usize>),
 }
 
 impl FromStr for DeviceName {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        let wrong = || Error::Setting { name: "device", found: name.into(), expected: "auto, cpu or cuda:0".into() };
+        let wrong = || unknown(name);
         match name.split_once(':') {
             None if name == "auto" => Ok(Self::Auto),
             None if name == "cpu" => Ok(Self::Cpu),
             None if name == "cuda" => Ok(Self::Cuda(0)),
-            Some(("cuda", number)) => number.parse().map(Self::Cuda).map_err(|_| wrong()),
+            Some(("cuda", numbers)) => {
+                let numbers: Vec<usize> =
+                    numbers.split(',').map(|number| number.parse().map_err(|_| wrong())).collect::<Result<_>>()?;
+                match numbers.as_slice() {
+                    [number] => Ok(Self::Cuda(*number)),
+                    several if are_different(several) => Ok(Self::Cards(numbers)),
+                    _ => Err(wrong()),
+                }
+            }
             _ => Err(wrong()),
         }
     }
+}
+
+fn unknown(name: &str) -> Error {
+    let expected = "auto, cpu, cuda:0, or several GPUs, each once, as in cuda:0,1";
+    Error::Setting { name: "device", found: name.into(), expected: expected.into() }
+}
+
+fn are_different(numbers: &[usize]) -> bool {
+    numbers.iter().enumerate().all(|(place, number)| !numbers[..place].contains(number))
 }
 
 impl fmt::Display for DeviceName {
@@ -40,21 +59,27 @@ impl fmt::Display for DeviceName {
             Self::Auto => f.write_str("auto"),
             Self::Cpu => f.write_str("cpu"),
             Self::Cuda(number) => write!(f, "cuda:{number}"),
+            Self::Cards(numbers) => {
+                let numbers: Vec<String> = numbers.iter().map(usize::to_string).collect();
+                write!(f, "cuda:{}", numbers.join(","))
+            }
         }
     }
 }
 
 impl DeviceName {
-    /// The device, ready for work.
+    /// The devices, ready for work: one, or each of several GPUs.
     ///
     /// # Errors
     /// When there is no such GPU, its driver or the card itself is too old, or this was built without `cuda`.
-    pub fn open(self) -> Result<Device> {
+    pub fn open(&self) -> Result<Vec<Device>> {
         match self {
-            Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(number) => gpu(number),
-            Self::Auto if gpus() > 0 => gpu(0),
-            Self::Auto => Ok(Device::Cpu),
+            Self::Cpu => Ok(vec![Device::Cpu]),
+            Self::Cuda(number) => Ok(vec![gpu(*number)?]),
+            Self::Cards(numbers) if numbers.is_empty() || !are_different(numbers) => Err(unknown(&self.to_string())),
+            Self::Cards(numbers) => numbers.iter().map(|&number| gpu(number)).collect(),
+            Self::Auto if gpus() > 0 => Ok(vec![gpu(0)?]),
+            Self::Auto => Ok(vec![Device::Cpu]),
         }
     }
 }
@@ -91,6 +116,14 @@ pub(crate) fn stream(device: &Device, number: usize) -> Result<Device> {
     Ok(device.clone())
 }
 
+/// What a device is called by, as in `cuda:0`.
+pub(crate) fn name(device: &Device) -> String {
+    match device.location() {
+        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        _ => "cpu".into(),
+    }
+}
+
 /// What a device is called in records: the card's name for a GPU, nothing for the CPU.
 pub(crate) fn card(device: &Device) -> Option<String> {
     #[cfg(feature = "cuda")]
@@ -121,7 +154,7 @@ pub(crate) fn peak_memory(device: &Device) -> Option<u64> {
 pub(crate) fn memory(device: &Device) -> String {
     #[cfg(feature = "cuda")]
     if let (Ok(card), Ok((free, all))) = (ops::card(device), ops::card_memory(device)) {
-        return format!("{card} has {} MiB, of which {} are free now", all >> 20, free >> 20);
+        return format!("{}, {card}, has {} MiB, of which {} are free now", name(device), all >> 20, free >> 20);
     }
     let _ = device;
     "the device does not tell its memory".into()
@@ -135,11 +168,12 @@ mod tests {
 
     #[test]
     fn a_device_is_found_by_the_name_it_prints() {
-        for name in ["auto", "cpu", "cuda:0", "cuda:3"] {
+        for name in ["auto", "cpu", "cuda:0", "cuda:3", "cuda:0,1", "cuda:2,0,5"] {
             assert_eq!(name.parse::<DeviceName>().unwrap().to_string(), name);
         }
         assert_eq!("cuda".parse::<DeviceName>().unwrap(), DeviceName::Cuda(0));
-        for wrong in ["gpu", "cuda:", "cuda:x", "cpu:0", ""] {
+        assert_eq!("cuda:2,0".parse::<DeviceName>().unwrap(), DeviceName::Cards(vec![2, 0]));
+        for wrong in ["gpu", "cuda:", "cuda:x", "cpu:0", "", "cuda:0,", "cuda:1,1", "cuda:0,1,0", "cuda:0,x"] {
             let message = wrong.parse::<DeviceName>().unwrap_err().to_string();
             assert!(message.contains(&format!("device is {wrong}")) && message.contains("cuda:0"), "{message}");
         }
@@ -148,7 +182,7 @@ mod tests {
     #[cfg(not(feature = "cuda"))]
     #[test]
     fn without_cuda_auto_is_the_cpu_and_a_gpu_is_refused_with_what_to_do() {
-        assert!(DeviceName::Auto.open().unwrap().is_cpu());
+        assert!(matches!(DeviceName::Auto.open().unwrap().as_slice(), [Device::Cpu]));
         let message = DeviceName::Cuda(1).open().unwrap_err().to_string();
         assert!(message.contains("cuda:1") && message.contains("make cuda"), "{message}");
     }

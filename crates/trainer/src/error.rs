@@ -61,6 +61,14 @@ pub enum Error {
         /// What there is.
         found: String,
     },
+    /// What went wrong on one of several devices that work on one run.
+    #[error("{device}: {source}")]
+    OnDevice {
+        /// The device.
+        device: String,
+        /// What.
+        source: Box<Error>,
+    },
     /// A file that cannot be read or written.
     #[error("{path}: {source}; check that the folder exists and may be written")]
     File {

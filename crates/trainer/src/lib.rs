@@ -26,6 +26,7 @@ mod profile;
 mod progress;
 mod record;
 mod replay;
+mod replicas;
 mod run;
 mod schedule;
 mod several;

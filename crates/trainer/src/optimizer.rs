@@ -16,6 +16,16 @@ pub(crate) struct Slot {
     weight_decay: f64,
 }
 
+impl Slot {
+    /// Its parameter's gradient.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn gradient<'a>(&self, found: &'a Gradients) -> Result<&'a Tensor> {
+        found.get(&self.variable).ok_or_else(|| Error::CutGradient { name: self.name.clone() })
+    }
+}
+
 /// AdamW with weight decay on matrices only, and a learning rate of its own for the classifier, or by LoRA+ for B and vectors.
 pub(crate) struct Optimizer {
     pub slots: Vec<Slot>,
@@ -51,9 +61,7 @@ impl Optimizer {
 
     /// One step, counted from 0, at `factor` times the learning rates; none if the loss is not finite.
     pub fn step(&mut self, found: &Gradients, loss: &Tensor, factor: f64, step: usize) -> Result<()> {
-        let gradient =
-            |slot: &Slot| found.get(&slot.variable).ok_or_else(|| Error::CutGradient { name: slot.name.clone() });
-        let gradients = self.slots.iter().map(gradient).collect::<Result<Vec<_>>>()?;
+        let gradients = self.slots.iter().map(|slot| slot.gradient(found)).collect::<Result<Vec<_>>>()?;
         let mut slots = Vec::with_capacity(gradients.len());
         for (Slot { variable: parameter, moments, learning_rate, weight_decay, .. }, gradient) in
             self.slots.iter_mut().zip(gradients)

@@ -182,6 +182,9 @@ pub struct Environment {
     /// The GPU that computed, if it was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<String>,
+    /// How many GPUs shared each batch, if it was not one alone. The name is that of the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cards: Option<usize>,
     /// How many runs were under way at once, if it was not this one alone: then times and memory are not its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_once: Option<usize>,

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::npy::NpzTensors;
-use candle_core::{DType, Tensor};
-use peft::{Batch, Sequence};
+use candle_core::{DType, Device, Tensor};
+use peft::{Batch, Model, ModelOptions, Sequence};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
@@ -13,9 +13,12 @@ use crate::device;
 use crate::error::{Error, Result};
 use crate::evaluation::loss;
 use crate::optimizer::Optimizer;
+use crate::replicas::Replicas;
 use crate::run::Run;
 use crate::schedule::Schedule;
-use crate::step::{Step, take_step};
+use crate::several::Seat;
+use crate::sitting;
+use crate::step::Step;
 use crate::trainer::{Trainer, peak_memory};
 
 /// What a replay does with each batch: its step.
@@ -82,20 +85,27 @@ pub fn replay(
 ) -> Result<Replayed> {
     let batches = read_batches(run, batches)?;
     let run = &Run { method: run.method.clone().over(batches.len()), ..run.clone() };
-    let model = match start {
-        Start::Adapter(_) => trainer.blank_model(run)?,
-        // A start from data that has not settled by then goes over the batches again.
-        _ => trainer.model_from(
-            run,
-            batches.iter().cycle().take(10 * batches.len()).map(|(sequences, _)| Ok(Batch::new(sequences)?)),
-        )?,
-    };
+    let (pretrained, options) = (trainer.pretrained(&run.model)?, trainer.options(run, Seat::ALONE)?);
     let mut warnings = Vec::new();
-    match start {
-        Start::New => {}
-        Start::Values(file) => checkpoint::load_start(file, model.parameters())?,
-        Start::Adapter(folder) => warnings = model.load_adapter(folder)?.iter().map(ToString::to_string).collect(),
-    }
+    let mut built = |device: &Device| -> Result<Model> {
+        let options = ModelOptions { device: device.clone(), ..options.clone() };
+        if let Start::Adapter(folder) = start {
+            let model = Model::new(&pretrained, &options)?;
+            warnings = model.load_adapter(folder)?.iter().map(ToString::to_string).collect();
+            return Ok(model);
+        }
+        // A start from data that has not settled by then goes over the batches again.
+        let again = batches.iter().cycle().take(10 * batches.len());
+        let model = sitting::start(run, &pretrained, &options, again.map(|(sequences, _)| Ok(Batch::new(sequences)?)))?;
+        if let Start::Values(file) = start {
+            checkpoint::load_start(file, model.parameters())?;
+        }
+        Ok(model)
+    };
+    let model = built(&options.device)?;
+    let cards = if passes == Passes::Training { trainer.devices()?.split_off(1) } else { Vec::new() };
+    let others = cards.iter().map(built).collect::<Result<_>>()?;
+    let replicas = Replicas::start(&model, others, &run.settings, None)?;
     let schedule = Schedule::new(batches.len(), run.settings.warmup_ratio);
     let model = if passes == (Passes::Forward { merged: true }) { model.merge_and_unload()? } else { model };
     let mut optimizer = (passes == Passes::Training).then(|| Optimizer::new(&model, &run.settings)).transpose()?;
@@ -115,7 +125,7 @@ pub fn replay(
         losses.push(match &mut optimizer {
             Some(optimizer) => {
                 let this = Step { index: step, seed: run.seed + step as u64, factor: schedule.factor(step) };
-                take_step(&model, optimizer, &batch, targets, this, &mut None)?
+                replicas.step(&model, optimizer, &batch, targets, this, &mut None)?
             }
             None => {
                 let logits = model.predict(&batch)?;
@@ -128,6 +138,7 @@ pub fn replay(
         replayed.tokens.push(batch.tokens());
     }
     let began = Instant::now();
+    replicas.wait(&model)?;
     for loss in losses {
         replayed.losses.push(f64::from(loss.to_scalar::<f32>()?));
     }

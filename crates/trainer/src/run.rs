@@ -5,7 +5,8 @@ use peft::{Method, Pooling, Precision};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// A fine-tuning run. Equal runs give equal results, bit for bit, on one machine with one number of threads.
+/// A fine-tuning run. Equal runs give equal results, bit for bit, on one machine with one number of threads
+/// and of GPUs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Run {
     /// The GLUE task.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use candle_core::Device;
 use peft::{Batch, Model, ModelOptions, Pretrained};
 
 use crate::batches::epoch_batches;
@@ -11,9 +12,10 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::progress::clock;
 use crate::record::{Environment, ParameterCounts, Record};
+use crate::replicas::Replicas;
 use crate::run::Run;
 use crate::trainer::{environment, peak_memory};
-use crate::training::{Conditions, best, train};
+use crate::training::{Conditions, best, check, train};
 
 /// Weights are kept without being asked for where a run trains at most one in this many parameters.
 const SMALL_PART: usize = 10;
@@ -24,6 +26,8 @@ pub(crate) struct Sitting {
     pub data: Arc<TaskData>,
     pub pretrained: Arc<Pretrained>,
     pub options: ModelOptions,
+    /// The cards that share its batches with the model's own.
+    pub cards: Vec<Device>,
     pub conditions: Conditions,
     /// How many runs are under way at once.
     pub at_once: usize,
@@ -35,12 +39,19 @@ impl Sitting {
     /// # Errors
     /// When model, settings or checkpoint are broken, memory does not suffice, or a file cannot be written.
     pub fn record(self) -> Result<Record> {
-        let Self { run, data, pretrained, options, mut conditions, at_once } = self;
-        let model = start(&run, &pretrained, &options, training_batches(&run, &data))?;
+        let Self { run, data, pretrained, options, cards, mut conditions, at_once } = self;
+        check(&run.settings)?;
+        let built = |device: &Device| {
+            let options = ModelOptions { device: device.clone(), ..options.clone() };
+            start(&run, &pretrained, &options, training_batches(&run, &data))
+        };
+        let model = built(&options.device)?;
+        let others = cards.iter().map(built).collect::<Result<_>>()?;
+        let replicas = Replicas::start(&model, others, &run.settings, Some(&conditions.checkpoint()))?;
         conditions.voice.say(&describe(&run));
         let report = model.trainable_report();
         conditions.keep_weights |= report.trainable() * SMALL_PART <= report.total;
-        let (progress, stop) = train(&run, &data, &model, &conditions)?;
+        let (progress, stop) = train(&run, &data, &model, &replicas, &conditions)?;
         let record = Record {
             run,
             parameters: ParameterCounts {
@@ -55,9 +66,15 @@ impl Sitting {
             stop,
             train_seconds: progress.train_seconds,
             tokens: progress.tokens,
-            peak_memory: device::peak_memory(model.device()).unwrap_or_else(peak_memory),
+            peak_memory: [&options.device]
+                .into_iter()
+                .chain(&cards)
+                .filter_map(device::peak_memory)
+                .max()
+                .unwrap_or_else(peak_memory),
             environment: Environment {
                 gpu: device::card(model.device()),
+                cards: (!cards.is_empty()).then_some(1 + cards.len()),
                 at_once: (at_once > 1).then_some(at_once),
                 ..environment()
             },

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use ops::{Gradients, Segments};
 use peft::{Batch, Model, Pass};
 
@@ -38,43 +38,61 @@ pub(crate) fn take_step(
     part_tokens: &mut Option<usize>,
 ) -> Result<Tensor> {
     ops::on_workers(|| {
-        let (loss, gradients) = loop {
-            let parts = parts(&batch.segments, *part_tokens);
-            match gradients(model, batch, targets, &parts, step.seed) {
-                Err(error) if device::is_out_of_memory(&error) => {
-                    *part_tokens = Some(smaller(&batch.segments, &parts).ok_or_else(|| Error::OutOfMemory {
-                        needed: format!("a step on one sequence of at most {} tokens", longest(&batch.segments)),
-                        found: device::memory(model.device()),
-                    })?);
-                }
-                other => break other?,
-            }
-        };
+        let whole = Share { batch, targets, seed: step.seed, share: 1.0 };
+        let (loss, gradients) = gradients(model, whole, part_tokens)?;
         optimizer.step(&gradients, &loss, step.factor, step.index)?;
         Ok(loss)
     })
 }
 
-/// The loss of a batch, and its gradients, from parts of it.
-fn gradients(
-    model: &Model,
-    batch: &Batch,
-    targets: &Tensor,
-    parts: &[Range<usize>],
-    seed: u64,
-) -> Result<(Tensor, Gradients)> {
+/// What one model computes of a step: a batch, or the share of one that a device among several has.
+#[derive(Clone, Copy)]
+pub(crate) struct Share<'a> {
+    pub batch: &'a Batch,
+    /// (sequences)
+    pub targets: &'a Tensor,
+    /// Of dropout.
+    pub seed: u64,
+    /// The share of the step's sequences.
+    pub share: f64,
+}
+
+/// What a batch adds to a step's loss, a scalar on the model's device, and to its gradients. Where memory does not suffice, in parts of
+/// `part_tokens`, as [`take_step`].
+///
+/// # Errors
+/// When memory does not suffice for one sequence.
+pub(crate) fn gradients(model: &Model, share: Share, part_tokens: &mut Option<usize>) -> Result<(Tensor, Gradients)> {
+    let segments = &share.batch.segments;
+    loop {
+        let parts = parts(segments, *part_tokens);
+        match from_parts(model, share, &parts) {
+            Err(error) if device::is_out_of_memory(&error) => {
+                *part_tokens = Some(smaller(segments, &parts).ok_or_else(|| Error::OutOfMemory {
+                    needed: format!("a step on one sequence of at most {} tokens", longest(segments)),
+                    found: device::memory(model.device()),
+                })?);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// The same from these parts.
+fn from_parts(model: &Model, share: Share, parts: &[Range<usize>]) -> Result<(Tensor, Gradients)> {
+    let Share { batch, targets, seed, share } = share;
     let [first, others @ ..] = parts else {
         return Err(Error::Setting { name: "batch", found: "no sequence".into(), expected: "at least one".into() });
     };
     if others.is_empty() {
         let recorded = record(model, batch, targets, seed)?;
-        return Ok((recorded.value().clone(), recorded.gradients()?));
+        return Ok((times(recorded.value(), share)?, recorded.gradients_times(share)?));
     }
     let part = |part: &Range<usize>| -> Result<(f64, Gradients)> {
         let places: Vec<usize> = part.clone().collect();
         let targets = targets.narrow(0, part.start, part.len())?;
         let recorded = record(model, &batch.select(&places)?, &targets, seed.wrapping_add(part.start as u64))?;
-        let share = part.len() as f64 / batch.segments.len() as f64;
+        let share = share * part.len() as f64 / batch.segments.len() as f64;
         Ok((share * f64::from(recorded.value().to_scalar::<f32>()?), recorded.gradients_times(share)?))
     };
     let (mut loss, mut sum) = part(first)?;
@@ -84,6 +102,15 @@ fn gradients(
         sum = sum.plus(gradients)?;
     }
     Ok((Tensor::new(loss as f32, model.device())?, sum))
+}
+
+/// A scalar times a number, on its device.
+fn times(value: &Tensor, factor: f64) -> Result<Tensor> {
+    if factor == 1.0 {
+        return Ok(value.clone());
+    }
+    let factor = Tensor::full(factor as f32, value.shape(), &Device::Cpu)?.to_device(value.device())?;
+    Ok(ops::without_gradients(|| ops::gate(value, &factor))?)
 }
 
 /// The loss of one pass.

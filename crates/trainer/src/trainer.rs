@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use candle_core::Device;
 use glue::{Glue, Split, Targets, Task};
-use peft::{AdaLora, Batch, Method, Model, ModelOptions, Pretrained, Warning};
+use peft::{AdaLora, Method, Model, ModelOptions, Pretrained, Warning};
 
 use crate::checkpoint;
 use crate::data::TaskData;
@@ -36,7 +36,7 @@ pub struct Trainer {
     verbosity: Verbosity,
     device: DeviceName,
     at_once: usize,
-    opened: Option<Device>,
+    opened: Option<Vec<Device>>,
     pretrained: HashMap<String, Arc<Pretrained>>,
     data: HashMap<String, Arc<TaskData>>,
 }
@@ -78,6 +78,9 @@ impl Trainer {
     }
 
     /// Where runs are computed; by default [`DeviceName::Auto`]. It is opened when the first model is built.
+    ///
+    /// Several GPUs share each batch of a run by its sequences, and have the losses of one GPU but for rounding, since sums are taken in
+    /// another order; with dropout its masks are others too. Equal runs on equally many GPUs give equal bits.
     pub fn device(mut self, name: DeviceName) -> Self {
         (self.device, self.opened) = (name, None);
         self
@@ -148,11 +151,19 @@ impl Trainer {
 
     /// All that a run needs.
     pub(crate) fn sitting(&mut self, run: &Run, seat: Seat, voice: Voice) -> Result<Sitting> {
+        let cards = self.devices()?.split_off(1);
+        if seat.at_once > 1 && !cards.is_empty() {
+            // Sums of two runs that each wait for a card which the other holds would never end.
+            let (found, expected) =
+                (seat.at_once.to_string(), format!("1 with the device {}, or one GPU", self.device));
+            return Err(Error::Setting { name: "at_once", found, expected });
+        }
         Ok(Sitting {
             run: run.clone(),
             data: self.data(run)?,
             pretrained: self.pretrained(&run.model)?,
             options: self.options(run, seat)?,
+            cards,
             conditions: Conditions { voice, ..self.conditions(run) },
             at_once: seat.at_once,
         })
@@ -166,34 +177,33 @@ impl Trainer {
         if !run.method.starts_from_data() {
             return self.blank_model(run);
         }
-        let data = self.data(run)?;
-        self.model_from(run, training_batches(run, &data))
-    }
-
-    /// The model a run starts from, if it starts from these batches.
-    pub(crate) fn model_from(&mut self, run: &Run, batches: impl Iterator<Item = Result<Batch>>) -> Result<Model> {
-        let options = self.options(run, Seat::ALONE)?;
-        start(run, &*self.pretrained(&run.model)?, &options, batches)
+        let (data, options) = (self.data(run)?, self.options(run, Seat::ALONE)?);
+        start(run, &*self.pretrained(&run.model)?, &options, training_batches(run, &data))
     }
 
     /// The model of a run that an adapter is to be loaded into.
-    pub(crate) fn blank_model(&mut self, run: &Run) -> Result<Model> {
+    fn blank_model(&mut self, run: &Run) -> Result<Model> {
         let options = self.options(run, Seat::ALONE)?;
         Ok(Model::new(&*self.pretrained(&run.model)?, &options)?)
     }
 
-    /// The device that runs are computed on.
+    /// The device that runs are computed on; of several the first.
     ///
     /// # Errors
     /// As [`DeviceName::open`].
     pub fn opened_device(&mut self) -> Result<Device> {
+        Ok(self.devices()?.swap_remove(0))
+    }
+
+    /// All devices that runs are computed on.
+    pub(crate) fn devices(&mut self) -> Result<Vec<Device>> {
         match &self.opened {
-            Some(device) => Ok(device.clone()),
+            Some(devices) => Ok(devices.clone()),
             None => Ok(self.opened.insert(self.device.open()?).clone()),
         }
     }
 
-    fn options(&mut self, run: &Run, seat: Seat) -> Result<ModelOptions> {
+    pub(crate) fn options(&mut self, run: &Run, seat: Seat) -> Result<ModelOptions> {
         let device = device::stream(&self.opened_device()?, seat.number)?;
         let method = match &run.method {
             Method::AdaLora(AdaLora { total_step: None, .. }) => {
@@ -297,7 +307,7 @@ impl Trainer {
         Ok(data)
     }
 
-    fn pretrained(&mut self, name: &str) -> Result<Arc<Pretrained>> {
+    pub(crate) fn pretrained(&mut self, name: &str) -> Result<Arc<Pretrained>> {
         if let Some(pretrained) = self.pretrained.get(name) {
             return Ok(pretrained.clone());
         }
@@ -338,6 +348,7 @@ pub fn environment() -> Environment {
         platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         processor: system_value("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".into()),
         gpu: None,
+        cards: None,
         at_once: None,
         threads: ops::threads(),
         finished_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),

@@ -15,10 +15,11 @@ use crate::evaluation::evaluate;
 use crate::optimizer::Optimizer;
 use crate::progress::{Lines, Voice};
 use crate::record::{Evaluation, StepLoss, Stop};
+use crate::replicas::Replicas;
 use crate::run::{Evaluate, Run, Settings};
 use crate::schedule::Schedule;
 use crate::statistics::best_by;
-use crate::step::{Step, take_step};
+use crate::step::Step;
 
 /// What may end a run before its last step, and what it keeps.
 pub(crate) struct Conditions {
@@ -59,9 +60,14 @@ pub(crate) fn steps(settings: &Settings, examples: usize) -> usize {
     settings.epochs * examples.div_ceil(settings.batch_size.max(1))
 }
 
-/// Trains `model` from its checkpoint, if it has one, to the end or until a condition stops it.
-pub(crate) fn train(run: &Run, data: &TaskData, model: &Model, conditions: &Conditions) -> Result<(Progress, Stop)> {
-    check(&run.settings)?;
+/// Trains `model` from its checkpoint, if it has one, to the end or until a condition stops it; with its replicas on other cards.
+pub(crate) fn train(
+    run: &Run,
+    data: &TaskData,
+    model: &Model,
+    replicas: &Replicas,
+    conditions: &Conditions,
+) -> Result<(Progress, Stop)> {
     let settings = &run.settings;
     let lengths = data.train.lengths();
     let steps_per_epoch = lengths.len().div_ceil(settings.batch_size);
@@ -89,7 +95,7 @@ pub(crate) fn train(run: &Run, data: &TaskData, model: &Model, conditions: &Cond
         let factor = schedule.factor(step);
         let this = Step { index: step, seed, factor };
         let before = progress.part_tokens;
-        let taken = take_step(model, &mut optimizer, &batch, &targets, this, &mut progress.part_tokens);
+        let taken = replicas.step(model, &mut optimizer, &batch, &targets, this, &mut progress.part_tokens);
         if let (Some(tokens), true) = (progress.part_tokens, progress.part_tokens != before) {
             lines.say(&format!("  step {}: out of memory; from here on in parts of {tokens} tokens", step + 1));
         }
@@ -108,8 +114,11 @@ pub(crate) fn train(run: &Run, data: &TaskData, model: &Model, conditions: &Cond
         let stop = conditions.stop(began);
         let reads =
             out_of_memory.is_some() || evaluates || saves || stop.is_some() || lines.is_due() || unread.is_full();
-        if reads && unread.read(&mut progress, &mut lines)?.is_break() {
-            return Ok((progress, Stop::Diverged));
+        if reads {
+            replicas.wait(model)?;
+            if unread.read(&mut progress, &mut lines)?.is_break() {
+                return Ok((progress, Stop::Diverged));
+            }
         }
         progress.train_seconds += step_began.elapsed().as_secs_f64();
         if let Some(error) = out_of_memory {
@@ -230,7 +239,8 @@ fn due(evaluate: Evaluate, step: usize, steps_per_epoch: usize, steps: usize) ->
         }
 }
 
-fn check(settings: &Settings) -> Result<()> {
+/// Fails if no run can have these settings.
+pub(crate) fn check(settings: &Settings) -> Result<()> {
     let wrong = |name, found: String, expected: &str| Err(Error::Setting { name, found, expected: expected.into() });
     let positive = |value: f64| value.is_finite() && value > 0.0;
     match settings {

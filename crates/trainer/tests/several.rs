@@ -3,41 +3,16 @@
 
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
-use std::path::Path;
+mod support;
+
 use std::time::Duration;
 
-use glue::{Glue, Split, Task};
+use glue::{Glue, Task};
 use peft::{Lora, Method, Vera};
-use serde_json::{Map, Value, json};
+use support::model;
 use tempfile::TempDir;
 use trainer::study::{SearchSpace, over_seeds, search};
 use trainer::{DeviceName, Evaluate, Record, Run, Stop, Trainer, Verbosity};
-
-/// A checkpoint of two layers, with a tokenizer for the first words of the synthetic task.
-fn model() -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let oracle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../peft/tests/oracle/tiny-bert");
-    for file in ["config.json", "model.safetensors"] {
-        std::fs::copy(oracle.join(file), folder.path().join(file)).unwrap();
-    }
-    let examples = Glue::synthetic("a test").load(Task::Synthetic, Split::Train).unwrap().examples().unwrap();
-    let mut vocabulary = Map::new();
-    let words = examples.iter().flat_map(|example| example.first.split_whitespace());
-    for word in ["[PAD]", "[CLS]", "[SEP]", "[UNK]"].into_iter().chain(words) {
-        let id = vocabulary.len();
-        if id < 100 && !vocabulary.contains_key(word) {
-            vocabulary.insert(word.into(), json!(id));
-        }
-    }
-    let tokenizer = json!({
-        "version": "1.0", "truncation": Value::Null, "padding": Value::Null, "added_tokens": [], "normalizer": Value::Null,
-        "pre_tokenizer": { "type": "WhitespaceSplit" }, "decoder": Value::Null,
-        "post_processor": { "type": "BertProcessing", "cls": ["[CLS]", 1], "sep": ["[SEP]", 2] },
-        "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]" },
-    });
-    std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    folder
-}
 
 fn trainer(runs: &TempDir, device: DeviceName) -> Trainer {
     Trainer::new(Glue::synthetic("a test"), runs.path()).verbosity(Verbosity::Silent).keep_weights(true).device(device)
@@ -72,7 +47,8 @@ fn runs_at_once_come_in_their_order_with_the_bits_that_they_have_alone() {
     runs.push(runs[0].clone());
     for device in devices() {
         let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-        let (mut alone, mut at_once) = (trainer(&folders[0], device), trainer(&folders[1], device).at_once(3));
+        let (mut alone, mut at_once) =
+            (trainer(&folders[0], device.clone()), trainer(&folders[1], device.clone()).at_once(3));
         let records = at_once.run_all(&runs).unwrap();
         for (run, found) in runs.iter().zip(&records) {
             let expected = alone.run(run).unwrap();
