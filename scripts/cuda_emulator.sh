@@ -24,13 +24,19 @@ folder=$(realpath -m "${1:-target/cuda-emulator}")
 command -v g++ >/dev/null || fail "no g++ was found; install a C++17 compiler (Debian: apt-get install g++ make)"
 command -v make >/dev/null || fail "no make was found (Debian: apt-get install make)"
 
-# The names of CUDA's functions stand in cudarc, which candle's feature `cuda` brings.
-cudarc() { find "${CARGO_HOME:-$HOME/.cargo}/registry/src" -maxdepth 2 -type d -name 'cudarc-0.19*' 2>/dev/null | sort -V | tail -n 1; }
-[ -n "$(cudarc)" ] || cargo fetch --locked >&2
-[ -n "$(cudarc)" ] || fail "cargo fetch brought no cudarc 0.19; is candle-core's feature cuda in Cargo.lock?"
+# crate NAME-VERSION: its folder, with any last number of the version.
+crate() { find "${CARGO_HOME:-$HOME/.cargo}/registry/src" -maxdepth 2 -type d -name "$1.*" 2>/dev/null | sort -V | tail -n 1; }
+
+# candle's feature `cuda` brings them: the names of CUDA's functions, and kernels.
+crates=(cudarc-0.19 candle-kernels-0.11)
+for name in "${crates[@]}"; do
+    [ -n "$(crate "$name")" ] || cargo fetch --locked >&2
+    [ -n "$(crate "$name")" ] || fail "cargo fetch brought no $name; is candle-core's feature cuda in Cargo.lock?"
+done
 
 say "building into $folder"
-make --silent --directory crates/ops/emulator --jobs 2 "$goal" OUT="$folder" CUDARC="$(cudarc)" SANITIZE="${SANITIZE:-}" >&2
+make --silent --directory crates/ops/emulator --jobs 2 "$goal" OUT="$folder" SANITIZE="${SANITIZE:-}" \
+    CUDARC="$(crate "${crates[0]}")" CANDLE_KERNELS="$(crate "${crates[1]}")" >&2
 
 set_variable() { printf 'export %s=%q\n' "$1" "$2"; }
 for name in CUDA_HOME CUDA_PATH CUDA_ROOT CUDA_TOOLKIT_ROOT_DIR; do set_variable "$name" "$folder"; done

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Stands in for nvcc where there is none: empty files in the places where build scripts look for its work. The emulator compiles the
-# kernels of this crate itself; those of candle-kernels are missing, and say so when they are called.
+# Stands in for nvcc where there is none: empty files in the places where build scripts look for its work. The emulator compiles
+# kernels itself, by the Makefile here; those that it leaves out say so when they are called.
 set -euo pipefail
 output= folder=. kind=binary sources=()
 while [ $# -gt 0 ]; do
@@ -36,7 +36,7 @@ case $kind in
     ptx)
         for source in "${sources[@]}"; do
             name=$(basename "$source")
-            echo "// not compiled: the emulated GPU has no $name" >"${output:-$folder/${name%.*}.ptx}"
+            echo "// not compiled: the emulated GPU has its own $name, or none" >"${output:-$folder/${name%.*}.ptx}"
         done ;;
     object) cc -x c -c /dev/null -o "$output" ;;
     archive)

@@ -30,8 +30,7 @@ template <typename... Parameters> struct Signature {
 };
 
 template <typename... Parameters> bool add_kernel(const char* name, void (*function)(Parameters...)) {
-    static_assert(((std::is_pointer_v<Parameters> || std::is_arithmetic_v<Parameters>) && ...),
-        "a kernel takes pointers and numbers");
+    static_assert(((std::is_trivially_copyable_v<Parameters> && sizeof(Parameters) <= 8) && ...), "a kernel takes pointers and numbers");
     typedef Signature<Parameters...> Of;
     add_kernel({name, reinterpret_cast<const void*>(function), Of::sizes, sizeof...(Parameters), &Of::call});
     return true;

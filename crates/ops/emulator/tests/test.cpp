@@ -3,11 +3,13 @@
 
 void test_blocks();
 void test_cards();
+void test_candle();
 void test_driver();
 void test_products();
 
 int main() {
     test_blocks();
+    test_candle();
     test_driver();
     test_products();
     test_cards();
