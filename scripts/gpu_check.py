@@ -1,0 +1,344 @@
+"""What gpu_check.sh runs on a machine with an NVIDIA GPU: checks, speed beside Python's peft, bf16 against f32, one table.
+
+  gpu_check.py FOLDER RESULTS      FOLDER: what `make cuda` made; RESULTS: the table's file
+
+It needs no package itself: torch is asked by gpu_peer.py, each time in a process of its own, so that a crash or a hang is one row.
+"""
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "bench"))
+from flops import Shape, lora_flops  # noqa: E402
+
+PEER = ROOT / "scripts" / "gpu_peer.py"
+
+
+class Workload(NamedTuple):
+    """A model's shape, its batches, and what is asked of them in bf16: issue 4's targets."""
+
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    sequences: int
+    length: int | None  # None: like MRPC's
+    over_eager: float | None = None
+    over_compiled: float | None = None
+    of_products: float | None = None
+
+    @property
+    def shape(self):
+        return Shape(self.layers, self.hidden, self.intermediate)
+
+
+# The first are the most important: time may run out.
+WORKLOADS = {
+    "BERT-base": Workload(12, 768, 12, 3072, 32, None, over_eager=3.0, over_compiled=1.5),
+    "MiniLM": Workload(6, 384, 12, 1536, 32, None, over_eager=5.0, over_compiled=2.0),
+    "BERT-large": Workload(24, 1024, 16, 4096, 64, 128, of_products=0.5),
+}
+STEPS, WARM_UP, ROUNDS, RANK = 60, 20, 3, 8
+MEMORY = 0.5  # of the peer's
+# Without dropout, before the first update; a bf16 hidden state has 8 bits.
+FIRST_LOSSES = {"f32": 1e-4, "bf16": 3e-2}
+SEEDS = range(1, 6)
+SECONDS = 900  # that one step may take
+
+# For each test binary that runs on the GPU: the names of its tests, all if there are none, and variables. What does not run there was
+# tested where it was built; f64 is the CPU's.
+TESTS = {
+    "ops-cuda_operations": ([], {}),
+    "ops-cuda_layers": ([], {}),
+    "trainer-cuda": ([], {}),
+    "trainer-replay": ([], {}),
+    "trainer-cuda_memory": ([], {}),
+    "peft-model": (
+        ["equal_those_of", "pefts_logits", "pefts_gradients", "adapterhub_on_every", "unmerged", "share_a_batch"],
+        {"PEFT_TEST_DEVICE": "cuda:0"},
+    ),
+}
+
+
+class Failure(Exception):
+    """What a step did not do, in a line."""
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    what: str
+    found: str
+    asked: str = ""
+    is_met: bool | None = None
+
+    def __str__(self):
+        met = {None: "", True: "yes", False: "**NO**"}[self.is_met]
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in (self.what, self.found, self.asked, met)) + " |"
+
+
+def compared(what, value, asked=None, at_most=False, form="{:.2f}"):
+    """A number, and whether it is what was asked for."""
+    if asked is None:
+        return Row(what, form.format(value))
+    # Written so that what is not a number is not enough.
+    is_met = value <= asked if at_most else value >= asked
+    return Row(what, form.format(value), ("at most " if at_most else "at least ") + form.format(asked), is_met)
+
+
+def table(title, rows):
+    lines = [f"# {title}", "", "| what | found | asked for | met |", "| --- | --- | --- | --- |", *map(str, rows)]
+    return "\n".join(lines) + "\n"
+
+
+def call(command, log, seconds=SECONDS, **options):
+    """What a command wrote to its standard output; all it wrote goes to the file `log`."""
+    with open(log, "w+") as errors, tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=errors, start_new_session=True, **options)
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:  # torch.compile leaves workers.
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+        output.seek(0)
+        errors.seek(0)
+        found, said = output.read(), errors.read()
+        errors.write(found)
+    if code == 0:
+        return found
+    said = [line.strip() for line in (said.strip() or found).splitlines() if line.strip()]
+    reason = f"took more than {seconds} s" if code is None else f"ended with {code}"
+    raise Failure(f"{Path(command[0]).name} {reason}: {said[-1][:200] if said else 'it said nothing'} (all in {log.name})")
+
+
+def last_json(output):
+    """The last line, as what it holds: libraries print before it."""
+    try:
+        return json.loads(output.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        raise Failure(f"expected JSON, found {output[-200:]!r}") from None
+
+
+class Machine:
+    """The binaries, unpacked, and Python's torch."""
+
+    def __init__(self, folder, work, logs):
+        self.folder, self.work, self.logs, self.calls = folder, work, logs, 0
+        self.environment = dict(os.environ, HF_HUB_OFFLINE="1", GLUE_OFFLINE="1")
+
+    def call(self, name, command, **options):
+        self.calls += 1
+        environment = {**self.environment, **options.pop("env", {})}
+        print(f"[gpu] {name}", flush=True)
+        return call(command, self.logs / f"{self.calls:03}-{name}.log", env=environment, **options)
+
+    def unpack(self):
+        with tarfile.open(self.folder / "binaries.tar.xz") as archive:
+            archive.extractall(self.work, filter="data")
+
+    def find_libraries(self):
+        """cuBLAS, cuRAND and CUDA's runtime come with torch."""
+        folders = last_json(self.peer("libraries"))
+        known = self.environment.get("LD_LIBRARY_PATH")
+        self.environment["LD_LIBRARY_PATH"] = ":".join([*folders, *([known] if known else [])])
+
+    def link_checkout(self):
+        """The tests look for what they read below the path that they were built in."""
+        built = Path((self.folder / "checkout.txt").read_text().strip())
+        if not built.exists():
+            built.parent.mkdir(parents=True, exist_ok=True)
+            built.symlink_to(ROOT)
+
+    def peer(self, *arguments):
+        return self.call("-".join(map(str, ["peer", *(a for a in arguments if not str(a).startswith("/"))])), [sys.executable, PEER, *arguments])
+
+    def ours(self, name, *arguments):
+        return last_json(self.call(name, [self.work / "peft-glue", *arguments, "--device", "cuda:0", "--json"]))
+
+
+def describe(machine):
+    """The card, and what is installed."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,power.limit,clocks.max.sm", "--format=csv,noheader"]
+    yield Row("card, driver, power limit, highest clock", machine.call("nvidia-smi", query).strip())
+    yield Row("Python", ", ".join(f"{name} {version}" for name, version in last_json(machine.peer("versions")).items()))
+
+
+def starts(machine):
+    """Whether our binary runs at all, and if not, which library it lacks."""
+    binary = machine.work / "peft-glue"
+    try:
+        yield Row("peft-glue starts", machine.call("version", [binary, "--version"]).strip(), is_met=True)
+    except Failure as failure:
+        missing = [line.strip() for line in machine.call("ldd", ["ldd", binary]).splitlines() if "not found" in line]
+        raise Failure(f"{failure}; {', '.join(missing) or 'no library is missing'}") from None
+
+
+def check(machine, name, directory):
+    names, variables = TESTS[name]
+    command = [machine.work / name, "--test-threads", "1", *names]
+    output = machine.call(name, command, cwd=ROOT / directory, env=variables)
+    summary = [line for line in output.splitlines() if line.startswith("test result:")]
+    passed = int(summary[-1].split("ok. ")[1].split(" passed")[0]) if summary else 0
+    yield Row(f"tests {name}", f"{passed} passed", is_met=passed > 0)
+
+
+def seconds_after_warm_up(replayed):
+    return sum(replayed["step_seconds"][WARM_UP:])
+
+
+def ours(machine, name, files, precision, *more):
+    """Losses, examples per second, peak memory in MiB, as gpu_peer.py's."""
+    found = machine.ours(
+        f"ours-{name}-{precision}", "replay", "--model", files, "--task", "mrpc", "--method", "lora", "--r", RANK, "--lr", "1e-3",
+        "--precision", precision, "--batches", files / "batches.npz", "--start", files / "start.safetensors", *more,
+    )
+    # The GPU works behind the CPU: what is left of the warm-up's work counts too.
+    speed = sum(found["examples"][WARM_UP:]) / seconds_after_warm_up(found)
+    return {"losses": found["losses"], "speed": speed, "memory": found["peak_memory"] / 2**20}
+
+
+def share_of_products(shape, lengths, speed, rate):
+    """How much of the rate of the card's products (FLOP/s) a speed (examples/s) is, by the operations that LoRA needs."""
+    needed = sum(lora_flops(shape, step, RANK) for step in lengths) / sum(map(len, lengths))
+    return needed * speed / rate
+
+
+def measure(machine, name, precision):
+    """Rows of one model in one precision."""
+    workload, files, what = WORKLOADS[name], machine.work / name, f"{name}, {precision}"
+    if not (files / "lengths.json").exists():
+        machine.peer("prepare", name, files)
+    sides = {
+        "ours": lambda: ours(machine, name, files, precision),
+        "eager": lambda: last_json(machine.peer("train", name, files, precision)),
+        "compiled": lambda: last_json(machine.peer("train", name, files, precision, "--compiled")),
+    }
+    is_asked = precision == "bf16"
+    if not is_asked:
+        del sides["compiled"]
+    measured, failures = {side: [] for side in sides}, {}
+    for _ in range(ROUNDS):  # In turns, so that a slow moment meets all.
+        for side in [side for side in sides if side not in failures]:
+            try:
+                measured[side].append(sides[side]())
+            except Failure as failure:
+                failures[side] = failure
+                yield Row(f"{what}: {side}", f"failed: {failure}", is_met=False)
+    runs = {side: found for side, found in measured.items() if found}
+    speed = {side: statistics.median(run["speed"] for run in found) for side, found in runs.items()}
+    memory = {side: max(run["memory"] for run in found) for side, found in runs.items()}
+    for side in runs:
+        yield Row(f"{what}: {side}", f"{speed[side]:.0f} examples/s, at most {memory[side]:.0f} MiB")
+    if "ours" not in runs:
+        return
+    if "eager" in runs:
+        yield compared(f"{what}: speed over eager", speed["ours"] / speed["eager"], workload.over_eager if is_asked else None)
+        yield compared(f"{what}: memory over eager", memory["ours"] / memory["eager"], MEMORY, at_most=True)
+    if "compiled" in runs:
+        yield compared(f"{what}: speed over torch.compile", speed["ours"] / speed["compiled"], workload.over_compiled)
+    if is_asked:
+        rate = last_json(machine.peer("products"))
+        lengths = json.loads((files / "lengths.json").read_text())[WARM_UP:]
+        share = share_of_products(workload.shape, lengths, speed["ours"], rate)
+        yield compared(f"{what}: share of the card's {rate / 1e12:.0f} TFLOP/s", share, workload.of_products)
+    # Without dropout, whose masks are others.
+    exact = ours(machine, name, files, precision, "--dropout", "0"), last_json(machine.peer("train", name, files, precision, "--no-dropout"))
+    difference = abs(exact[0]["losses"][0] - exact[1]["losses"][0])
+    yield compared(f"{what}: first losses differ by", difference, FIRST_LOSSES[precision], at_most=True, form="{:.1e}")
+
+
+def mean_and_spread(scores):
+    return statistics.mean(scores), statistics.stdev(scores)
+
+
+def precisions(machine, task):
+    """The same runs of several seeds in f32 and in bf16: means, and whether they differ by no more than the seeds do."""
+    scores, examples = {"f32": [], "bf16": []}, 0
+    for seed in SEEDS:
+        for precision, found in scores.items():
+            record = machine.ours(
+                f"{task}-{precision}-{seed}", "run", "--task", task, "--method", "lora", "--r", RANK, "--lr", "1e-3", "--epochs", "5",
+                "--pooling", "mean", "--seed", seed, "--precision", precision, "--model", ROOT / "models" / "all-MiniLM-L6-v2",
+                "--runs", machine.work / "runs",
+            )
+            best = record["best"]["scores"].values()
+            found.append(sum(best) / len(best))
+            examples = record["data"]["train_used"]
+    (f32, f32_spread), (bf16, bf16_spread) = map(mean_and_spread, scores.values())
+    spread = max(f32_spread, bf16_spread)
+    found = f"f32 {f32:.4f} ± {f32_spread:.4f}, bf16 {bf16:.4f} ± {bf16_spread:.4f}"
+    yield Row(f"{task}, {len(SEEDS)} seeds, {examples} training examples: score", found)
+    yield compared(f"{task}: f32 and bf16 differ by", abs(f32 - bf16), spread, at_most=True, form="{:.4f}")
+
+
+def steps(machine):
+    """Every step by its name, the most important first."""
+    yield "the binaries", lambda: machine.unpack()
+    yield "the machine", lambda: describe(machine)
+    yield "torch's libraries", lambda: machine.find_libraries()
+    yield "peft-glue starts", lambda: starts(machine)
+    yield "the tests' folder", lambda: machine.link_checkout()
+    listed = machine.folder / "tests.tsv"
+    directories = dict(line.split("\t") for line in listed.read_text().splitlines()) if listed.exists() else {}
+    for name in TESTS:
+        yield f"tests {name}", lambda name=name: check(machine, name, directories[name])
+    for precision in ("bf16", "f32"):
+        for name in WORKLOADS:
+            yield f"{name}, {precision}", lambda name=name, precision=precision: measure(machine, name, precision)
+        if precision == "bf16":
+            for task in ("mrpc", "rte"):
+                yield f"{task}, bf16 against f32", lambda task=task: precisions(machine, task)
+
+
+def take(steps, results, title):
+    """Takes every step, whatever the others do, and writes the table after each; the rows."""
+    rows = []
+    for name, step in steps:
+        try:
+            for row in step() or []:
+                rows.append(row)
+                print(row, flush=True)
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:  # One row; the machine is lent once.
+            reason = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
+            rows.append(Row(name, f"failed: {reason}", is_met=False))
+            print(rows[-1], flush=True)
+        results.write_text(table(title, rows))
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="what `make cuda` made")
+    parser.add_argument("results", type=Path, help="the file of the table")
+    arguments = parser.parse_args()
+    if not (arguments.folder / "binaries.tar.xz").exists():
+        sys.exit(f"[gpu] error: no binaries in {arguments.folder}; build them by make cuda and copy target/cuda here")
+    results = arguments.results.resolve()
+    logs = results.with_suffix(".logs")
+    logs.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as work:
+        machine = Machine(arguments.folder.resolve(), Path(work), logs)
+        rows = take(steps(machine), results, "The CUDA build on a card, beside Python's peft")
+    print(f"\n{results.read_text()}\n[gpu] the table is in {results}, what each step said in {logs}")
+    sys.exit(any(row.is_met is False for row in rows))
+
+
+if __name__ == "__main__":
+    main()
