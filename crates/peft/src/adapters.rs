@@ -17,7 +17,7 @@ use crate::pretrained::Pretrained;
 const BASE: &str = "__base__";
 
 /// Named adapters on one checkpoint, of any methods, ranks and numbers of labels, in the words of PEFT's `PeftModel`. Their models
-/// share what is frozen: an adapter costs what it trains.
+/// stand where the checkpoint does ([`Pretrained::to_device`]) and share what is frozen: an adapter costs what it trains.
 ///
 /// ```
 /// use peft::{Adapters, Batch, Combination, CombinationType, Method, ModelOptions, Pretrained, Sequence};
@@ -197,13 +197,15 @@ impl Adapters {
     fn base(&self) -> Result<Model> {
         let no_head = || Error::NoBaseHead { model: self.pretrained.name().into() };
         let labels = self.pretrained.num_labels().ok_or_else(no_head)?;
-        let options = ModelOptions { precision: self.precision, ..ModelOptions::new(Method::Head, labels) };
+        let device = self.pretrained.device();
+        let options = ModelOptions { precision: self.precision, device, ..ModelOptions::new(Method::Head, labels) };
         let model = Model::new(&self.pretrained, &options)?;
         if model.parameters().new_names().is_empty() { Ok(model) } else { Err(no_head()) }
     }
 
     fn load(&mut self, name: &str, adapter: &Adapter) -> Result<Vec<Warning>> {
-        let options = ModelOptions { precision: self.precision, ..adapter.options()? };
+        let device = self.pretrained.device();
+        let options = ModelOptions { precision: self.precision, device, ..adapter.options()? };
         let model = Model::new(&self.pretrained, &options)?;
         let warnings = model.load(adapter)?;
         self.insert(name, model);

@@ -25,7 +25,7 @@ pub(crate) fn qr(matrix: &Tensor, r: usize) -> Result<(Tensor, Tensor)> {
 
 fn read(matrix: &Tensor) -> Result<Mat<f64>> {
     let (rows, columns) = matrix.dims2()?;
-    let values: Vec<f64> = matrix.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+    let values: Vec<f64> = matrix.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
     Ok(MatRef::from_row_major_slice(&values, rows, columns).to_owned())
 }
 

@@ -25,6 +25,7 @@ pub struct Pretrained {
     pub config: Config,
     pub(crate) layout: Layout,
     tensors: BTreeMap<String, Tensor>,
+    device: Device,
     /// The frozen weights of all models that are built on it: they share them.
     pub(crate) shared: SharedWeights,
 }
@@ -55,7 +56,24 @@ impl Pretrained {
         }
         let tensors = read_tensors(&folder.join("model.safetensors"), &layout)?;
         let name = folder.display().to_string();
-        Ok(Self { name, folder: folder.into(), config, layout, tensors, shared: SharedWeights::default() })
+        let (device, shared) = (Device::Cpu, SharedWeights::default());
+        Ok(Self { name, folder: folder.into(), config, layout, tensors, device, shared })
+    }
+
+    /// The same checkpoint on another device, where [`crate::Adapters`] and [`crate::Model::from_adapter`] then put their models, with one
+    /// copy of what is frozen.
+    ///
+    /// # Errors
+    /// When the device's memory does not suffice.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        let moved = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), tensor.to_device(device)?));
+        let tensors = self.tensors.iter().map(moved).collect::<Result<_>>()?;
+        Ok(Self { tensors, device: device.clone(), shared: SharedWeights::default(), ..self.clone() })
+    }
+
+    /// Where its tensors lie.
+    pub(crate) fn device(&self) -> Device {
+        self.device.clone()
     }
 
     /// The longest sequence that the encoder takes, in tokens.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::Adapter;
 use super::config::AdapterConfig;
@@ -87,9 +87,10 @@ impl Model {
         let (mut layers, mut changes_biases) = (Vec::new(), false);
         for (layer, merged) in self.adapted().iter().zip(&merged) {
             let path = &layer.path;
-            let weight = merged.weight.tensor().to_dtype(DType::F64)?; // (out, in)
-            let base = pretrained.required(&format!("{path}.weight"), weight.dims())?.to_dtype(DType::F64)?;
-            let branch = Branch::of(path, &(weight - base)?, rank)?;
+            let weight = merged.weight.tensor(); // (out, in)
+            let base = pretrained.required(&format!("{path}.weight"), weight.dims())?;
+            let exact = |weight: &Tensor| weight.to_device(&Device::Cpu)?.to_dtype(DType::F64);
+            let branch = Branch::of(path, &(exact(weight)? - exact(base)?)?, rank)?;
             tensors.insert(format!("{PREFIX}{path}.lora_A.weight"), branch.a);
             tensors.insert(format!("{PREFIX}{path}.lora_B.weight"), branch.b);
             layers.push(branch.layer);

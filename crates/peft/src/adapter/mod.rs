@@ -153,13 +153,14 @@ impl Model {
         self.load(&Adapter::read(folder)?)
     }
 
-    /// The model on `pretrained` with the adapter in `folder`, without dropout's settings of its own; and what was passed over.
+    /// The model on `pretrained`, where that lies, with the adapter in `folder`, without dropout's settings of its own; and what was
+    /// passed over.
     ///
     /// # Errors
     /// As [`Adapter::read`] and [`Model::new`], or when the adapter is for another base model.
     pub fn from_adapter(pretrained: &Pretrained, folder: &Path) -> Result<(Self, Vec<Warning>)> {
         let adapter = Adapter::read(folder)?;
-        let model = Self::new(pretrained, &adapter.options()?)?;
+        let model = Self::new(pretrained, &ModelOptions { device: pretrained.device(), ..adapter.options()? })?;
         let warnings = model.load(&adapter)?;
         Ok((model, warnings))
     }

@@ -68,9 +68,9 @@ impl Weights {
         Self { path: name.into(), ..self }
     }
 
-    /// With storage of their own.
+    /// On the CPU, with storage of their own.
     pub fn copy(self) -> Result<Self> {
-        let copy = |(key, tensor): (String, Tensor)| Ok((key, tensor.copy()?));
+        let copy = |(key, tensor): (String, Tensor)| Ok((key, tensor.to_device(&Device::Cpu)?.copy()?));
         Ok(Self { path: self.path, tensors: self.tensors.into_iter().map(copy).collect::<Result<_>>()? })
     }
 

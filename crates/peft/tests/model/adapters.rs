@@ -66,7 +66,7 @@ fn load(path: &Path) -> HashMap<String, Tensor> {
 /// The case's adapter on the tiny BERT, without dropout.
 pub fn model(case: &str, dtype: DType) -> Model {
     let adapter = Adapter::read(&folder(case)).unwrap();
-    let options = ModelOptions { dtype, dropout: Some(0.0), ..adapter.options().unwrap() };
+    let options = ModelOptions { dtype, dropout: Some(0.0), device: device(), ..adapter.options().unwrap() };
     let model = Model::new(&tiny(), &options).unwrap();
     assert_eq!(model.load(&adapter).unwrap(), [], "{case}");
     model
@@ -103,7 +103,7 @@ fn trained(case: &str, dtype: DType) -> Option<Model> {
         Method::PTuning(prompt) => Method::PTuning(PTuning { inference_mode: false, ..prompt }),
         _ => return Some(model),
     };
-    let options = ModelOptions { dtype, dropout: Some(0.0), ..ModelOptions::new(method, 3) };
+    let options = ModelOptions { dtype, dropout: Some(0.0), ..options(method, 3) };
     let trained = Model::new(&tiny(), &options).unwrap();
     let stored = load(&oracle_folder().join("adapters.safetensors"));
     for (name, variable) in trained.parameters().trainable() {
@@ -121,7 +121,7 @@ fn trained(case: &str, dtype: DType) -> Option<Model> {
 fn every_adapter_of_pefts_loads_and_gives_pefts_logits() {
     let (sequences, _) = examples();
     for (name, case) in cases() {
-        for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F64, 1e-11)] {
+        for (dtype, tolerance) in of_device([(DType::F32, 1e-5), (DType::F64, 1e-11)]) {
             let is_rounded = starts_from_the_weight(&name) || is_made_by_a_network(&name);
             let rounded = if is_rounded { 1e-5 } else { tolerance };
             let expected = case.logits.concat();
@@ -150,11 +150,13 @@ fn every_adapter_of_pefts_loads_and_gives_pefts_logits() {
 fn every_option_has_pefts_gradients() {
     let (sequences, labels) = examples();
     let stored = load(&oracle_folder().join("adapters.safetensors"));
+    // The stored gradients are f32.
+    let (dtype, tolerance) = of_device([(DType::F64, 1e-6), (DType::F32, 1e-5)]).next().unwrap();
     for name in cases().keys() {
-        let Some(model) = trained(name, DType::F64) else { continue };
+        let Some(model) = trained(name, dtype) else { continue };
         let store = loss(&model, &cut(&sequences, &model), &labels, None).backward().unwrap();
-        // The stored gradients are f32; where the residual is, they follow from it.
-        let tolerance = if starts_from_the_weight(name) { 1e-4 } else { 1e-6 };
+        // Where the residual is f32, they follow from it.
+        let tolerance = if starts_from_the_weight(name) { 1e-4 } else { tolerance };
         let found = gradients(&model, &store);
         let largest_of_all = found.values().map(|gradient| largest(gradient)).fold(0.0, f64::max);
         for (parameter, found) in found {
@@ -316,7 +318,7 @@ fn every_method_comes_back_from_its_files_with_the_same_logits() {
     {
         for (pooling, train_pooler) in [(Pooling::Cls, false), (Pooling::Cls, true), (Pooling::Mean, false)] {
             // "dense" would name nothing but the pooler that is trained whole, if the encoder had no others: it has.
-            let options = ModelOptions { pooling, train_pooler, ..ModelOptions::new(method.clone(), 2) };
+            let options = ModelOptions { pooling, train_pooler, ..options(method.clone(), 2) };
             let model = Model::new(&tiny(), &options).unwrap();
             for (index, (name, variable)) in model.parameters().trainable().enumerate() {
                 let new = numbers(variable.elem_count(), index as u64);

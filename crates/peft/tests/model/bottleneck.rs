@@ -70,7 +70,7 @@ impl Case {
     /// Without dropout, the adapter's values as they were set.
     fn model(&self, name: &str, dtype: DType, tensors: &HashMap<String, Tensor>) -> Model {
         let method = Method::Bottleneck(self.options.clone());
-        let options = ModelOptions { dtype, dropout: Some(0.0), ..ModelOptions::new(method, 3) };
+        let options = ModelOptions { dtype, dropout: Some(0.0), ..options(method, 3) };
         let model = Model::new(&self.pretrained(), &options).unwrap();
         for (key, values) in tensors {
             if let Some(parameter) = key.strip_prefix(&format!("{name}.value.")) {
@@ -97,7 +97,7 @@ fn every_style_has_the_logits_and_gradients_of_adapterhub_on_every_architecture(
     for (name, case) in oracle().cases {
         let ((sequences, labels), expected) = (case.examples(), case.logits.concat());
         // f32 to 1e-5, f64 to the rounding of what it is compared with: full precision for logits, f32 for gradients.
-        for (dtype, of_logits, of_gradients) in [(DType::F32, 1e-5, 1e-5), (DType::F64, 1e-11, 1e-7)] {
+        for (dtype, (of_logits, of_gradients)) in of_device([(DType::F32, (1e-5, 1e-5)), (DType::F64, (1e-11, 1e-7))]) {
             let model = case.model(&name, dtype, &tensors);
             let batch = batch(&sequences);
             close(&name, &flat(&model.predict(&batch).unwrap()), &expected, of_logits * largest(&expected).max(1.0));

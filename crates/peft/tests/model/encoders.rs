@@ -95,8 +95,8 @@ fn logits_of_every_architecture_equal_those_of_transformers_for_both_poolings() 
     for case in CASES {
         let oracle = Oracle::read(case);
         for (name, pooling) in [("cls", Pooling::Cls), ("mean", Pooling::Mean)] {
-            for (dtype, tolerance) in LOGITS {
-                let options = ModelOptions { pooling, dtype, ..ModelOptions::new(Method::Head, 3) };
+            for (dtype, tolerance) in of_device(LOGITS) {
+                let options = ModelOptions { pooling, dtype, ..options(Method::Head, 3) };
                 let logits = Model::new(&checkpoint(case), &options).unwrap().predict(&batch(&oracle.sequences()));
                 let expected = oracle.logits[name].concat();
                 close(&format!("{case} {name}"), &flat(&logits.unwrap()), &expected, tolerance * largest(&expected));
@@ -109,8 +109,8 @@ fn logits_of_every_architecture_equal_those_of_transformers_for_both_poolings() 
 fn gradients_of_every_architecture_equal_those_of_torch_for_every_parameter() {
     for case in CASES {
         for (prefix, pooling) in [("full.cls.", Pooling::Cls), ("full.mean.", Pooling::Mean)] {
-            for (dtype, tolerance) in GRADIENTS {
-                let options = ModelOptions { pooling, dtype, ..ModelOptions::new(Method::Full, 3) };
+            for (dtype, tolerance) in of_device(GRADIENTS) {
+                let options = ModelOptions { pooling, dtype, ..options(Method::Full, 3) };
                 gradients_are_close(case, &Model::new(&checkpoint(case), &options).unwrap(), prefix, tolerance);
             }
         }
@@ -123,7 +123,7 @@ fn lora_model(case: &str, oracle: &Oracle, dtype: DType) -> Model {
     let targets = pretrained.config.architecture.default_targets();
     assert_eq!(targets, Targets::suffixes(&oracle.lora.targets), "{case}: the oracle's are PEFT's");
     let lora = Lora { r: oracle.lora.r, lora_alpha: oracle.lora.lora_alpha, ..Lora::default() }.on(targets);
-    let options = ModelOptions { dtype, ..ModelOptions::new(Method::Lora(lora), 3) };
+    let options = ModelOptions { dtype, ..options(Method::Lora(lora), 3) };
     let model = Model::new(&pretrained, &options).unwrap();
     for (tensor, values) in &tensors(case) {
         if let Some(parameter) = tensor.strip_prefix("lora.value.") {
@@ -138,7 +138,7 @@ fn logits_and_gradients_of_lora_on_every_architectures_default_targets_equal_tho
     for case in CASES {
         let oracle = Oracle::read(case);
         let expected = oracle.lora.logits.concat();
-        for ((dtype, logits_tolerance), (_, gradient_tolerance)) in LOGITS.into_iter().zip(GRADIENTS) {
+        for ((dtype, logits_tolerance), (_, gradient_tolerance)) in of_device(LOGITS).zip(of_device(GRADIENTS)) {
             let model = lora_model(case, &oracle, dtype);
             let batch = batch(&oracle.sequences());
             let tolerance = logits_tolerance * largest(&expected);

@@ -58,7 +58,7 @@ impl Oracle {
 /// A case's model with its matrices.
 fn lora_model(name: &str, case: &LoraCase, num_labels: usize, dtype: DType) -> Model {
     let lora = Lora { r: case.r, lora_alpha: case.lora_alpha, ..Lora::default() }.on(Targets::suffixes(&case.targets));
-    let options = ModelOptions { dtype, ..ModelOptions::new(Method::Lora(lora), num_labels) };
+    let options = ModelOptions { dtype, ..options(Method::Lora(lora), num_labels) };
     let model = Model::new(&tiny(), &options).unwrap();
     for (tensor, values) in &tensors() {
         if let Some(parameter) = tensor.strip_prefix(&format!("{name}.value.")) {
@@ -103,8 +103,8 @@ fn gradients_are_close(model: &Model, oracle: &Oracle, prefix: &str, tolerance: 
 fn logits_equal_those_of_transformers_for_both_poolings() {
     let oracle = Oracle::read();
     for (name, pooling) in [("cls", Pooling::Cls), ("mean", Pooling::Mean)] {
-        for (dtype, tolerance) in LOGITS {
-            let options = ModelOptions { pooling, dtype, ..ModelOptions::new(Method::Head, oracle.num_labels) };
+        for (dtype, tolerance) in of_device(LOGITS) {
+            let options = ModelOptions { pooling, dtype, ..options(Method::Head, oracle.num_labels) };
             let logits = Model::new(&tiny(), &options).unwrap().predict(&batch(&oracle.sequences())).unwrap();
             close(name, &flat(&logits), &oracle.logits[name].concat(), tolerance);
         }
@@ -115,8 +115,8 @@ fn logits_equal_those_of_transformers_for_both_poolings() {
 fn gradients_of_full_fine_tuning_equal_those_of_torch_for_every_parameter() {
     let oracle = Oracle::read();
     for (prefix, pooling) in [("full.cls.", Pooling::Cls), ("full.mean.", Pooling::Mean)] {
-        for (dtype, tolerance) in GRADIENTS {
-            let options = ModelOptions { pooling, dtype, ..ModelOptions::new(Method::Full, oracle.num_labels) };
+        for (dtype, tolerance) in of_device(GRADIENTS) {
+            let options = ModelOptions { pooling, dtype, ..options(Method::Full, oracle.num_labels) };
             gradients_are_close(&Model::new(&tiny(), &options).unwrap(), &oracle, prefix, tolerance);
         }
     }
@@ -126,7 +126,7 @@ fn gradients_of_full_fine_tuning_equal_those_of_torch_for_every_parameter() {
 fn logits_and_gradients_of_lora_equal_those_of_peft_for_the_same_matrices() {
     let oracle = Oracle::read();
     for (name, case) in &oracle.lora {
-        for ((dtype, logits_tolerance), (_, gradient_tolerance)) in LOGITS.into_iter().zip(GRADIENTS) {
+        for ((dtype, logits_tolerance), (_, gradient_tolerance)) in of_device(LOGITS).zip(of_device(GRADIENTS)) {
             let model = lora_model(name, case, oracle.num_labels, dtype);
             let logits = model.predict(&batch(&oracle.sequences())).unwrap();
             close(name, &flat(&logits), &case.logits.concat(), logits_tolerance);
@@ -139,7 +139,7 @@ fn logits_and_gradients_of_lora_equal_those_of_peft_for_the_same_matrices() {
 fn logits_of_merged_lora_equal_those_of_peft_for_the_same_matrices() {
     let oracle = Oracle::read();
     for (name, case) in &oracle.lora {
-        for (dtype, tolerance) in LOGITS {
+        for (dtype, tolerance) in of_device(LOGITS) {
             let model = lora_model(name, case, oracle.num_labels, dtype).merge_and_unload().unwrap();
             let logits = model.predict(&batch(&oracle.sequences())).unwrap();
             close(name, &flat(&logits), &case.logits.concat(), tolerance);

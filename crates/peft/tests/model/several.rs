@@ -94,7 +94,7 @@ fn adapter(method: Method, labels: usize) -> Adapter {
 #[test]
 fn each_sequence_of_a_mixed_batch_has_pefts_logits_of_its_own_adapter_or_of_the_base_model() {
     let Mixed { adapter_names, logits } = oracle().mixed;
-    let mut adapters = Adapters::new(&tiny());
+    let mut adapters = Adapters::new(&tiny().to_device(&device()).unwrap());
     for name in ["first", "second"] {
         assert_eq!(adapters.load_adapter(name, &folder(name)).unwrap(), []);
     }
@@ -110,14 +110,14 @@ fn each_sequence_of_a_mixed_batch_has_pefts_logits_of_its_own_adapter_or_of_the_
 #[test]
 fn adapters_of_any_methods_and_numbers_of_labels_share_a_batch() {
     let batch = batch(&examples().0);
-    let mut adapters = Adapters::new(&tiny());
+    let mut adapters = Adapters::new(&tiny().to_device(&device()).unwrap());
     for (name, method, labels) in [
         ("bitfit", Method::bitfit(), 2),
         ("dora", Method::Lora(Lora { use_dora: true, ..lora_everywhere() }), 1),
         ("full", Method::Full, 5),
         ("ia3", Method::Ia3(Ia3::default()), 3),
     ] {
-        adapters.add_adapter(name, &ModelOptions::new(method, labels)).unwrap();
+        adapters.add_adapter(name, &options(method, labels)).unwrap();
     }
     assert_eq!(adapters.active_adapter(), Some("bitfit"));
     let names = ["full", "dora", "bitfit", "ia3", "dora", "full"];
@@ -217,7 +217,7 @@ fn every_combination_has_pefts_tensors_and_logits_also_once_it_was_saved() {
 #[test]
 fn a_collection_combines_what_it_holds() {
     let Combined { adapters: parts, logits, .. } = &oracle().combinations["cat"];
-    let mut adapters = Adapters::new(&tiny());
+    let mut adapters = Adapters::new(&tiny().to_device(&device()).unwrap());
     for (name, _) in parts {
         adapters.load_adapter(name, &folder(name)).unwrap();
     }
@@ -328,12 +328,13 @@ fn what_is_no_sum_of_branches_or_does_not_fit_is_refused_with_the_reason() {
 fn a_conversion_to_lora_has_pefts_ranks_and_logits() {
     let conversions = oracle().conversions;
     assert_eq!(conversions.len(), 3);
+    let (dtype, ()) = of_device([(DType::F64, ()), (DType::F32, ())]).next().unwrap();
     for (case, expected) in conversions {
         let rank = match expected.rank {
             share if share < 1.0 => ConversionRank::Threshold(share),
             rank => ConversionRank::Fixed(rank as usize),
         };
-        let converted = adapters::model(&expected.adapter, DType::F64).convert_to_lora(&tiny(), rank).unwrap();
+        let converted = adapters::model(&expected.adapter, dtype).convert_to_lora(&tiny(), rank).unwrap();
         let ranks: BTreeMap<String, usize> =
             converted.layers.iter().map(|layer| (layer.path.clone(), layer.rank)).collect();
         assert_eq!(ranks, expected.ranks, "{case}");

@@ -19,6 +19,27 @@ pub fn tiny() -> Pretrained {
     Pretrained::from_folder(&oracle_folder().join("tiny-bert")).unwrap()
 }
 
+/// Where the models that are compared with Python's stand: the CPU, or the first GPU if `PEFT_TEST_DEVICE` is `cuda:0`.
+pub fn device() -> Device {
+    match std::env::var("PEFT_TEST_DEVICE").as_deref() {
+        Err(_) | Ok("cpu") => Device::Cpu,
+        #[cfg(feature = "cuda")]
+        Ok("cuda:0") => ops::cuda_device(0).unwrap(),
+        Ok(other) => panic!("PEFT_TEST_DEVICE: expected cpu, or cuda:0 with the feature cuda, found {other}"),
+    }
+}
+
+/// A model's options on that device.
+pub fn options(method: Method, labels: usize) -> ModelOptions {
+    ModelOptions { device: device(), ..ModelOptions::new(method, labels) }
+}
+
+/// The number types that the device computes with, and what goes with each: a GPU has no f64 here.
+pub fn of_device<T, const N: usize>(types: [(DType, T); N]) -> impl Iterator<Item = (DType, T)> {
+    let has_f64 = device().is_cpu();
+    types.into_iter().filter(move |(dtype, _)| has_f64 || *dtype != DType::F64)
+}
+
 /// Three labels in f64, without dropout.
 pub fn exact(method: Method) -> ModelOptions {
     ModelOptions { dtype: DType::F64, dropout: Some(0.0), ..ModelOptions::new(method, 3) }
@@ -95,8 +116,8 @@ pub fn smooth_bottlenecks() -> [Method; 4] {
 /// Sets a trained parameter.
 pub fn set(model: &Model, name: &str, values: Vec<f64>) {
     let variable = model.parameters().get(name).unwrap_or_else(|| panic!("{name} is not trained"));
-    let tensor = Tensor::from_vec(values, variable.shape(), &Device::Cpu).unwrap();
-    variable.set(&tensor.to_dtype(variable.dtype()).unwrap()).unwrap();
+    let tensor = Tensor::from_vec(values, variable.shape(), &Device::Cpu).unwrap().to_dtype(variable.dtype()).unwrap();
+    variable.set(&tensor.to_device(variable.device()).unwrap()).unwrap();
 }
 
 /// The cross-entropy of a pass; `step_seed` turns dropout on.
@@ -109,7 +130,7 @@ pub fn loss(model: &Model, batch: &Batch, labels: &[u32], step_seed: Option<u64>
 }
 
 pub fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Tensor {
-    candle_nn::loss::cross_entropy(logits, &Tensor::new(labels, &Device::Cpu).unwrap()).unwrap()
+    candle_nn::loss::cross_entropy(logits, &Tensor::new(labels, logits.device()).unwrap()).unwrap()
 }
 
 /// The gradient of each trained parameter by name.
@@ -124,6 +145,7 @@ pub fn gradients(model: &Model, store: &GradStore) -> BTreeMap<String, Vec<f64>>
 
 /// A tensor's numbers as f64.
 pub fn flat(tensor: &Tensor) -> Vec<f64> {
+    let tensor = tensor.to_device(&Device::Cpu).unwrap();
     tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 

@@ -1,6 +1,6 @@
 //! The branch itself: its parameters, their start, and the formula.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use ops::{Precision, Weight};
 
 use super::InitLoraWeights;
@@ -41,9 +41,11 @@ impl Branch {
         };
         let (a, b, weight) = match factors {
             Some((b, a)) => {
-                let residual = (&weight.to_dtype(DType::F64)? - (b.matmul(&a)? * scaling)?)?;
+                // Worked out on the CPU, wherever the weight is.
+                let exact = weight.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
+                let residual = (exact - (b.matmul(&a)? * scaling)?)?.to_dtype(weight.dtype())?;
                 let (a, b) = (builder.adapter_from(a_path, a)?, builder.adapter_from(b_path, b)?);
-                (a, b, residual.to_dtype(weight.dtype())?)
+                (a, b, residual.to_device(weight.device())?)
             }
             None => {
                 let (a, b) = match self.start {
