@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use glue::{Glue, Task};
 use peft::{
-    AdaLora, AdapterStyle, Bias, Bottleneck, Ia3, LnTuning, Lora, Method, PTuning, Precision, PrefixTuning,
-    PromptTuning, Vera,
+    AdaLora, AdapterStyle, Bias, Bottleneck, Ia3, InitLoraWeights, LnTuning, Lora, Method, PTuning, Precision,
+    PrefixTuning, PromptTuning, Vera,
 };
 use trainer::{DeviceName, Passes, Replayed, Run, Start, Trainer, Verbosity, replay};
 
@@ -31,36 +31,37 @@ fn losses(method: &Method, device: DeviceName, precision: Precision, encoder: &s
     losses
 }
 
-/// Whether candle's own kernels, which some methods take beside those of ops, run: they do on a card, not in the emulator.
-fn has_candles_kernels() -> bool {
-    ops::card(&ops::cuda_device(0).unwrap()).unwrap() != "Emulated GPU"
-}
-
-fn methods() -> Vec<(&'static str, Method, bool)> {
+fn methods() -> Vec<(&'static str, Method)> {
     let beside = |lora: Lora| Method::Lora(lora);
     vec![
-        ("full", Method::Full, false),
-        ("head", Method::Head, false),
-        ("bitfit", Method::bitfit(), false),
-        ("lora", Method::lora(4), false),
-        ("lora with dropout", beside(Lora { lora_dropout: 0.1, ..Lora::rank(4) }), false),
-        ("lora with all biases", beside(Lora { bias: Bias::All, ..Lora::rank(4) }), true),
-        ("dora", beside(Lora { use_dora: true, ..Lora::rank(4) }), true),
-        ("ia3", Method::Ia3(Ia3::default()), false),
-        ("layer norms", Method::LnTuning(LnTuning::default()), false),
-        ("houlsby", Method::Bottleneck(Bottleneck::new(AdapterStyle::Houlsby)), false),
-        ("parallel", Method::Bottleneck(Bottleneck::new(AdapterStyle::Parallel)), true),
-        ("vera", Method::Vera(Vera { r: 16, ..Vera::default() }), true),
-        ("adalora", Method::AdaLora(AdaLora { init_r: 3, target_r: 2, ..AdaLora::default() }), true),
-        ("prefix", Method::PrefixTuning(PrefixTuning { num_virtual_tokens: 4, ..PrefixTuning::default() }), true),
-        ("prompt", Method::PromptTuning(PromptTuning { num_virtual_tokens: 4, ..PromptTuning::default() }), true),
-        ("p-tuning", Method::PTuning(PTuning { num_virtual_tokens: 4, ..PTuning::default() }), true),
+        ("full", Method::Full),
+        ("head", Method::Head),
+        ("bitfit", Method::bitfit()),
+        ("lora", Method::lora(4)),
+        ("lora with dropout", beside(Lora { lora_dropout: 0.1, ..Lora::rank(4) })),
+        ("lora with all biases", beside(Lora { bias: Bias::All, ..Lora::rank(4) })),
+        ("dora", beside(Lora { use_dora: true, lora_dropout: 0.1, ..Lora::rank(4) })),
+        ("pissa", beside(Lora { init_lora_weights: InitLoraWeights::Pissa, ..Lora::rank(4) })),
+        ("eva", beside(Lora { init_lora_weights: InitLoraWeights::Eva, ..Lora::rank(4) })),
+        ("ia3", Method::Ia3(Ia3::default())),
+        ("layer norms", Method::LnTuning(LnTuning::default())),
+        ("houlsby", Method::Bottleneck(Bottleneck::new(AdapterStyle::Houlsby))),
+        ("parallel", Method::Bottleneck(Bottleneck::new(AdapterStyle::Parallel))),
+        ("vera", Method::Vera(Vera { r: 16, ..Vera::default() })),
+        ("adalora", Method::AdaLora(AdaLora { init_r: 3, target_r: 2, ..AdaLora::default() })),
+        // The longest sequence leaves one position.
+        ("prefix", Method::PrefixTuning(PrefixTuning { num_virtual_tokens: 1, ..PrefixTuning::default() })),
+        ("prompt", Method::PromptTuning(PromptTuning { num_virtual_tokens: 1, ..PromptTuning::default() })),
+        ("p-tuning", Method::PTuning(PTuning { num_virtual_tokens: 1, ..PTuning::default() })),
     ]
 }
 
 #[test]
 fn tf32_has_nearly_the_losses_of_the_cpu_and_not_those_of_f32() {
-    let of = |device, precision| losses(&Method::lora(4), device, precision, "../peft/tests/oracle/tiny-bert");
+    let batches = tests("tests/oracle/batches.npz");
+    let of = |device, precision| {
+        losses(&Method::lora(4), device, precision, "../peft/tests/oracle/tiny-bert", &batches)
+    };
     let expected = of(DeviceName::Cpu, Precision::Exact);
     let [found, exact] = [Precision::Tf32, Precision::Exact].map(|precision| of(DeviceName::Cuda(0), precision));
     // 10 bits behind the point, where bf16 has 7: an eighth of what is allowed there.
@@ -71,11 +72,7 @@ fn tf32_has_nearly_the_losses_of_the_cpu_and_not_those_of_f32() {
 
 #[test]
 fn every_method_has_the_losses_of_the_cpu_at_every_step() {
-    let everything = has_candles_kernels();
-    for (name, method, takes_candles) in methods() {
-        if takes_candles && !everything {
-            continue;
-        }
+    for (name, method) in methods() {
         let batches = tests("tests/oracle/batches.npz");
         let of = |device, precision| losses(&method, device, precision, "../peft/tests/oracle/tiny-bert", &batches);
         let expected = of(DeviceName::Cpu, Precision::Exact);
@@ -88,8 +85,10 @@ fn every_method_has_the_losses_of_the_cpu_at_every_step() {
                 let error = (found - expected).abs();
                 assert!(error < tolerance, "{name}, {precision:?}, step {step}: {found} for {expected}");
             }
-            let again = of(DeviceName::Cuda(0), precision);
-            assert_eq!(again, found, "{name}, {precision:?}: not the same bits twice");
+            // One precision shows it: the kernels are the same.
+            if precision == Precision::Bf16 {
+                assert_eq!(of(DeviceName::Cuda(0), precision), found, "{name}: not the same bits twice");
+            }
         }
     }
 }
