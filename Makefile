@@ -57,14 +57,17 @@ test-rust:  ## format, lints, and every crate's tests
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo test --workspace --locked
 
-# On an emulated GPU, as candle's kernels are not: the tests that take those run on a card (scripts/gpu_check.sh).
+# On an emulated GPU; scripts/gpu_check.py runs the same on a card. The whole workspace is named, so that nothing but candle and what
+# stands on it is built anew.
+CUDA_BUILD := --workspace --features trainer/cuda,lab/cuda --locked
 test-cuda:  ## what is computed on a GPU, by the CUDA build on an emulated one
 	@eval "$$(scripts/cuda_emulator.sh --test)" && \
-		cargo clippy --package ops --package trainer --features ops/cuda,trainer/cuda --all-targets --locked -- -D warnings && \
-		cargo test --package ops --features ops/cuda --locked --test cuda_layers --test cuda_operations --test cuda_nccl && \
-		cargo test --package trainer --features trainer/cuda --locked \
-			--test cuda --test cuda_memory --test cuda_replicas --test replay --test several -- \
-			--skip adalora_has --skip forward_passes_have --skip what_a_replay_trained
+		cargo clippy $(CUDA_BUILD) --all-targets -- -D warnings && \
+		cargo test $(CUDA_BUILD) --test cuda_layers --test cuda_operations --test cuda_nccl \
+			--test cuda --test cuda_memory --test cuda_replicas --test replay --test several && \
+		PEFT_TEST_DEVICE=cuda:0 cargo test $(CUDA_BUILD) --test model -- \
+			equal_those_of pefts_logits pefts_gradients adapterhub_on_every unmerged share_a_batch \
+			conversion_to_lora_has collection_combines
 
 test-scripts: setup  ## the scripts around the notebook, and the benchmark's arithmetic
 	$(PYTHON) -m unittest discover --start-directory scripts --pattern 'test_*.py'

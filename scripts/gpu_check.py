@@ -64,7 +64,10 @@ TESTS = {
     "trainer-replay": ([], {}),
     "trainer-cuda_memory": ([], {}),
     "peft-model": (
-        ["equal_those_of", "pefts_logits", "pefts_gradients", "adapterhub_on_every", "unmerged", "share_a_batch"],
+        [
+            "equal_those_of", "pefts_logits", "pefts_gradients", "adapterhub_on_every", "unmerged", "share_a_batch",
+            "conversion_to_lora_has", "collection_combines",
+        ],
         {"PEFT_TEST_DEVICE": "cuda:0"},
     ),
 }
