@@ -2,7 +2,8 @@
 
   scripts/with_cuda.sh python3 scripts/gather_cuda.py [FOLDER]      FOLDER: target/cuda
 
-  binaries.tar.xz   peft-glue and the test binaries; `python3 -m tarfile --extract` unpacks it where xz is not installed
+  binaries.tar.xz   peft-glue and the test binaries; `python3 -m tarfile --extract` unpacks it where xz is not installed. In stand-ins/
+                    a library in cuRAND's place, for machines whose torch does not bring it
   tests.tsv         for each test binary its name and the folder it is run in
   checkout.txt      below this path the tests look for what they read: a copy elsewhere is to be linked to from there
 """
@@ -51,6 +52,21 @@ def executables(messages, root=ROOT):
     return sorted(found)
 
 
+def write_random_stand_in(files, library):
+    """Writes a library in the place of cuRAND: candle opens it with every device, and nothing here draws from it.
+
+    Generators are made and set without a word; drawing from one fails (CURAND_STATUS_NOT_INITIALIZED, 101).
+    """
+    names = set()
+    for file in files:
+        symbols = subprocess.run(["nm", "--dynamic", "--undefined-only", file], stdout=subprocess.PIPE, text=True, check=True).stdout
+        names |= {word.split("@")[0] for word in symbols.split() if word.startswith("curand")}
+    answer = {name: 101 if name.startswith("curandGenerate") else 0 for name in sorted(names)}
+    source = library.with_suffix(".c")
+    source.write_text("".join(f"int {name}(void) {{ return {code}; }}\n" for name, code in answer.items()))
+    subprocess.run(["cc", "-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", library, source], check=True)
+
+
 def pack(found, folder):
     """Writes the executables, without their symbols, to one file in a folder."""
     path = folder / "binaries.tar.xz"
@@ -63,6 +79,9 @@ def pack(found, folder):
             binary = Path(stripped) / name
             subprocess.run(["strip", "-o", str(binary), str(file)], check=True)
             archive.add(binary, name)
+        library = Path(stripped) / "libcurand.so.10"
+        write_random_stand_in([file for _, file, _ in found], library)
+        archive.add(library, f"stand-ins/{library.name}")
 
 
 def describe(found, folder):

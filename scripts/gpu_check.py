@@ -155,10 +155,10 @@ class Machine:
             archive.extractall(self.work, filter="data")
 
     def find_libraries(self):
-        """cuBLAS, cuRAND and CUDA's runtime come with torch."""
+        """cuBLAS and CUDA's runtime come with torch; cuRAND may, and else has a stand-in."""
         folders = last_json(self.peer("libraries"))
         known = self.environment.get("LD_LIBRARY_PATH")
-        self.environment["LD_LIBRARY_PATH"] = ":".join([*folders, *([known] if known else [])])
+        self.environment["LD_LIBRARY_PATH"] = ":".join([*folders, *([known] if known else []), str(self.work / "stand-ins")])
 
     def link_checkout(self):
         """The tests look for what they read below the path that they were built in."""

@@ -214,8 +214,23 @@ class Gathering(unittest.TestCase):
             with tarfile.open(folder / "binaries.tar.xz") as archive:
                 archive.extractall(folder / "unpacked", filter="data")
             subprocess.run([folder / "unpacked" / "ops-tests"], check=True)
-            self.assertEqual(sorted(path.name for path in (folder / "unpacked").iterdir()), ["ops-tests", "peft-glue"])
+            self.assertEqual(
+                sorted(path.name for path in (folder / "unpacked").iterdir()), ["ops-tests", "peft-glue", "stand-ins"]
+            )
             self.assertEqual((folder / "tests.tsv").read_text(), "ops-tests\tcrates/ops\n")
+
+    def test_a_program_starts_with_the_stand_in_for_curand_and_is_refused_only_when_it_draws(self):
+        with tempfile.TemporaryDirectory() as folder:
+            folder = Path(folder)
+            library, program = folder / "libcurand.so.10", folder / "program"
+            calls = "int curandCreateGenerator(void **, int), curandGenerateUniform(void *, float *, long);\n"
+            source = folder / "program.c"
+            source.write_text(f"{calls}int main() {{ void *g; return 10 * curandCreateGenerator(&g, 0) + curandGenerateUniform(g, 0, 0); }}")
+            # What needs a library, before there is one.
+            subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "needs.so", source], check=True)
+            gather_cuda.write_random_stand_in([folder / "needs.so"], library)
+            subprocess.run(["cc", "-o", program, source, library, f"-Wl,-rpath,{folder}"], check=True)
+            self.assertEqual(subprocess.run([program]).returncode, 101)
 
 
 if __name__ == "__main__":
