@@ -41,16 +41,13 @@ impl Importance {
         Some(Self { variable, sensitivity: zeros.clone(), uncertainty: zeros })
     }
 
-    fn update(&mut self, gradient: &Tensor, scale: f64, beta1: f32, beta2: f32) -> Result<()> {
-        let values = numbers(&self.variable)?;
-        let gradient = numbers(gradient)?;
+    fn update(&mut self, values: &[f32], gradient: &[f32], scale: f64, beta1: f32, beta2: f32) {
         let means = self.sensitivity.iter_mut().zip(&mut self.uncertainty);
         for ((value, gradient), (sensitivity, uncertainty)) in values.iter().zip(gradient).zip(means) {
             let now = (value * (gradient * scale as f32)).abs();
             *sensitivity = beta1 * *sensitivity + (1.0 - beta1) * now;
             *uncertainty = beta2 * *uncertainty + (1.0 - beta2) * (now - *sensitivity).abs();
         }
-        Ok(())
     }
 
     /// `sensitivity * uncertainty` (equation 11), number by number.
@@ -62,8 +59,10 @@ impl Importance {
     }
 }
 
-fn numbers(tensor: &Tensor) -> Result<Vec<f32>> {
-    Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+/// The numbers of all tensors, one after the other. A GPU is waited for once, not for each.
+fn numbers<'t>(tensors: impl Iterator<Item = &'t Tensor>) -> Result<Vec<f32>> {
+    let flat = tensors.map(|tensor| tensor.to_dtype(DType::F32)?.flatten_all());
+    Ok(Tensor::cat(&flat.collect::<candle_core::Result<Vec<_>>>()?, 0)?.to_vec1()?)
 }
 
 impl Branch {
@@ -155,13 +154,19 @@ impl RankAllocator {
         let decided = self.total_step.saturating_sub(self.adalora.tfinal);
         if step < decided {
             let (beta1, beta2) = (self.adalora.beta1 as f32, self.adalora.beta2 as f32);
-            for part in self.branches.iter_mut().flat_map(|branch| [&mut branch.a, &mut branch.b, &mut branch.e]) {
-                let Some(gradient) = gradient(&part.variable) else {
-                    return Err(
-                        candle_core::Error::Msg("adalora: a parameter of a branch has no gradient".into()).into()
-                    );
-                };
-                part.update(gradient, gradient_scale, beta1, beta2)?;
+            let parts: Vec<_> =
+                self.branches.iter_mut().flat_map(|branch| [&mut branch.a, &mut branch.b, &mut branch.e]).collect();
+            let missing =
+                || Error::from(candle_core::Error::Msg("adalora: a parameter of a branch has no gradient".into()));
+            let gradients: Vec<&Tensor> =
+                parts.iter().map(|part| gradient(&part.variable).ok_or_else(missing)).collect::<Result<_>>()?;
+            let gradients = numbers(gradients.into_iter())?;
+            let values = numbers(parts.iter().map(|part| part.variable.as_tensor()))?;
+            let mut begin = 0;
+            for part in parts {
+                let own = begin..begin + part.sensitivity.len();
+                begin = own.end;
+                part.update(&values[own.clone()], &gradients[own], gradient_scale, beta1, beta2);
             }
         }
         let (budget, masks) = self.budget(step);
