@@ -60,9 +60,12 @@ SECONDS = 900  # that one step may take
 TESTS = {
     "ops-cuda_operations": ([], {}),
     "ops-cuda_layers": ([], {}),
+    "ops-cuda_nccl": ([], {}),
     "trainer-cuda": ([], {}),
     "trainer-replay": ([], {}),
     "trainer-cuda_memory": ([], {}),
+    "trainer-cuda_replicas": ([], {}),
+    "trainer-several": ([], {}),
     "peft-model": (
         [
             "equal_those_of", "pefts_logits", "pefts_gradients", "adapterhub_on_every", "unmerged", "share_a_batch",
