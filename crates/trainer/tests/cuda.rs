@@ -59,9 +59,8 @@ fn methods() -> Vec<(&'static str, Method)> {
 #[test]
 fn tf32_has_nearly_the_losses_of_the_cpu_and_not_those_of_f32() {
     let batches = tests("tests/oracle/batches.npz");
-    let of = |device, precision| {
-        losses(&Method::lora(4), device, precision, "../peft/tests/oracle/tiny-bert", &batches)
-    };
+    let of =
+        |device, precision| losses(&Method::lora(4), device, precision, "../peft/tests/oracle/tiny-bert", &batches);
     let expected = of(DeviceName::Cpu, Precision::Exact);
     let [found, exact] = [Precision::Tf32, Precision::Exact].map(|precision| of(DeviceName::Cuda(0), precision));
     // 10 bits behind the point, where bf16 has 7: an eighth of what is allowed there.
