@@ -42,7 +42,16 @@ pub(crate) fn records(
     at_once: usize,
 ) -> Result<Vec<Record>> {
     let keys: Vec<String> = runs.iter().map(Run::key).collect();
-    let of = |index: usize| (&runs[index], Voice::new(verbosity).at(index + 1, runs.len()));
+    let of = |index: usize| {
+        let voice = Voice::new(verbosity);
+        if at_once > 1 {
+            return (&runs[index], voice.at(index + 1, runs.len()));
+        }
+        if runs.len() > 1 {
+            voice.say(&format!("[{}/{}]", index + 1, runs.len()));
+        }
+        (&runs[index], voice)
+    };
     // Equal runs have one folder: one that is there already is asked for again when it has ended.
     let (new, again): (Vec<usize>, Vec<usize>) =
         (0..runs.len()).partition(|&index| !keys[..index].contains(&keys[index]));
