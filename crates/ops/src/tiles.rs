@@ -284,7 +284,7 @@ pub(crate) fn values(pair: u32) -> (f32, f32) {
 
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+fma", "x86_64+avx2+fma"))]
 fn portable_row(sums: &mut [f32; WIDTH], stream: &Stream, row: usize, width: usize) {
-    for step in 0..stream.steps {
+    for step in stream.first_step..stream.steps {
         let left = stream.left[row * stream.row_stride + step * stream.step_stride];
         let right = &stream.panel[step * stream.panel_stride..][..width];
         match stream.number {
