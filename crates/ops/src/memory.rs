@@ -46,19 +46,13 @@ const FEW: usize = 1 << 17;
 
 /// A new vector, made in pieces of `size` on all cores: `write(first, values)` is given each, all zeros and in the cache.
 pub(crate) fn in_pieces<T: Float>(length: usize, size: usize, write: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
-    let mut values = Vec::with_capacity(length);
+    let (mut values, size) = (Vec::with_capacity(length), size.max(1));
     let slots = &mut values.spare_capacity_mut()[..length];
-    let fill = |(index, piece): (usize, &mut [MaybeUninit<T>])| {
-        for value in &mut *piece {
-            value.write(T::zero());
-        }
-        // SAFETY: every element has just been written.
-        write(index * size, unsafe { piece.assume_init_mut() });
-    };
+    let fill = |(index, piece)| write(index * size, zeroed(piece));
     if length < FEW {
-        slots.chunks_mut(size.max(1)).enumerate().for_each(fill);
+        slots.chunks_mut(size).enumerate().for_each(fill);
     } else {
-        slots.par_chunks_mut(size.max(1)).enumerate().for_each(fill);
+        slots.par_chunks_mut(size).enumerate().for_each(fill);
     }
     // SAFETY: the capacity is there, and every element has been written.
     unsafe { values.set_len(length) };
@@ -71,35 +65,29 @@ pub(crate) fn in_pairs_of_pieces<T: Float>(
     size: usize,
     write: impl Fn(usize, &mut [T], &mut [T]) + Sync,
 ) -> (Vec<T>, Vec<T>) {
-    let mut second: Vec<T> = Vec::with_capacity(length);
-    let others = Slots(second.as_mut_ptr());
-    let first = in_pieces(length, size, |first, piece| {
-        // SAFETY: the capacity is there, and no other piece has these elements.
-        write(first, piece, unsafe { others.zeros(first, piece.len()) });
-    });
+    let (mut first, mut second, size) = (Vec::with_capacity(length), Vec::with_capacity(length), size.max(1));
+    let (firsts, seconds) = (&mut first.spare_capacity_mut()[..length], &mut second.spare_capacity_mut()[..length]);
+    let fill = |(index, (first, second))| write(index * size, zeroed(first), zeroed(second));
+    if length < FEW {
+        firsts.chunks_mut(size).zip(seconds.chunks_mut(size)).enumerate().for_each(fill);
+    } else {
+        firsts.par_chunks_mut(size).zip(seconds.par_chunks_mut(size)).enumerate().for_each(fill);
+    }
     // SAFETY: the capacity is there, and every element has been written.
-    unsafe { second.set_len(length) };
+    unsafe {
+        first.set_len(length);
+        second.set_len(length);
+    }
     (first, second)
 }
 
-/// Where a vector's elements will be.
-struct Slots<T>(*mut T);
-
-// SAFETY: `zeros` is asked for elements that no other thread reads or writes.
-unsafe impl<T: Send> Sync for Slots<T> {}
-
-impl<T: Float> Slots<T> {
-    /// # Safety
-    /// So many must be there from the first on, and nobody else may read or write them as long as this is borrowed.
-    #[allow(clippy::mut_from_ref)] // As the caller promises.
-    unsafe fn zeros(&self, first: usize, count: usize) -> &mut [T] {
-        // SAFETY: as the caller promises; they are written before they are read.
-        unsafe {
-            let begin = self.0.add(first);
-            (0..count).for_each(|i| begin.add(i).write(T::zero()));
-            std::slice::from_raw_parts_mut(begin, count)
-        }
+/// The slots, each now 0.
+fn zeroed<T: Float>(slots: &mut [MaybeUninit<T>]) -> &mut [T] {
+    for slot in &mut *slots {
+        slot.write(T::zero());
     }
+    // SAFETY: every element has just been written.
+    unsafe { slots.assume_init_mut() }
 }
 
 /// A copy, made on all cores, of which `change(first, values)` is given each piece while it is in the cache.
