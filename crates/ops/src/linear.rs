@@ -162,12 +162,12 @@ impl Products {
         }
     }
 
-    /// The weight on the GPU, if it is there.
+    /// The weight on the GPU, for an operation of that name.
     #[cfg(feature = "cuda")]
-    pub(crate) fn on_gpu(&self) -> Option<&GpuWeight> {
+    pub(crate) fn on_gpu(&self, operation: &str) -> Result<&GpuWeight> {
         match self {
-            Self::Gpu(weight) => Some(weight),
-            _ => None,
+            Self::Gpu(weight) => Ok(weight),
+            _ => bail!("{operation}: the weight is not on the GPU"),
         }
     }
 

@@ -8,6 +8,7 @@ use super::pointwise::Converted;
 use super::product::Plus;
 use super::{Array, Buffer, Element, Gpu, GpuGradient, GpuOperation, with_arrays};
 use crate::linear::{Linear, LoraLinear, Precision};
+use crate::operation::Operation;
 
 /// How a weight is multiplied on a GPU.
 #[derive(Debug)]
@@ -54,18 +55,10 @@ impl GpuWeight {
     }
 }
 
-impl Linear {
-    fn weight(&self) -> Result<&GpuWeight> {
-        self.products
-            .on_gpu()
-            .ok_or_else(|| candle_core::Error::Msg("linear: the weight is not on the GPU".into()).bt())
-    }
-}
-
 impl GpuOperation for Linear {
     fn forward(&self, gpu: &Gpu, inputs: &[Array]) -> Result<(Buffer, Vec<usize>)> {
         let ((tokens, _), (outputs, _)) = (inputs[0].matrix(), inputs[1].matrix());
-        let y = self.weight()?.forward(gpu, inputs[0], inputs[1], inputs.get(2).copied())?;
+        let y = self.products.on_gpu(Self::NAME)?.forward(gpu, inputs[0], inputs[1], inputs.get(2).copied())?;
         Ok((y, vec![tokens, outputs]))
     }
 
@@ -77,7 +70,7 @@ impl GpuOperation for Linear {
         _output: Array,
         gradient: Array,
     ) -> Result<Vec<GpuGradient>> {
-        let weight = self.weight()?;
+        let weight = self.products.on_gpu(Self::NAME)?;
         let mut gradients = vec![if needed[0] {
             GpuGradient::Values(weight.backward(gpu, gradient, inputs[1])?) // (tokens, in)
         } else {
@@ -102,22 +95,11 @@ impl GpuOperation for Linear {
 }
 
 impl LoraLinear {
-    fn frozen(&self) -> Result<&GpuWeight> {
-        self.products
-            .on_gpu()
-            .ok_or_else(|| candle_core::Error::Msg("lora_linear: the weight is not on the GPU".into()).bt())
-    }
-
-    /// That of the branch's products too.
-    fn precision(&self) -> Result<Precision> {
-        Ok(self.frozen()?.precision)
-    }
-
     /// With the frozen weight and bias.
     fn with_frozen<R>(&self, run: impl FnOnce(&Gpu, &GpuWeight, Array, Option<Array>) -> Result<R>) -> Result<R> {
-        let products = self.frozen()?;
+        let products = self.products.on_gpu(Self::NAME)?;
         let frozen: Vec<_> = std::iter::once(&self.weight).chain(&self.bias).collect();
-        with_arrays(&frozen, "lora_linear", |gpu, frozen| run(gpu, products, frozen[0], frozen.get(1).copied()))
+        with_arrays(&frozen, Self::NAME, |gpu, frozen| run(gpu, products, frozen[0], frozen.get(1).copied()))
     }
 
     /// The branch's input: x itself, or a masked copy.
@@ -135,7 +117,7 @@ impl GpuOperation for LoraLinear {
         let ((tokens, _), (rank, _), (outputs, _)) = (x.matrix(), a.matrix(), b.matrix());
         let (a, b) = (gpu.convert(a, x.element)?, gpu.convert(b, x.element)?);
         let input = self.gpu_input(gpu, x)?;
-        let (precision, scaling) = (self.precision()?, self.scaling as f32);
+        let (precision, scaling) = (self.products.on_gpu(Self::NAME)?.precision, self.scaling as f32);
         let down = gpu.product(precision, scaling, input.array()?.into(), a.array()?.t(), None, x.element)?; // (tokens, r)
         let y = self.with_frozen(|gpu, products, weight, bias| products.forward(gpu, x, weight, bias))?;
         gpu.multiply(precision, 1.0, down.array(&[tokens, rank])?.into(), b.array()?.t(), Plus::Output, &y)?; // (tokens, out)
@@ -154,7 +136,7 @@ impl GpuOperation for LoraLinear {
         let [x, a, b] = [inputs[0], inputs[1], inputs[2]];
         let ((tokens, columns), (rank, _)) = (x.matrix(), a.matrix());
         let (a, b) = (gpu.convert(a, x.element)?, gpu.convert(b, x.element)?);
-        let (precision, scaling) = (self.precision()?, self.scaling as f32);
+        let (precision, scaling) = (self.products.on_gpu(Self::NAME)?.precision, self.scaling as f32);
         let thin = [tokens, rank];
         let down_gradient = gpu.product(precision, scaling, gradient.into(), b.array()?.into(), None, x.element)?; // scaling * g B
         let down_gradient = down_gradient.array(&thin)?; // (tokens, r)
