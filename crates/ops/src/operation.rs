@@ -27,15 +27,50 @@ impl<T> View<'_, T> {
     }
 }
 
-/// What the backward pass says of one argument.
-pub(crate) enum Gradient<T> {
+/// What the backward pass says of one argument, its values in memory of kind `V`.
+pub(crate) enum Found<V> {
     /// The argument is frozen: nothing was computed.
     None,
     /// The same values as the gradient of the result.
     Upstream,
-    /// The same values as the gradient of an argument before.
+    /// The same values as the gradient of an argument before, of its type.
     Same(usize),
-    Values(Vec<T>),
+    Values(V),
+}
+
+/// What the backward pass on the CPU says of one argument.
+pub(crate) type Gradient<T> = Found<Vec<T>>;
+
+impl<V> Found<V> {
+    /// The same in memory of another kind.
+    #[cfg(feature = "cuda")]
+    pub fn map<W>(self, values: impl FnOnce(V) -> Result<W>) -> Result<Found<W>> {
+        Ok(match self {
+            Self::None => Found::None,
+            Self::Upstream => Found::Upstream,
+            Self::Same(index) => Found::Same(index),
+            Self::Values(found) => Found::Values(values(found)?),
+        })
+    }
+}
+
+/// The gradients of inputs as tensors: `tensor` makes one of values, for an input.
+pub(crate) fn tensors<V>(
+    found: Vec<Found<V>>,
+    inputs: &[&Tensor],
+    upstream: &Tensor,
+    tensor: impl Fn(V, &Tensor) -> Result<Tensor>,
+) -> Result<Vec<Option<Tensor>>> {
+    let mut tensors: Vec<Option<Tensor>> = Vec::with_capacity(inputs.len());
+    for (found, input) in found.into_iter().zip(inputs) {
+        tensors.push(match found {
+            Found::None => None,
+            Found::Upstream => Some(upstream.clone()),
+            Found::Same(index) => tensors.get(index).cloned().flatten(),
+            Found::Values(values) => Some(tensor(values, input)?),
+        });
+    }
+    Ok(tensors)
 }
 
 /// A differentiable operation of some tensors, written over slices. candle's graph takes those of up to three.
@@ -101,16 +136,9 @@ impl<K: Operation> Backward for Bridge<K> {
                     operation.backward(views, needed, ends[0], ends[1])
                 })
             })?;
-            let mut tensors: Vec<Option<Tensor>> = Vec::with_capacity(inputs.len());
-            for (values, input) in gradients.into_iter().zip(inputs) {
-                tensors.push(match values {
-                    Gradient::None => None,
-                    Gradient::Upstream => Some(gradient.clone()),
-                    Gradient::Same(index) => tensors.get(index).cloned().flatten(),
-                    Gradient::Values(values) => Some(Tensor::from_vec(values, input.shape(), input.device())?),
-                });
-            }
-            Ok(tensors)
+            tensors(gradients, inputs, &gradient, |values, input| {
+                Tensor::from_vec(values, input.shape(), input.device())
+            })
         }
         #[cfg(feature = "cuda")]
         if gradient.device().is_cuda() {

@@ -25,7 +25,7 @@ use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, Layout, Result, Shape, Storage, Tensor, bail};
 use half::bf16;
 
-use crate::operation::{Gradient, Operation, View};
+use crate::operation::{Found, Gradient, Operation, View, tensors};
 
 pub(crate) use adamw::adamw;
 pub use adamw::{GpuFactor, GpuMoments};
@@ -53,16 +53,8 @@ pub(crate) trait GpuOperation {
     ) -> Result<Vec<GpuGradient>>;
 }
 
-/// What the backward pass says of one argument.
-pub(crate) enum GpuGradient {
-    /// The argument is frozen: nothing was computed.
-    None,
-    /// The same values as the gradient of the result.
-    Upstream,
-    /// The same values as the gradient of an argument before, of its type.
-    Same(usize),
-    Values(Buffer),
-}
+/// What the backward pass on a GPU says of one argument.
+pub(crate) type GpuGradient = Found<Buffer>;
 
 /// The forward pass of an operation whose inputs lie on a GPU, for candle's graph.
 pub(crate) fn forward<K: Operation>(operation: &K, inputs: &[(&CudaStorage, &Layout)]) -> Result<(CudaStorage, Shape)> {
@@ -97,8 +89,8 @@ pub(crate) fn backward<K: Operation>(
     gradient: &Tensor,
 ) -> Result<Vec<Option<Tensor>>> {
     let gradient = gradient.contiguous()?;
-    let tensors: Vec<&Tensor> = inputs.iter().copied().chain([output, &gradient]).collect();
-    let gradients = with_arrays(&tensors, K::NAME, |gpu, arrays| {
+    let all: Vec<&Tensor> = inputs.iter().copied().chain([output, &gradient]).collect();
+    let gradients = with_arrays(&all, K::NAME, |gpu, arrays| {
         let (inputs, ends) = arrays.split_at(inputs.len());
         if let Some(kernels) = operation.on_gpu() {
             return kernels.backward(gpu, inputs, needed, ends[0], ends[1]);
@@ -107,24 +99,11 @@ pub(crate) fn backward<K: Operation>(
         let views = views(&copies, arrays);
         let (of, ends) = views.split_at(inputs.len());
         let found = operation.backward::<f32>(of, needed, ends[0], ends[1])?;
-        let back = |(gradient, input): (Gradient<f32>, &Array)| match gradient {
-            Gradient::None => Ok(GpuGradient::None),
-            Gradient::Upstream => Ok(GpuGradient::Upstream),
-            Gradient::Same(index) => Ok(GpuGradient::Same(index)),
-            Gradient::Values(values) => gpu.upload(&values, input.element).map(GpuGradient::Values),
-        };
+        let back =
+            |(gradient, input): (Gradient<f32>, &Array)| gradient.map(|values| gpu.upload(&values, input.element));
         found.into_iter().zip(inputs).map(back).collect()
     })?;
-    let mut tensors: Vec<Option<Tensor>> = Vec::with_capacity(inputs.len());
-    for (found, input) in gradients.into_iter().zip(inputs) {
-        tensors.push(match found {
-            GpuGradient::None => None,
-            GpuGradient::Upstream => Some(gradient.clone()),
-            GpuGradient::Same(index) => tensors.get(index).cloned().flatten(),
-            GpuGradient::Values(values) => Some(values.into_tensor(input.shape())),
-        });
-    }
-    Ok(tensors)
+    tensors(gradients, inputs, &gradient, |values, input| Ok(values.into_tensor(input.shape())))
 }
 
 /// Reads contiguous tensors of one GPU for the time of one call.
