@@ -42,7 +42,7 @@ pub(crate) fn records(
     at_once: usize,
 ) -> Result<Vec<Record>> {
     let keys: Vec<String> = runs.iter().map(Run::key).collect();
-    let of = |index: usize| {
+    let begin = |index: usize| {
         let voice = Voice::new(verbosity);
         if at_once > 1 {
             return (&runs[index], voice.at(index + 1, runs.len()));
@@ -55,17 +55,17 @@ pub(crate) fn records(
     // Equal runs have one folder: one that is there already is asked for again when it has ended.
     let (new, again): (Vec<usize>, Vec<usize>) =
         (0..runs.len()).partition(|&index| !keys[..index].contains(&keys[index]));
-    let mut records = those(trainer, &new, of, at_once)?;
-    records.extend(those(trainer, &again, of, 1)?);
+    let mut records = those(trainer, &new, begin, at_once)?;
+    records.extend(those(trainer, &again, begin, 1)?);
     records.sort_by_key(|(index, _)| *index);
     Ok(records.into_iter().map(|(_, record)| record).collect())
 }
 
-/// The records of the runs of these indices, each beside its index.
+/// The records of the runs of these indices, each beside its index; `begin` announces one, and says it with its voice.
 fn those<'a>(
     trainer: &mut Trainer,
     indices: &[usize],
-    of: impl Fn(usize) -> (&'a Run, Voice) + Sync,
+    begin: impl Fn(usize) -> (&'a Run, Voice) + Sync,
     at_once: usize,
 ) -> Result<Vec<(usize, Record)>> {
     let at_once = at_once.min(indices.len()).max(1);
@@ -75,7 +75,7 @@ fn those<'a>(
     let work = |number: usize| {
         let mut records = Vec::new();
         while let Some(index) = next() {
-            let (run, voice) = of(index);
+            let (run, voice) = begin(index);
             let record = record(&trainer, run, Seat { number, at_once }, voice.clone());
             if let Err(error) = &record {
                 failed.store(true, Ordering::Relaxed);
