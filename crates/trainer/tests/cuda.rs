@@ -3,9 +3,12 @@
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
+#[path = "support/batches.rs"]
+mod batches;
+
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use batches::write_batches;
 use glue::{Glue, Task};
 use peft::{
     AdaLora, AdapterStyle, Bias, Bottleneck, Ia3, InitLoraWeights, LnTuning, Lora, Method, PTuning, Precision,
@@ -92,32 +95,12 @@ fn every_method_has_the_losses_of_the_cpu_at_every_step() {
     }
 }
 
-/// Three batches of sequences of 3 to 30 tokens, which the tiny encoders have words and positions for, as `bench_peft.py
-/// --dump-batches` writes them.
-fn write_batches(path: &Path) {
-    const SEQUENCES: usize = 6;
-    const LONGEST: usize = 30;
-    let mut tensors = vec![("steps".to_string(), Tensor::new(3u32, &Device::Cpu).unwrap())];
-    for step in 0..3 {
-        let number = |i: usize| (5 + (i * 7 + step * 3 + i / 11) % 40) as u32;
-        let is_token = |i: usize| u32::from(i % LONGEST < 3 + (i / LONGEST * 11 + step * 5) % (LONGEST - 2));
-        let labels: Vec<u32> = (0..SEQUENCES).map(|i| ((i + i / 3 + step) % 2) as u32).collect();
-        let matrix = |number: &dyn Fn(usize) -> u32| {
-            let values: Vec<u32> = (0..SEQUENCES * LONGEST).map(number).collect();
-            Tensor::from_vec(values, (SEQUENCES, LONGEST), &Device::Cpu).unwrap()
-        };
-        tensors.push((format!("s{step}.input_ids"), matrix(&number)));
-        tensors.push((format!("s{step}.attention_mask"), matrix(&is_token)));
-        tensors.push((format!("s{step}.labels"), Tensor::from_vec(labels, SEQUENCES, &Device::Cpu).unwrap()));
-    }
-    Tensor::write_npz(&tensors, path).unwrap();
-}
-
 #[test]
 fn encoders_whose_scores_know_distances_have_the_losses_of_the_cpu_at_every_step() {
     let folder = tempfile::tempdir().unwrap();
     let batches = folder.path().join("batches.npz");
-    write_batches(&batches);
+    // Of 3 to 30 tokens.
+    write_batches(&batches, [3, 6, 30], |step, sequence| 3 + (sequence * 11 + step * 5) % 28);
     // All is trained, or the tables of distances are frozen; ModernBERT's windows have none.
     let layer_norms = || Method::LnTuning(LnTuning::default());
     let runs = [

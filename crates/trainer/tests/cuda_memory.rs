@@ -3,9 +3,10 @@
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
-use std::path::Path;
+#[path = "support/batches.rs"]
+mod batches;
 
-use candle_core::{Device, Tensor};
+use batches::write_batches;
 use glue::{Glue, Task};
 use peft::Method;
 use trainer::{DeviceName, Passes, Run, Start, Trainer, Verbosity, replay};
@@ -13,27 +14,13 @@ use trainer::{DeviceName, Passes, Run, Start, Trainer, Verbosity, replay};
 const SEQUENCES: usize = 96;
 const LENGTH: usize = 36;
 
-/// Two batches, as `bench_peft.py --dump-batches` writes them.
-fn write_batches(path: &Path) {
-    let mut tensors = vec![("steps".to_string(), Tensor::new(2u32, &Device::Cpu).unwrap())];
-    for step in 0..2u32 {
-        let ids = (0..(SEQUENCES * LENGTH) as u32).map(|i| 5 + (i * 7 + step * 3 + i / 11) % 35).collect::<Vec<_>>();
-        let labels = (0..SEQUENCES as u32).map(|i| (i + i / 3 + step) % 2).collect::<Vec<_>>();
-        let matrix = |values| Tensor::from_vec(values, (SEQUENCES, LENGTH), &Device::Cpu).unwrap();
-        tensors.push((format!("s{step}.input_ids"), matrix(ids)));
-        tensors.push((format!("s{step}.attention_mask"), matrix(vec![1; SEQUENCES * LENGTH])));
-        tensors.push((format!("s{step}.labels"), Tensor::new(labels, &Device::Cpu).unwrap()));
-    }
-    Tensor::write_npz(&tensors, path).unwrap();
-}
-
 #[test]
 fn a_batch_that_memory_does_not_hold_is_taken_in_parts_with_the_same_losses() {
     // SAFETY: the only test of this program has started no thread that reads the environment.
     unsafe { std::env::set_var("CUDA_EMULATOR_MEMORY", "36") };
     let folder = tempfile::tempdir().unwrap();
     let batches = folder.path().join("batches.npz");
-    write_batches(&batches);
+    write_batches(&batches, [2, SEQUENCES, LENGTH], |_, _| LENGTH);
     let checkpoint = concat!(env!("CARGO_MANIFEST_DIR"), "/../peft/tests/oracle/tiny-bert");
     let run = Run::new(Task::Mrpc, checkpoint, Method::Full).with(|s| s.dropout = Some(0.0));
     let losses = |device| {
