@@ -166,6 +166,7 @@ pub(crate) mod tests {
                 gpu: None,
                 cards: None,
                 at_once: None,
+                commit: None,
                 version: "0.1.0".into(),
                 platform: "test".into(),
                 processor: "test".into(),

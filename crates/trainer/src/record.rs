@@ -175,6 +175,9 @@ impl fmt::Display for Stop {
 pub struct Environment {
     /// This crate's version.
     pub version: String,
+    /// The commit of the project's repository, with `-dirty` after it where files differed; outside a repository there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
     /// Operating system and processor architecture.
     pub platform: String,
     /// The processor's name, where the system tells.

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use candle_core::Device;
-use glue::{Glue, Split, Targets, Task};
+use glue::{Glue, Split, Targets, Task, project_root};
 use peft::{AdaLora, Method, Model, ModelOptions, Pretrained, Warning};
 
 use crate::checkpoint;
@@ -341,10 +342,19 @@ pub(crate) fn peak_memory() -> u64 {
     kibibytes.and_then(|value| value.split(' ').next()?.parse::<u64>().ok()).map_or(0, |value| value * 1024)
 }
 
+/// The commit of the repository that the program works in.
+fn commit() -> Option<String> {
+    let arguments = ["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"];
+    let output = Command::new("git").args(arguments).current_dir(project_root()).output().ok()?;
+    let name = String::from_utf8(output.stdout).ok()?.trim().to_string();
+    (output.status.success() && !name.is_empty()).then_some(name)
+}
+
 /// The conditions of this process, on the CPU.
 pub fn environment() -> Environment {
     Environment {
         version: env!("CARGO_PKG_VERSION").into(),
+        commit: commit(),
         platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         processor: system_value("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".into()),
         gpu: None,
