@@ -13,7 +13,7 @@ use crate::tsv::{self, Line};
 
 /// A split in a polars frame.
 ///
-/// Columns: `index` (i64, the row in the file from 0, left-out rows counted; a submission names it), `sentence1` and for pairs `sentence2`
+/// Columns: `index` (i64, the row in its file from 0, left-out rows counted; a submission names it), `sentence1` and for pairs `sentence2`
 /// (strings), and where there are labels `label` (i64 class id, or f64 score) and for classes `label_name`.
 #[derive(Clone, Debug)]
 pub struct Dataset {
@@ -48,20 +48,32 @@ pub struct Completeness {
     pub found: usize,
     /// Rows of the official file; none for the synthetic task.
     pub official: Option<usize>,
+    /// Rows beside those found that are not GLUE's; none but with [`Glue::load_with_extra`](crate::Glue::load_with_extra).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extra: Option<usize>,
 }
 
 impl Completeness {
     /// Whether the rows are not those of the official file, so that a score does not compare with a published one.
     pub fn is_partial(&self) -> bool {
-        self.official.is_some_and(|official| official != self.found)
+        self.extra.is_some() || self.official.is_some_and(|official| official != self.found)
+    }
+
+    /// All rows: those found and those that are not GLUE's.
+    pub fn rows(&self) -> usize {
+        self.found + self.extra.unwrap_or(0)
     }
 }
 
 impl fmt::Display for Completeness {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self.official {
-            Some(official) if official != self.found => write!(f, "{} of {official} (partial)", self.found),
-            _ => write!(f, "{}", self.found),
+            Some(official) if official != self.found => write!(f, "{} of {official} (partial)", self.found)?,
+            _ => write!(f, "{}", self.found)?,
+        }
+        match self.extra {
+            Some(extra) => write!(f, ", and {extra} rows that are not GLUE's"),
+            None => Ok(()),
         }
     }
 }
@@ -105,6 +117,14 @@ impl Dataset {
         }))
     }
 
+    /// Puts rows that are not GLUE's after the rows there are.
+    pub(crate) fn append_extra(&mut self, extra: Self) -> Result<()> {
+        self.completeness.extra = Some(extra.len());
+        self.dropped += extra.dropped;
+        self.frame.vstack_mut(&extra.frame)?;
+        Ok(())
+    }
+
     /// Reads the file of a split from its bytes.
     pub(crate) fn parse(task: Task, split: Split, path: &Path, bytes: &[u8]) -> Result<Self> {
         let mut lines = tsv::lines(path, bytes)?;
@@ -146,7 +166,7 @@ impl Dataset {
         // The official 363846 rows of QQP's training file count the rows without a question and not the torn lines
         // (huggingface/datasets issue 277 gives the rows of both).
         let found = rows.first.len() + without_question;
-        let completeness = Completeness { found, official: task.official_rows(split) };
+        let completeness = Completeness { found, official: task.official_rows(split), extra: None };
         let dropped = torn + without_question;
         let frame = rows.into_frame(task, labelled)?;
         Ok(Self { task, split, frame, completeness, dropped, path: path.into() })
@@ -275,8 +295,8 @@ pub(crate) fn has_label_names(task: Task) -> bool {
     matches!(task, Task::Mnli | Task::Qnli | Task::Rte | Task::Ax)
 }
 
-/// What a label may be in the task's files.
-fn label_texts(task: Task) -> Vec<String> {
+/// What a label may be in the task's files, those of a submission too.
+pub(crate) fn label_texts(task: Task) -> Vec<String> {
     if has_label_names(task) {
         task.labels().iter().map(ToString::to_string).collect()
     } else {
@@ -424,5 +444,24 @@ mod tests {
     fn a_set_with_fewer_rows_than_the_official_one_says_so() {
         let data = parse(Task::Rte, Split::Train, format!("{RTE}0\ta\tb\tentailment\n")).unwrap();
         assert_eq!(data.completeness.to_string(), "1 of 2490 (partial)");
+    }
+
+    #[test]
+    fn rows_that_are_not_glues_make_even_a_whole_set_partial_and_are_said() {
+        let whole = Completeness { found: 2490, official: Some(2490), extra: None };
+        assert!(!whole.is_partial());
+        let more = Completeness { extra: Some(10), ..whole };
+        assert!(more.is_partial());
+        assert_eq!((more.to_string().as_str(), more.rows()), ("2490, and 10 rows that are not GLUE's", 2500));
+    }
+
+    #[test]
+    fn a_record_from_before_there_were_extra_rows_reads_and_is_written_as_it_was() {
+        let before = r#"{"found":2500,"official":3668}"#;
+        let read: Completeness = serde_json::from_str(before).unwrap();
+        assert_eq!(read, Completeness { found: 2500, official: Some(3668), extra: None });
+        assert_eq!(serde_json::to_string(&read).unwrap(), before);
+        let extra = Completeness { extra: Some(7), ..read };
+        assert_eq!(serde_json::from_str::<Completeness>(&serde_json::to_string(&extra).unwrap()).unwrap(), extra);
     }
 }

@@ -69,6 +69,54 @@ pub enum Error {
         /// What is there.
         found: String,
     },
+    /// A line of a submission file that GLUE's server does not take.
+    #[error("{path}, line {line}: expected {expected}, found {found}; predict the whole test file and write it again")]
+    SubmissionLine {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A submission whose files are not those that GLUE's server takes.
+    #[error(
+        "{path}: expected {expected}, found {found}; write what is missing (predictions, or `submission::majority`), move away what is not of a submission"
+    )]
+    SubmissionFiles {
+        /// The file or the folder of the files.
+        path: PathBuf,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A split whose labels are not of the kind that is needed.
+    #[error("{task}, {split}: expected {expected}, found {found}; choose a split and a task that have them")]
+    NoLabels {
+        /// The task.
+        task: &'static str,
+        /// The split.
+        split: String,
+        /// What labels are needed.
+        expected: &'static str,
+        /// What labels there are.
+        found: &'static str,
+    },
+    /// Sets too large to compare each example of one with each of the other.
+    #[error(
+        "{task}: expected at most {limit} pairs of a training and a validation example, found {found}; choose a smaller task"
+    )]
+    TooManyPairs {
+        /// The task.
+        task: &'static str,
+        /// The pairs that are compared within about a minute.
+        limit: usize,
+        /// The pairs there are.
+        found: usize,
+    },
     /// A download that failed.
     #[error("{url}: cannot be downloaded ({reason}); put GLUE's task folders into a folder and set GLUE_DIR to it")]
     Download {

@@ -149,6 +149,21 @@ impl Glue {
         Dataset::parse(task, split, &path, &bytes)
     }
 
+    /// Loads the training set with the rows of `train_extra.tsv`, which lies beside `train.tsv` and has its columns, after
+    /// its own. That is no file of GLUE: the set counts as partial, and its `completeness` says how many rows are not GLUE's.
+    ///
+    /// # Errors
+    /// When one of the two files is missing or broken; the message names file and line.
+    pub fn load_with_extra(&self, task: Task) -> Result<Dataset> {
+        let mut train = self.load(task, Split::Train)?;
+        let path = train.path.with_file_name("train_extra.tsv");
+        let expected =
+            format!("labelled rows for {task} that are not GLUE's; to do without them, train on train.tsv alone");
+        let bytes = std::fs::read(&path).map_err(|source| Error::Missing { path: path.clone(), expected, source })?;
+        train.append_extra(Dataset::parse(task, Split::Train, &path, &bytes)?)?;
+        Ok(train)
+    }
+
     fn path(&self, task: Task, split: Split) -> Option<PathBuf> {
         let root = self.root.as_ref()?;
         if task == Task::Ax {
@@ -203,6 +218,27 @@ mod tests {
         std::fs::write(folder.path().join("QQP/dev.tsv"), "").unwrap();
         let error = Glue::at(folder.path()).unwrap().load(Task::Qqp, Split::Test).unwrap_err().to_string();
         assert!(error.contains("QQP/test.tsv") && error.contains("here are: validation"), "{error}");
+    }
+
+    #[test]
+    fn extra_rows_follow_those_of_the_training_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let qqp = folder.path().join("QQP");
+        std::fs::create_dir(&qqp).unwrap();
+        let header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n";
+        std::fs::write(qqp.join("train.tsv"), format!("{header}0\t1\t2\ta\tb\t1\n")).unwrap();
+        let glue = Glue::at(folder.path()).unwrap();
+        let error = glue.load_with_extra(Task::Qqp).unwrap_err().to_string();
+        assert!(error.contains("QQP/train_extra.tsv") && error.contains("train on train.tsv alone"), "{error}");
+        // The second extra row lacks a question, as some of QQP's do.
+        let extra = format!("{header}7\t1\t2\tc\td\t0\n8\t1\t2\te\t\t0\n9\t1\t2\tg\th\t1\n");
+        std::fs::write(qqp.join("train_extra.tsv"), extra).unwrap();
+        let data = glue.load_with_extra(Task::Qqp).unwrap();
+        let first: Vec<String> = data.examples().unwrap().into_iter().map(|example| example.first).collect();
+        assert_eq!(first, ["a", "c", "g"]);
+        assert_eq!(data.targets().unwrap(), Some(crate::Targets::Classes(vec![1, 0, 1])));
+        assert_eq!((data.dropped, data.completeness.found, data.completeness.extra), (1, 1, Some(2)));
+        assert_eq!(glue.load(Task::Qqp, Split::Train).unwrap().completeness.extra, None);
     }
 
     #[test]

@@ -58,6 +58,15 @@ impl Targets {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// What predicts these best and looks at no text: `rows` times the most frequent class (of equally frequent ones the
+    /// lowest), or the mean score. A correlation with it is not a number.
+    pub fn majority(&self, rows: usize) -> Self {
+        match self {
+            Self::Classes(ids) => Self::Classes(vec![majority(ids); rows]),
+            Self::Values(values) => Self::Values(vec![values.iter().sum::<f64>() / values.len() as f64; rows]),
+        }
+    }
 }
 
 /// The values of a task's metrics. One that is not a number (a correlation with a constant) is `null` in JSON.
@@ -108,6 +117,14 @@ impl Task {
             None => wrong(if self.is_regression() { "scores" } else { "classes" }.into(), "the other kind".into()),
         }
     }
+}
+
+/// The most frequent class; of equally frequent ones the lowest.
+pub(crate) fn majority(labels: &[usize]) -> usize {
+    let mut counts = vec![0_usize; labels.iter().max().map_or(1, |highest| highest + 1)];
+    labels.iter().for_each(|&label| counts[label] += 1);
+    // From the last, as of equal counts `max_by_key` takes the one it meets last.
+    (0..counts.len()).rev().max_by_key(|&class| counts[class]).unwrap_or(0)
 }
 
 /// The share of equal entries.
@@ -191,6 +208,13 @@ mod tests {
         assert_eq!(f1(&predicted, &gold), 2.0 / 3.0);
         let by_hand = (2.0 * 1.0 - 1.0 * 1.0) / f64::sqrt(3.0 * 3.0 * 2.0 * 2.0);
         assert!((matthews(&predicted, &gold) - by_hand).abs() < 1e-15);
+    }
+
+    #[test]
+    fn the_majority_is_the_most_frequent_class_and_of_equals_the_lowest_or_the_mean_score() {
+        assert_eq!(Targets::Classes(vec![0, 2, 2, 1]).majority(2), Targets::Classes(vec![2, 2]));
+        assert_eq!(Targets::Classes(vec![2, 1, 2, 1, 0]).majority(1), Targets::Classes(vec![1]));
+        assert_eq!(Targets::Values(vec![1.0, 4.0]).majority(3), Targets::Values(vec![2.5; 3]));
     }
 
     #[test]

@@ -1,12 +1,24 @@
-//! The files that GLUE's server takes.
+//! The files that GLUE's server takes, one for each test split, and the zip of them.
 
+use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
-use crate::dataset::has_label_names;
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, DateTime, ZipWriter};
+
+use crate::dataset::{has_label_names, label_texts};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
+use crate::location::Glue;
 use crate::metrics::Targets;
 use crate::task::{Split, Task};
+
+const HEADER: &str = "index\tprediction";
+
+/// What a submission predicts: the test splits of GLUE's ten tasks, eleven as MNLI has two, in the order of `Task::ALL`.
+pub fn splits() -> impl Iterator<Item = (Task, Split)> {
+    Task::ALL.into_iter().flat_map(|task| task.test_splits().iter().map(move |&split| (task, split)))
+}
 
 /// Writes predictions for a test split as GLUE's `{task}.tsv` into `folder`: a header, then index and prediction, from 0. MNLI,
 /// QNLI, RTE and AX are written as class names; STS-B's scores are clamped to 0 to 5 and have three decimals.
@@ -20,7 +32,7 @@ pub fn write(folder: &Path, task: Task, split: Split, predictions: &Targets, row
     if predictions.len() != rows {
         return wrong(format!("{rows} rows"), format!("{} rows", predictions.len()));
     }
-    let mut text = String::from("index\tprediction\n");
+    let mut text = format!("{HEADER}\n");
     match predictions {
         Targets::Values(scores) if task.is_regression() => {
             for (index, score) in scores.iter().enumerate() {
@@ -46,7 +58,153 @@ pub fn write(folder: &Path, task: Task, split: Split, predictions: &Targets, row
     Ok(path)
 }
 
-fn file_name(task: Task, split: Split) -> String {
+/// What to hand in where nothing was learned or the test file is absent: for each row of a split the most frequent class of the
+/// task's training set, or its mean score. The number of rows is the official one, whatever is here of the split. AX, which
+/// has no training set, gets MNLI's class.
+///
+/// # Errors
+/// When the training set is missing or broken, or the task has no such split.
+pub fn majority(glue: &Glue, task: Task, split: Split) -> Result<Targets> {
+    let rows = match task.official_rows(split) {
+        Some(rows) => rows,
+        None => glue.load(task, split)?.len(),
+    };
+    let train = glue.load(if task == Task::Ax { Task::Mnli } else { task }, Split::Train)?;
+    let labels = train.targets()?.ok_or_else(|| Error::NoLabels {
+        task: train.task.name(),
+        split: train.split.to_string(),
+        expected: "labels",
+        found: "none",
+    })?;
+    Ok(labels.majority(rows))
+}
+
+/// Checks a submission file: that its name is one of the eleven, and that it has the header, the index from 0, a label
+/// that the server takes for the task (as [`write`] writes them; for STS-B a number from 0 to 5), and as many rows as GLUE's test
+/// file, not as the part of it that may be here.
+///
+/// # Errors
+/// When one of these is not so or the file cannot be read; the message names file and line.
+pub fn check(path: &Path) -> Result<()> {
+    read_checked(path).map(drop)
+}
+
+/// Writes the zip that GLUE's server takes to `path`: the eleven files of a folder, each checked as by [`check`], without a folder
+/// around them. The same files give the same bytes. `path` may lie in the folder.
+///
+/// # Errors
+/// When a file is missing or not as it must be, when there is something else in the folder, or when the zip cannot be written.
+pub fn write_zip(folder: &Path, path: &Path) -> Result<()> {
+    let names = names();
+    let here = entries(folder, path).map_err(|source| not_a_submission(folder, source.to_string()))?;
+    let missing: Vec<&str> = names.iter().filter(|name| !here.contains(name)).map(String::as_str).collect();
+    let additional: Vec<&str> = here.iter().filter(|name| !names.contains(name)).map(String::as_str).collect();
+    let parts = [("without", missing), ("also with", additional)].into_iter().filter(|(_, names)| !names.is_empty());
+    let found: Vec<String> = parts.map(|(what, names)| format!("{what} {}", names.join(", "))).collect();
+    if !found.is_empty() {
+        return Err(not_a_submission(folder, format!("a folder {}", found.join(", "))));
+    }
+    let mut files = Vec::new();
+    for name in names {
+        let content = read_checked(&folder.join(&name))?;
+        files.push((name, content));
+    }
+    archive(files)
+        .map_err(std::io::Error::from)
+        .and_then(|bytes| write_atomically(path, &bytes))
+        .map_err(|source| Error::Write { path: path.into(), source })
+}
+
+/// The names of a submission's files, in the order of the zip.
+fn names() -> Vec<String> {
+    splits().map(|(task, split)| file_name(task, split)).collect()
+}
+
+/// The names in a folder in order, without that of the zip.
+fn entries(folder: &Path, zip: &Path) -> std::io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.path() != zip {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn archive(files: Vec<(String, Vec<u8>)>) -> zip::result::ZipResult<Vec<u8>> {
+    let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
+    // A fixed time and fixed rights, so that the bytes depend on the files' content alone.
+    let options = SimpleFileOptions::default()
+        .compression_method(CompressionMethod::Deflated)
+        .last_modified_time(DateTime::default())
+        .unix_permissions(0o644);
+    for (name, content) in files {
+        archive.start_file(name, options)?;
+        archive.write_all(&content)?;
+    }
+    Ok(archive.finish()?.into_inner())
+}
+
+fn not_a_submission(path: &Path, found: String) -> Error {
+    let expected = format!("a submission's files: {}", names().join(", "));
+    Error::SubmissionFiles { path: path.into(), expected, found }
+}
+
+/// A file's bytes, if the server would take them.
+fn read_checked(path: &Path) -> Result<Vec<u8>> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let Some((task, split)) = splits().find(|&(task, split)| file_name(task, split) == name) else {
+        return Err(not_a_submission(path, format!("a file named {name:?}")));
+    };
+    let bytes = std::fs::read(path).map_err(|source| not_a_submission(path, source.to_string()))?;
+    // Bytes that are no UTF-8 turn into a character that no index or label has.
+    let text = String::from_utf8_lossy(&bytes);
+    let wrong = |line: usize, expected: String, found: String| {
+        Err(Error::SubmissionLine { path: path.into(), line, expected, found })
+    };
+    let mut lines = text.strip_suffix('\n').unwrap_or(&text).split('\n');
+    let header = lines.next().unwrap_or_default();
+    if header != HEADER {
+        return wrong(1, format!("the header {HEADER:?}"), excerpt(header));
+    }
+    let labels = label_texts(task);
+    let taken = |text: &str| match task.is_regression() {
+        true => text.parse().is_ok_and(|score: f64| (0.0..=5.0).contains(&score)),
+        false => labels.iter().any(|label| label == text),
+    };
+    let mut rows = 0;
+    for line in lines {
+        let (index, prediction) = line.split_once('\t').unwrap_or((line, ""));
+        if index != rows.to_string() {
+            return wrong(rows + 2, format!("the index {rows}"), excerpt(line));
+        }
+        if !taken(prediction) {
+            let expected = if task.is_regression() {
+                "a score from 0 to 5".into()
+            } else {
+                format!("one of {}", labels.join(", "))
+            };
+            return wrong(rows + 2, expected, excerpt(prediction));
+        }
+        rows += 1;
+    }
+    if let Some(official) = task.official_rows(split).filter(|&official| official != rows) {
+        let expected =
+            format!("{official} rows, those of GLUE's whole {split} file (a part of it cannot be handed in)");
+        return wrong(rows.min(official) + 2, expected, format!("{rows} rows"));
+    }
+    Ok(bytes)
+}
+
+/// The beginning of a text, for a message.
+fn excerpt(text: &str) -> String {
+    format!("{:?}", text.chars().take(60).collect::<String>())
+}
+
+/// The name of a split's file in a submission.
+pub fn file_name(task: Task, split: Split) -> String {
     match (task, split) {
         (Task::Mnli, Split::TestMismatched | Split::ValidationMismatched) => "MNLI-mm.tsv".into(),
         (Task::Mnli, _) => "MNLI-m.tsv".into(),

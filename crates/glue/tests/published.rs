@@ -1,7 +1,8 @@
 //! The data that is here against what is published of it.
 #![allow(clippy::unwrap_used)]
 
-use glue::{Glue, Origin, Split, Targets, Task};
+use glue::submission::majority;
+use glue::{Glue, Origin, Overlap, Split, Targets, Task};
 
 /// GLUE, unless there is none here: then the test says so.
 fn glue() -> Option<Glue> {
@@ -75,4 +76,58 @@ fn whole_validation_sets_have_the_published_label_counts() {
             (0..task.num_labels()).map(|class| labels.iter().filter(|&&label| label == class).count()).collect();
         assert_eq!(counts, expected, "{task}");
     }
+}
+
+/// Counted with Python's standard library: lines split at tabs, words as runs of `str.isalnum` characters of `str.lower`,
+/// multisets as `collections.Counter` (`&` and `|`), similarities as `fractions.Fraction`, the first of the highest by `list.index`.
+/// The training set's majority class is 0 (323 of 635), which 40 of the 71 validation pairs have; 65 of them share their first
+/// sentence, in 96 pairs of a validation and a training example.
+#[test]
+fn wnlis_nearest_neighbours_have_the_wrong_label() {
+    let Some(glue) = glue().filter(|glue| glue.tasks().contains(&Task::Wnli)) else { return };
+    let expected = Overlap {
+        majority: 40.0 / 71.0,
+        nearest_neighbour: 3.0 / 71.0,
+        inverted_nearest_neighbour: Some(68.0 / 71.0),
+        shared_first_sentence: 65.0 / 71.0,
+        opposite_label: Some(77.0 / 96.0),
+    };
+    assert_eq!(Overlap::of(&glue, Task::Wnli).unwrap(), expected);
+
+    let first = |split| glue.load(Task::Wnli, split).unwrap().examples().unwrap().into_iter().map(|pair| pair.first);
+    let train: Vec<String> = first(Split::Train).collect();
+    assert_eq!(first(Split::Test).filter(|sentence| train.contains(sentence)).count(), 8);
+}
+
+/// The rows and label counts of both files, counted with Python.
+#[test]
+fn qqps_extra_rows_follow_those_of_its_training_file_and_mark_it() {
+    let Some(glue) = glue().filter(|glue| glue.origin() == &Origin::Shared) else { return };
+    let data = glue.load_with_extra(Task::Qqp).unwrap();
+    assert_eq!((data.len(), data.dropped), (11946 + 30674, 0));
+    assert_eq!(data.completeness.to_string(), "11946 of 363846 (partial), and 30674 rows that are not GLUE's");
+    let examples = data.examples().unwrap();
+    assert_eq!(examples[11946].first, "Why am I mentally very lonely? How can I solve it?");
+    let Some(Targets::Classes(labels)) = data.targets().unwrap() else { panic!("no labels") };
+    let duplicates = |labels: &[usize]| labels.iter().sum::<usize>();
+    assert_eq!([duplicates(&labels[..11946]), duplicates(&labels[11946..])], [4410, 11447]);
+    let error = glue.load_with_extra(Task::Rte).unwrap_err().to_string();
+    assert!(error.contains("RTE/train_extra.tsv"), "{error}");
+}
+
+/// The most frequent label of each training file and the mean of STS-B's scores (`math.fsum`), from Python.
+#[test]
+fn the_majority_of_the_shared_training_sets_is_the_one_counted_elsewhere() {
+    let Some(glue) = glue().filter(|glue| glue.origin() == &Origin::Shared) else { return };
+    for (task, split, class, rows) in [
+        (Task::Mnli, Split::Test, 1, 9796),
+        (Task::Mnli, Split::TestMismatched, 1, 9847),
+        (Task::Qqp, Split::Test, 0, 390_965),
+        (Task::Ax, Split::Test, 1, 1104),
+        (Task::Cola, Split::Test, 1, 1063),
+    ] {
+        assert_eq!(majority(&glue, task, split).unwrap(), Targets::Classes(vec![class; rows]), "{task}, {split}");
+    }
+    let Targets::Values(scores) = majority(&glue, Task::StsB, Split::Test).unwrap() else { panic!("no scores") };
+    assert!(scores.len() == 1379 && (scores[0] - 2.7009990253653497).abs() < 1e-12, "{}", scores[0]);
 }
