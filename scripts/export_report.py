@@ -1,7 +1,8 @@
 """Exports an executed notebook: one HTML page for the screen, with interactive charts, and one PDF for paper.
 
 Both are made from report/template/page.html.j2 and need nothing from a network. The screen page takes each result's HTML, where a
-chart draws itself with the page's own plotly.js; the PDF takes its SVG, which is as sharp and needs no script.
+chart draws itself with the page's own plotly.js; the PDF takes its SVG, which is as sharp and needs no script, and opens with the answers:
+the cells that are tagged `answers`.
 """
 
 import argparse
@@ -26,14 +27,17 @@ TEMPLATE = Path(__file__).resolve().parent.parent / "report" / "template"
 SCREEN_FORMS = ["text/html", "image/svg+xml", "image/png", "text/markdown", "text/plain"]
 PAPER_FORMS = ["image/svg+xml", "image/png", "text/html", "text/markdown", "text/plain"]
 
-# Of a long printed output, paper shows this many lines of its beginning and of its end.
-FIRST_LINES, LAST_LINES = 3, 5
+# Of a long printed output, paper shows this many lines of its beginning and of its end; fewer where it only leads to a result.
+LONG_ENDS, SHORT_ENDS = (3, 5), (2, 1)
+
+# A cell with this tag answers what the report asks: on paper, what it shows stands at the report's opening.
+ANSWERS = "answers"
 
 # Code of so many lines may be divided between two pages.
 LONG_CODE_LINES = 30
 
-# A PDF of the whole report takes a few seconds; a browser that hangs must not hang the export.
-BROWSER_TIMEOUT_SECONDS = 300
+# A PDF takes half a minute, and longer with many charts, whose sizes are tried; a browser that hangs must not hang the export.
+BROWSER_TIMEOUT_SECONDS = 900
 
 
 class ExportError(Exception):
@@ -61,13 +65,14 @@ def markdown(source):
     return Markup(MarkdownWithMath(renderer=ReportRenderer(escape=False, exclude_anchor_links=True)).render(source))
 
 
-def shorten(text):
-    """A long text without its middle, which a line in brackets stands for."""
+def shorten(text, ends=LONG_ENDS):
+    """A long text without its middle, which a line in brackets stands for; `ends` has the lines kept before and after it."""
+    first, last = ends
     lines = text.splitlines()
-    left_out = len(lines) - FIRST_LINES - LAST_LINES
+    left_out = len(lines) - first - last
     if left_out <= 1:
         return text
-    return "\n".join([*lines[:FIRST_LINES], f"[… {left_out} more lines …]", *lines[-LAST_LINES:]]) + "\n"
+    return "\n".join([*lines[:first], f"[… {left_out} more lines …]", *lines[-last:]]) + "\n"
 
 
 def text_of(value):
@@ -75,13 +80,13 @@ def text_of(value):
     return "".join(value) if isinstance(value, list) else value
 
 
-def blocks(output, forms):
+def blocks(output, forms, ends=LONG_ENDS):
     """The (kind, content) to show for one output: at most one, none where nothing of it can be seen."""
     on_paper = forms is PAPER_FORMS
     if output.output_type == "stream":
         text = text_of(output.text)
         kind = "warnings" if output.name == "stderr" else "text"
-        return [(kind, Markup(ansi2html(shorten(text) if on_paper else text)))] if text.strip() else []
+        return [(kind, Markup(ansi2html(shorten(text, ends) if on_paper else text)))] if text.strip() else []
     if output.output_type == "error":
         return [("warnings", strip_ansi("\n".join(output.traceback)))]
     form = next((form for form in forms if form in output.data), None)
@@ -111,23 +116,61 @@ def split_title(notebook):
     return title.removeprefix("# ").strip(), [first, *cells[1:]] if rest.strip() else cells[1:]
 
 
+def is_answers(cell):
+    """Whether the cell's author tagged it as an answer."""
+    return ANSWERS in cell.metadata.get("tags", [])
+
+
+def introduction_length(cells):
+    """How many cells stand before the first heading and the first code."""
+    return next((i for i, cell in enumerate(cells) if cell.cell_type != "markdown" or cell.source.lstrip().startswith("#")), len(cells))
+
+
+def prose(cell):
+    """A Markdown cell, as the template shows it."""
+    return {"prose": markdown(cell.source)}
+
+
+def outputs(cell, forms):
+    """What a code cell shows, as (kind, content)."""
+    has_result = any(output.output_type in ("execute_result", "display_data") for output in cell.outputs)
+    ends = SHORT_ENDS if has_result else LONG_ENDS
+    return [block for output in cell.outputs for block in blocks(output, forms, ends)]
+
+
+def code(cell, shown, moved=False):
+    """A code cell with the outputs `shown`, as the template shows it; `moved` says that those stand at the report's opening."""
+    highlighted = Markup(Highlight2HTML(pygments_lexer="rust")(cell.source))
+    return {"code": highlighted, "long": cell.source.count("\n") >= LONG_CODE_LINES, "outputs": shown, "moved": moved}
+
+
+def arranged(cells, forms):
+    """The cells as the template shows them: in the notebook's order on the screen; on paper with the answers after the introduction.
+
+    Of a code cell with answers the code stays where it is, for it reads what the cells before it define.
+    """
+    opening, rest = [], []
+    length = introduction_length(cells)
+    for index, cell in enumerate(cells):
+        moves = forms is PAPER_FORMS and is_answers(cell) and index >= length
+        if cell.cell_type == "markdown":
+            (opening if moves else rest).append(prose(cell))
+        elif cell.cell_type == "code" and moves:
+            opening.append({"outputs": outputs(cell, forms)})
+            rest.append(code(cell, [], moved=True))
+        elif cell.cell_type == "code":
+            rest.append(code(cell, outputs(cell, forms)))
+    return rest[:length] + opening + rest[length:]
+
+
 def page(notebook, forms):
     """The whole page as HTML."""
     title, cells = split_title(notebook)
-    highlight = Highlight2HTML(pygments_lexer="rust")
-    shown = []
-    for cell in cells:
-        if cell.cell_type == "markdown":
-            shown.append({"prose": markdown(cell.source)})
-        elif cell.cell_type == "code":
-            outputs = [block for output in cell.outputs for block in blocks(output, forms)]
-            long = cell.source.count("\n") >= LONG_CODE_LINES
-            shown.append({"code": Markup(highlight(cell.source)), "long": long, "outputs": outputs})
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     html = environment.get_template("page.html.j2").render(
         title=title,
         run=notebook.metadata.get("report", {}),
-        cells=shown,
+        cells=arranged(cells, forms),
         medium="paper" if forms is PAPER_FORMS else "screen",
         style=Markup((TEMPLATE / "page.css").read_text(encoding="utf-8")),
         code_style=Markup(HtmlFormatter(style="friendly").get_style_defs(".highlight")),
@@ -147,10 +190,11 @@ def network_loads(html):
 
 
 def print_pdf(html, browser, pdf):
-    """Prints a page to a PDF file, which is replaced in one step."""
+    """Prints a page to a PDF file, which is replaced in one step; a script first finds the sizes that fill its pages."""
+    fill_pages = (TEMPLATE / "fill_pages.js").read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
         source, printed = Path(folder, "report.html"), Path(folder, "report.pdf")
-        source.write_text(html, encoding="utf-8")
+        source.write_text(f"{html}<script>\n{fill_pages}</script>\n", encoding="utf-8")
         command = [
             browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",

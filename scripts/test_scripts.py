@@ -70,6 +70,32 @@ class Pages(unittest.TestCase):
         text = "".join(f"{i}\n" for i in range(9))
         self.assertEqual(export_report.shorten(text), text)
 
+    def test_printed_text_that_leads_to_a_result_is_shorter_still_on_paper(self):
+        progress = new_output("stream", text="".join(f"step {i}\n" for i in range(100)))
+        paper = export_report.page(notebook(progress, result(CHART)), PAPER_FORMS)
+        self.assertIn("step 0\nstep 1\n[… 97 more lines …]\nstep 99\n", paper)
+
+    def test_answers_open_the_paper_once_and_stay_in_their_place_on_the_screen(self):
+        answers = new_code_cell("findings()", outputs=[result({"text/html": "<table><tr><td>yes &lt;b&gt;</td></tr></table>"})])
+        conclusion = new_markdown_cell("It is so.")
+        for cell in (answers, conclusion):
+            cell.metadata["tags"] = ["other", "answers"]
+        cells = [new_markdown_cell("# T"), new_markdown_cell("An introduction."), new_markdown_cell("## Work"), new_code_cell("work()")]
+        tagged = new_notebook(cells=[*cells, answers, conclusion])
+        for forms, order in [
+            (PAPER_FORMS, ["An introduction.", "yes &lt;b&gt;", "It is so.", "Work</h2>", ">work<", ">findings<"]),
+            (SCREEN_FORMS, ["An introduction.", "Work</h2>", ">work<", ">findings<", "yes &lt;b&gt;", "It is so."]),
+        ]:
+            page = export_report.page(tagged, forms)
+            self.assertEqual(sorted(order, key=page.index), order)
+            self.assertEqual([page.count(text) for text in order], [1] * len(order))
+
+    def test_answers_open_a_report_without_an_introduction(self):
+        answers = new_markdown_cell("It is so.", metadata={"tags": ["answers"]})
+        cells = [new_markdown_cell("# T"), new_code_cell("work()"), answers]
+        page = export_report.page(new_notebook(cells=cells), PAPER_FORMS)
+        self.assertLess(page.index("It is so."), page.index(">work<"))
+
     def test_formulas_become_mathml(self):
         formula = new_notebook(cells=[new_markdown_cell("# T\n\n$W + \\frac{\\alpha}{r} B A$ and a price of \\$5")])
         page = export_report.page(formula, SCREEN_FORMS)
@@ -93,6 +119,46 @@ class Pages(unittest.TestCase):
     def test_a_notebook_without_a_title_is_an_error(self):
         with self.assertRaisesRegex(export_report.ExportError, "title"):
             export_report.page(new_notebook(cells=[new_code_cell("1")]), SCREEN_FORMS)
+
+
+def bottom_rooms(pdf):
+    """The room left at the end of each page, as a share of the height of its text."""
+    data = subprocess.run(["pdftoppm", "-r", "36", "-gray", pdf], capture_output=True, check=True).stdout
+    rooms = []
+    while data:
+        _, size, _, pixels = data.split(b"\n", 3)
+        width, height = map(int, size.split())
+        # The margins of page.css, on paper 297 mm high; the page's number stands in the lower one.
+        top, bottom = height * 15 // 297, height * (297 - 17) // 297
+        inked = [row for row in range(top, bottom) if min(pixels[row * width : (row + 1) * width]) < 200]
+        rooms.append(1 - (max(inked, default=top) + 1 - top) / (bottom - top))
+        data = pixels[width * height :]
+    return rooms
+
+
+BROWSER = subprocess.run([Path(__file__).with_name("find_browser.sh")], capture_output=True, text=True).stdout.strip()
+
+
+@unittest.skipUnless(BROWSER and shutil.which("pdftoppm"), "needs Chromium and pdftoppm (apt-get install chromium poppler-utils)")
+class Paper(unittest.TestCase):
+    """The printed pages."""
+
+    def test_pages_are_full_where_charts_tables_and_texts_follow_one_another(self):
+        drawn = '<svg xmlns="http://www.w3.org/2000/svg" width="700" height="380"><rect width="700" height="380" fill="#ccc"/></svg>'
+        row = "<tr><td>a</td><td>b</td></tr>"
+        cells = [new_markdown_cell("# T\n\nAn introduction.")]
+        for number in range(1, 9):
+            words = "A sentence that says what the next cell shows. " * (3 * number % 7 + 1)
+            table = f"<table><thead><tr><th>one</th><th>two</th></tr></thead><tbody>{row * (5 * number % 13 + 2)}</tbody></table>"
+            cells += [new_markdown_cell(f"## Part {number}\n\n{words}"), new_code_cell("table()\n" * number, outputs=[result({"text/html": table})])]
+            cells += [new_markdown_cell(words), new_code_cell("chart()", outputs=[result({"image/svg+xml": drawn})])]
+        with tempfile.TemporaryDirectory() as folder:
+            pdf = Path(folder, "report.pdf")
+            export_report.print_pdf(export_report.page(new_notebook(cells=cells), PAPER_FORMS), BROWSER, pdf)
+            rooms = bottom_rooms(pdf)
+        self.assertGreater(len(rooms), 3)
+        # A quarter is the aim; in a made-up notebook a chart and its text may miss the end of a page by a little more.
+        self.assertLess(max(rooms[:-1]), 0.3, rooms)
 
 
 class Execution(unittest.TestCase):
