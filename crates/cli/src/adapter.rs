@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 use clap::{Args, Subcommand, ValueEnum};
+use trainer::maker;
 use trainer::peft::{
     Adapter, Combination, CombinationType, ConversionRank, MajoritySignMethod, Model, Pretrained, Warning,
 };
@@ -81,6 +82,9 @@ pub fn perform(command: &AdapterCommand) -> Result<()> {
         AdapterCommand::Merge(source) => {
             let (pretrained, model) = source.load()?;
             model.save_merged(&pretrained, &source.output)?;
+            if let Some(run) = maker::read(&source.adapter)? {
+                maker::write(&source.output, &run)?;
+            }
             println!("model: {}", source.output.display());
             Ok(())
         }

@@ -1,10 +1,11 @@
 //! The command line.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use serde::de::DeserializeOwned;
 use trainer::glue::{Example, Task};
 use trainer::peft::{
@@ -13,9 +14,32 @@ use trainer::peft::{
     PromptTuningInit, Targets, Vera,
 };
 use trainer::study::{over_ranks, over_seeds};
-use trainer::{DeviceName, Evaluate, Run, Settings, Tokenizer};
+use trainer::{DeviceName, Evaluate, Recipe, Run, Settings, StartsFrom, Tokenizer};
 
 use crate::adapter::AdapterCommand;
+
+impl Arguments {
+    /// The arguments of this process. Ends it where they are wrong, or ask for help.
+    pub fn from_command_line() -> Self {
+        let matches = Self::command().get_matches();
+        let mut arguments = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        let of_command = matches.subcommand().map(|(_, matches)| matches);
+        let names = of_command.iter().flat_map(|matches| matches.ids().map(move |id| (matches, id.as_str())));
+        let is_typed =
+            |(matches, id): &(&&ArgMatches, &str)| matches.value_source(id) == Some(ValueSource::CommandLine);
+        // Groups have ids too, in capital letters as the structs they are of.
+        let is_option = |(_, id): &(&&ArgMatches, &str)| !id.starts_with(char::is_uppercase);
+        let given = names.filter(is_typed).filter(is_option).map(|(_, id)| id.to_string()).collect();
+        if let Command::Run { run, .. }
+        | Command::Predict { run, .. }
+        | Command::Replay { run, .. }
+        | Command::Parameters { run, .. } = &mut arguments.command
+        {
+            run.given = given;
+        }
+        arguments
+    }
+}
 
 /// Parameter-efficient fine-tuning on GLUE.
 #[derive(Parser)]
@@ -66,6 +90,8 @@ pub enum Command {
         #[arg(long, requires = "forward_only")]
         merge: bool,
     },
+    /// Make every run of the recipes that has no record, say first what that will take, and publish each record.
+    Glue(GlueArguments),
     /// Print which data was found and how complete it is.
     Data,
     /// Print every tensor that a method trains.
@@ -143,11 +169,15 @@ enum PrecisionName {
 
 #[derive(Args)]
 pub struct RunArguments {
-    /// cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli; synthetic where there is no GLUE.
+    /// A recipe: a name in the folder recipes, such as cola-lora, or a .toml file. It says task, model, method and settings; they are
+    /// changed there, and not by options beside it.
     #[arg(long)]
-    task: Task,
+    recipe: Option<String>,
+    /// cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli; synthetic where there is no GLUE.
+    #[arg(long, required_unless_present = "recipe")]
+    task: Option<Task>,
     /// What is trained.
-    #[arg(long, value_enum, required_unless_present = "adapter")]
+    #[arg(long, value_enum, required_unless_present_any = ["adapter", "recipe"])]
     method: Option<MethodName>,
     /// Instead of a method: the folder of an adapter, of this program's or of Python's peft. Predict, replay and parameters
     /// take the model with it.
@@ -160,6 +190,9 @@ pub struct RunArguments {
     /// A folder, a folder below models/, or a Hugging Face hub id.
     #[arg(long, default_value = "all-MiniLM-L6-v2")]
     model: String,
+    /// What the run goes on from, with the same method and layers and a new output layer: a recipe, or the folder of an adapter.
+    #[arg(long, conflicts_with = "adapter")]
+    starts_from: Option<String>,
     /// LoRA and VeRA: the rank [default: 8; VeRA: 256].
     #[arg(long)]
     r: Option<usize>,
@@ -346,6 +379,9 @@ pub struct RunArguments {
     /// Train on this many examples.
     #[arg(long)]
     train_limit: Option<usize>,
+    /// Train on the rows of train_extra.tsv too, which are not GLUE's; QQP may have such a file.
+    #[arg(long)]
+    train_extra: bool,
     /// Evaluate every so many steps [default: every epoch].
     #[arg(long)]
     eval_steps: Option<usize>,
@@ -366,6 +402,32 @@ pub struct RunArguments {
     /// Print the record as JSON, and nothing else.
     #[arg(long)]
     pub json: bool,
+    /// The options that were typed, by their names.
+    #[arg(skip)]
+    given: Vec<String>,
+}
+
+/// What may be typed beside a recipe.
+const BESIDE_RECIPE: [&str; 9] =
+    ["recipe", "device", "seed", "seeds", "at_once", "time_budget", "keep_weights", "runs", "json"];
+
+/// Which recipes, and where records go.
+#[derive(Args)]
+pub struct GlueArguments {
+    /// Recipes by name [default: all].
+    pub recipes: Vec<String>,
+    /// Only say which runs there are and what they will take.
+    #[arg(long)]
+    pub list: bool,
+    /// The folder of published records, which tables and charts are made of.
+    #[arg(long, default_value = "results")]
+    pub results: PathBuf,
+    /// The folder of the runs: their records, checkpoints and weights.
+    #[arg(long, default_value = "runs")]
+    pub runs: PathBuf,
+    /// As for a run.
+    #[arg(long, default_value_t = DeviceName::Auto)]
+    pub device: DeviceName,
 }
 
 /// Several runs in the place of one.
@@ -383,8 +445,12 @@ pub struct SeveralArguments {
 }
 
 impl SeveralArguments {
-    /// The runs of all ranks and seeds.
-    pub fn runs(&self, run: Run) -> Result<Vec<Run>> {
+    /// The runs of all ranks and seeds; of a recipe those of its seeds, if no others are given.
+    pub fn runs(&self, arguments: &RunArguments) -> Result<Vec<Run>> {
+        let run = arguments.run()?;
+        if let (Some(recipe), true) = (&arguments.recipe, self.seeds.is_empty() && !arguments.is_given("seed")) {
+            return Ok(Recipe::load(recipe)?.runs());
+        }
         let ranks = if self.ranks.is_empty() { vec![run] } else { over_ranks(&run, &self.ranks) };
         if ranks.is_empty() {
             bail!("--ranks are of LoRA; give --method lora");
@@ -617,8 +683,28 @@ impl RunArguments {
         })
     }
 
+    fn is_given(&self, name: &str) -> bool {
+        self.given.iter().any(|given| given == name)
+    }
+
+    /// The recipe's run. What a recipe says is not said by options.
+    fn recipe_run(&self, name: &str) -> Result<Run> {
+        let others = [&BESIDE_RECIPE[..], &["save_adapter", "folder", "tree"]].concat();
+        if let Some(option) = self.given.iter().find(|given| !others.contains(&given.as_str())) {
+            let option = option.replace('_', "-");
+            bail!(
+                "--{option} is not taken with --recipe {name}: the recipe says it; change a copy of its file, and give that"
+            );
+        }
+        let run = Recipe::load(name)?.run;
+        Ok(if self.is_given("seed") { run.seed(self.seed) } else { run })
+    }
+
     /// The run these arguments describe. An adapter brings its method and its pooling.
     pub fn run(&self) -> Result<Run> {
+        if let Some(recipe) = &self.recipe {
+            return self.recipe_run(recipe);
+        }
         let settings = Settings {
             learning_rate: self.lr,
             head_learning_rate: self.head_lr,
@@ -642,6 +728,7 @@ impl RunArguments {
             train_pooler: self.train_pooler,
             group_by_length: self.group_by_length,
             train_limit: self.train_limit,
+            train_extra: self.train_extra,
             evaluate: self.eval_steps.map_or(Evaluate::Epoch, Evaluate::Steps),
             patience: self.patience,
         };
@@ -654,6 +741,14 @@ impl RunArguments {
             (None, Some(name)) => (self.method(name)?, settings),
             (None, None) => bail!("neither --method nor --adapter is given"),
         };
-        Ok(Run { settings, ..Run::new(self.task, &self.model, method) }.seed(self.seed))
+        let Some(task) = self.task else { bail!("neither --task nor --recipe is given") };
+        let starts_from = match &self.starts_from {
+            Some(folder) if Path::new(folder).join("adapter_config.json").is_file() => {
+                Some(StartsFrom::adapter(Path::new(folder))?)
+            }
+            Some(recipe) => Some(StartsFrom::Run(Box::new(Recipe::load(recipe)?.run))),
+            None => None,
+        };
+        Ok(Run { settings, starts_from, ..Run::new(task, &self.model, method) }.seed(self.seed))
     }
 }

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod arguments;
+mod recipes;
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -9,7 +10,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
 use trainer::glue::Glue;
 use trainer::{Passes, Record, Start, Trainer, Verbosity};
 
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         // SAFETY: no other thread runs yet.
         unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     }
-    match perform(Arguments::parse()) {
+    match perform(Arguments::from_command_line()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("Error: {error:#}");
@@ -43,6 +43,7 @@ fn perform(arguments: Arguments) -> Result<()> {
             };
             replay(&run, &batches, start, passes, save_adapter.as_deref())
         }
+        Command::Glue(arguments) => recipes::perform(&arguments),
         Command::Data => data(),
         Command::Parameters { run, tree } => parameters(&run, tree),
         Command::Adapter(command) => adapter::perform(&command),
@@ -65,7 +66,7 @@ fn run(arguments: &RunArguments, several: &SeveralArguments, save_adapter: Optio
     }
     let keep_weights = arguments.keep_weights || save_adapter.is_some();
     let mut trainer = trainer(arguments)?.keep_weights(keep_weights).at_once(several.at_once.get());
-    let runs = several.runs(arguments.run()?)?;
+    let runs = several.runs(arguments)?;
     if !arguments.json {
         println!("data: {}", trainer.glue().origin());
     }
@@ -81,7 +82,7 @@ fn run(arguments: &RunArguments, several: &SeveralArguments, save_adapter: Optio
         runs => trainer.run_all(runs)?,
     };
     if let (Some(folder), [run]) = (save_adapter, runs.as_slice()) {
-        trainer.trained_model(run)?.save_adapter(folder)?;
+        trainer.save_adapter(run, folder)?;
     }
     for record in &records {
         if arguments.json {

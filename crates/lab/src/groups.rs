@@ -142,9 +142,10 @@ pub(crate) mod tests {
         };
         let complete = |split| {
             let official = task.official_rows(split);
-            Completeness { found: official.unwrap_or(1000), official }
+            Completeness { found: official.unwrap_or(1000), official, extra: None }
         };
         Record {
+            model_made_by: None,
             run: Run::new(task, "all-MiniLM-L6-v2", method).seed(seed),
             parameters: ParameterCounts { trainable: trained + 770, without_head: trained, total: 22_714_770 },
             data: DataSummary {

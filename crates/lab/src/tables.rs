@@ -6,19 +6,19 @@ use std::path::Path;
 use glue::{Example, Glue, Task};
 use peft::{Method, Precision, TrainableReport, thousands};
 use trainer::study::Search;
-use trainer::{Profile, Record, Tokenizer, Trainer};
+use trainer::{Plan, Record, Tokenizer, Trainer};
 
 use crate::groups::{by_method, caveats, main_metric, tasks};
 use crate::table::Table;
 use crate::text;
 
 /// What the notebook runs with: versions, processor, data, profile.
-pub fn setup(trainer: &Trainer, profile: Profile) -> Table {
+pub fn setup(trainer: &Trainer, plan: &Plan) -> Table {
     let environment = trainer::environment();
     let mut table = Table::new(["", ""]);
-    table.push(["profile", &format!("{}: {}", profile.name(), profile.purpose())]);
+    table.push(["profile", &format!("{}: {}", plan.profile.name(), plan.profile.purpose())]);
     table.push(["data", &trainer.glue().origin().to_string()]);
-    table.push(["model", trainer::DEFAULT_MODEL]);
+    table.push(["model", &plan.model]);
     table.push(["processor", &format!("{}, {} threads", environment.processor, environment.threads)]);
     table.push(["version", &environment.version]);
     table
@@ -312,8 +312,8 @@ pub fn findings(searches: &[Search], compared: &[Record], ranked: &[Record]) -> 
 }
 
 /// Under which conditions the records were made.
-pub fn environment(trainer: &Trainer, profile: Profile, records: &[Record]) -> Table {
-    let mut table = setup(trainer, profile);
+pub fn environment(trainer: &Trainer, plan: &Plan, records: &[Record]) -> Table {
+    let mut table = setup(trainer, plan);
     let seconds: f64 = records.iter().map(|record| record.train_seconds).sum();
     let peak = records.iter().map(|record| record.peak_memory).max().unwrap_or(0);
     let precision = |precision| records.iter().any(|record| record.run.settings.precision == precision);
@@ -390,7 +390,7 @@ mod tests {
     #[test]
     fn what_must_stand_beside_a_score_stands_under_every_table_that_shows_one() {
         let mut partial = record(Task::Mrpc, Method::lora(8), 1, 0.8);
-        partial.data.train = Completeness { found: 2500, official: Some(3668) };
+        partial.data.train = Completeness { found: 2500, official: Some(3668), extra: None };
         let records = [partial, record(Task::Synthetic, Method::Full, 1, 0.8)];
         let found = Search { records: records.to_vec(), best: records[0].run.clone() };
         let tables = [

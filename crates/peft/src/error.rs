@@ -217,6 +217,19 @@ pub enum Error {
         /// The adapter's value.
         found: String,
     },
+    /// A model that cannot start from what another has trained.
+    #[error(
+        "what the run starts from has the {field} {found}, and it {expected}; give both one method, layers and base model, or merge \
+         the first (peft-glue adapter merge) and name the merged folder as the model"
+    )]
+    AnotherStart {
+        /// What differs.
+        field: &'static str,
+        /// The value of the model that is to start.
+        expected: String,
+        /// The value of the one it was to start from.
+        found: String,
+    },
     /// A merged model has no adapter any more.
     #[error(
         "the model's adapter is merged into its weights for good; save it before merging, or merge with merge_adapter"

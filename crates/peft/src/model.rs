@@ -89,6 +89,8 @@ pub struct Model {
     /// The matrices that VeRA's layers share.
     pub(crate) projections: Option<Arc<Projections>>,
     base_model: String,
+    /// The layer that the logits come from.
+    output: &'static str,
     /// Adapters were merged into the encoder's weights for good.
     unloaded: bool,
     dtype: DType,
@@ -157,6 +159,7 @@ impl Model {
             adapted,
             projections,
             base_model: pretrained.name().into(),
+            output: pretrained.layout.head.output,
             unloaded: false,
             dtype: options.dtype,
             device: options.device.clone(),
@@ -315,6 +318,11 @@ impl Model {
     pub(crate) fn prompt_embeddings(&self) -> Result<Option<Tensor>> {
         let forward = |encoder: &PromptEncoder| ops::without_gradients(|| encoder.forward());
         self.network.encoder.prompt_encoder().map(forward).transpose()
+    }
+
+    /// Whether a parameter is of the layer that the logits come from.
+    pub(crate) fn is_output(&self, name: &str) -> bool {
+        name.rsplit_once('.').is_some_and(|(module, _)| module == self.output)
     }
 
     /// How it is fine-tuned.

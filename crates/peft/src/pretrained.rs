@@ -102,6 +102,14 @@ impl Pretrained {
         self.tensors.get(&self.output_weight())?.dims().first().copied()
     }
 
+    /// The same without the layer that the logits come from, which is then new in every model: it was trained on other labels.
+    pub fn without_output(&self) -> Self {
+        let output = format!("{}.", self.layout.head.output);
+        let mut others = self.clone();
+        others.tensors.retain(|name, _| !name.starts_with(&output));
+        others
+    }
+
     /// The name of the weight that the logits come from.
     pub(crate) fn output_weight(&self) -> String {
         format!("{}.weight", self.layout.head.output)

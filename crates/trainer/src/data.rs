@@ -1,7 +1,7 @@
 //! A task's data, tokenised.
 
 use candle_core::{Device, Tensor};
-use glue::{Completeness, Glue, Split, Targets, Task};
+use glue::{Dataset, Glue, Split, Targets, Task};
 use peft::{Batch, Sequence};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::error::{Error, Result};
 use crate::record::DataSummary;
+use crate::run::Settings;
 use crate::tokenizer::Tokenizer;
 
 /// Tokenised examples with their labels.
@@ -20,11 +21,10 @@ pub struct Labelled {
 }
 
 impl Labelled {
-    fn load(glue: &Glue, task: Task, split: Split, tokenizer: &Tokenizer) -> Result<(Self, Completeness, usize)> {
-        let dataset = glue.load(task, split)?;
-        let targets = dataset.targets()?.ok_or_else(|| no(task, "labels", "choose a labelled split"))?;
+    fn new(dataset: &Dataset, tokenizer: &Tokenizer) -> Result<Self> {
+        let targets = dataset.targets()?.ok_or_else(|| no(dataset.task, "labels", "choose a labelled split"))?;
         let sequences = tokenizer.encode(&dataset.examples()?)?;
-        Ok((Self { sequences, targets }, dataset.completeness, dataset.dropped))
+        Ok(Self { sequences, targets })
     }
 
     /// How many examples.
@@ -60,12 +60,12 @@ impl Labelled {
     }
 
     /// The examples at `indices` only.
-    fn keep(&mut self, indices: &[usize]) {
-        self.sequences = indices.iter().map(|&index| self.sequences[index].clone()).collect();
-        self.targets = match &self.targets {
+    pub(crate) fn selected(&self, indices: &[usize]) -> Self {
+        let targets = match &self.targets {
             Targets::Classes(ids) => Targets::Classes(indices.iter().map(|&index| ids[index]).collect()),
             Targets::Values(values) => Targets::Values(indices.iter().map(|&index| values[index]).collect()),
         };
+        Self { sequences: indices.iter().map(|&index| self.sequences[index].clone()).collect(), targets }
     }
 }
 
@@ -82,16 +82,18 @@ pub struct TaskData {
 }
 
 impl TaskData {
-    /// Loads and tokenises a task. With `train_limit`, a random subset of the training set, the same for every run.
+    /// Loads and tokenises a task, as these settings say: with `train_limit`, a random subset of the training set, the same for every
+    /// run; with `train_extra`, that of GLUE's rows and further ones.
     ///
     /// # Errors
     /// When a file is missing or broken, or the task has nothing to train on (AX).
-    pub fn load(glue: &Glue, task: Task, tokenizer: &Tokenizer, train_limit: Option<usize>) -> Result<Self> {
+    pub fn load(glue: &Glue, task: Task, tokenizer: &Tokenizer, settings: &Settings) -> Result<Self> {
         if task.validation_splits().is_empty() {
             return Err(no(task, "training data", "it is predicted with a model trained on MNLI"));
         }
-        let (mut train, train_rows, dropped) = Labelled::load(glue, task, Split::Train, tokenizer)?;
-        if let Some(limit) = train_limit.filter(|&limit| limit < train.len()) {
+        let rows = if settings.train_extra { glue.load_with_extra(task)? } else { glue.load(task, Split::Train)? };
+        let mut train = Labelled::new(&rows, tokenizer)?;
+        if let Some(limit) = settings.train_limit.filter(|&limit| limit < train.len()) {
             if limit == 0 {
                 let expected = "at least 1".into();
                 return Err(Error::Setting { name: "train_limit", found: "0".into(), expected });
@@ -100,20 +102,20 @@ impl TaskData {
             order.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
             order.truncate(limit);
             order.sort_unstable();
-            train.keep(&order);
+            train = train.selected(&order);
         }
         let mut validation = Vec::new();
         let mut validation_rows = Vec::new();
         for &split in task.validation_splits() {
-            let (labelled, rows, _) = Labelled::load(glue, task, split, tokenizer)?;
-            validation.push((split, labelled));
-            validation_rows.push((split, rows));
+            let rows = glue.load(task, split)?;
+            validation.push((split, Labelled::new(&rows, tokenizer)?));
+            validation_rows.push((split, rows.completeness));
         }
         let summary = DataSummary {
             train_used: train.len(),
-            train: train_rows,
+            train: rows.completeness,
             validation: validation_rows,
-            dropped,
+            dropped: rows.dropped,
             origin: glue.origin().to_string(),
             synthetic: task == Task::Synthetic,
         };

@@ -97,6 +97,38 @@ pub enum Error {
         /// What is wrong.
         found: String,
     },
+    /// An adapter that is no longer what a run was to start from.
+    #[error(
+        "{path}: expected the adapter with the digest {expected}, found {found}; put the former back, or name the start anew"
+    )]
+    AdapterChanged {
+        /// The folder.
+        path: PathBuf,
+        /// The digest of what was there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A run that starts from one that has not come to its end.
+    #[error("{run} starts from {start}, which has not come to its end: {stop}")]
+    StartUnfinished {
+        /// The run.
+        run: String,
+        /// What it starts from.
+        start: String,
+        /// Why that ended.
+        stop: String,
+    },
+    /// A recipe that cannot be read.
+    #[error("{path}: {found}; expected {expected}")]
+    Recipe {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        found: String,
+        /// What should be there.
+        expected: String,
+    },
     /// A run whose trained weights were not kept.
     #[error("run {key}: no trained weights were kept; run it again with weights kept (`--keep-weights`)")]
     NoWeights {

@@ -12,6 +12,9 @@ use crate::run::Run;
 pub struct Record {
     /// The run.
     pub run: Run,
+    /// The run that fine-tuned the model it started from, where that is a merged checkpoint which tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_made_by: Option<Run>,
     /// How many numbers were trained.
     pub parameters: ParameterCounts,
     /// How much data there was.
@@ -99,8 +102,8 @@ impl DataSummary {
         for (split, completeness) in self.validation.iter().filter(|(_, completeness)| completeness.is_partial()) {
             parts.push(format!("{split} {completeness}"));
         }
-        if self.train_used < self.train.found {
-            parts.push(format!("trained on {} of {} examples", self.train_used, self.train.found));
+        if self.train_used < self.train.rows() {
+            parts.push(format!("trained on {} of {} examples", self.train_used, self.train.rows()));
         }
         (!parts.is_empty()).then(|| parts.join("; "))
     }

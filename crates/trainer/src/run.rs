@@ -1,9 +1,15 @@
 //! What a run is: the value that determines its result.
 
+use std::fmt;
+use std::path::{Path, PathBuf};
+
 use glue::Task;
 use peft::{Method, Pooling, Precision};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::maker;
 
 /// A fine-tuning run. Equal runs give equal results, bit for bit, on one machine with one number of threads
 /// and of GPUs.
@@ -19,17 +25,105 @@ pub struct Run {
     pub settings: Settings,
     /// Of the new parameters, the order of the examples, and dropout.
     pub seed: u64,
+    /// What it starts from besides the pretrained model; `None`: from nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub starts_from: Option<StartsFrom>,
+}
+
+/// What was trained before, from which a run goes on with a task of its own: its values, and a new output layer unless the labels of
+/// both tasks are the same. The method and the layers must be the run's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartsFrom {
+    /// Another run, as it was at its best evaluation. It is made first if it has no record or its weights were not kept.
+    Run(Box<Run>),
+    /// An adapter in a folder.
+    Adapter(SavedAdapter),
+}
+
+/// An adapter in a folder, known by its content.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedAdapter {
+    /// Where it lies.
+    pub folder: PathBuf,
+    /// The SHA-256 digest of its `adapter_config.json` and then its `adapter_model.safetensors`, in hexadecimal digits.
+    pub sha256: String,
+    /// The run that made it, if its folder tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<Box<Run>>,
+}
+
+impl StartsFrom {
+    /// The adapter in `folder`, as it is now.
+    ///
+    /// # Errors
+    /// When a file of it is missing or cannot be read.
+    pub fn adapter(folder: &Path) -> Result<Self> {
+        let sha256 = SavedAdapter::digest(folder)?;
+        Ok(Self::Adapter(SavedAdapter { folder: folder.into(), sha256, run: maker::read(folder)?.map(Box::new) }))
+    }
+
+    /// The run that made what it is, if that is known.
+    pub fn run(&self) -> Option<&Run> {
+        match self {
+            Self::Run(run) => Some(run),
+            Self::Adapter(adapter) => adapter.run.as_deref(),
+        }
+    }
+
+    /// Whether it was trained on these labels, so that its output layer is kept.
+    pub(crate) fn has_labels_of(&self, task: Task) -> bool {
+        self.run().is_some_and(|run| run.task.labels() == task.labels())
+    }
+}
+
+impl fmt::Display for StartsFrom {
+    /// Such as `MNLI, LoRA r=8, seed 1`; an adapter by its folder, where no run is known.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match (self, self.run()) {
+            (_, Some(run)) => write!(f, "{}, {}, seed {}", run.task, run.method_name(), run.seed),
+            (Self::Adapter(adapter), None) => write!(f, "the adapter {}", adapter.folder.display()),
+            (Self::Run(_), None) => Ok(()), // A run is always known.
+        }
+    }
+}
+
+impl SavedAdapter {
+    fn digest(folder: &Path) -> Result<String> {
+        let mut digest = Sha256::new();
+        for name in ["adapter_config.json", "adapter_model.safetensors"] {
+            let path = folder.join(name);
+            digest.update(std::fs::read(&path).map_err(|source| Error::File { path, source })?);
+        }
+        Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// Fails if the folder holds another adapter by now.
+    pub(crate) fn check(&self) -> Result<()> {
+        let found = Self::digest(&self.folder)?;
+        if found == self.sha256 {
+            return Ok(());
+        }
+        let (path, found) = (self.folder.clone(), format!("one with the digest {found}"));
+        Err(Error::AdapterChanged { path, expected: self.sha256.clone(), found })
+    }
 }
 
 impl Run {
     /// A run with the default settings and seed 1.
     pub fn new(task: Task, model: &str, method: Method) -> Self {
-        Self { task, model: model.into(), method, settings: Settings::default(), seed: 1 }
+        Self { task, model: model.into(), method, settings: Settings::default(), seed: 1, starts_from: None }
     }
 
     /// With another seed.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
+        self
+    }
+
+    /// That goes on from what was trained before.
+    pub fn starting_from(mut self, start: StartsFrom) -> Self {
+        self.starts_from = Some(start);
         self
     }
 
@@ -74,7 +168,7 @@ pub enum Evaluate {
 /// How a model is trained. AdamW with betas 0.9 and 0.999 and epsilon 1e-8; the rate rises linearly from 0, then falls
 /// linearly to 0.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// The highest learning rate.
     pub learning_rate: f64,
@@ -109,6 +203,9 @@ pub struct Settings {
     pub group_by_length: bool,
     /// Train on this many examples only: the same ones for every seed.
     pub train_limit: Option<usize>,
+    /// Train on the rows of `train_extra.tsv` too, further examples that are not GLUE's; QQP may have such a file.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub train_extra: bool,
     /// When to evaluate.
     pub evaluate: Evaluate,
     /// Stop after this many evaluations without a better score; `None`: never.
@@ -133,6 +230,7 @@ impl Default for Settings {
             train_pooler: false,
             group_by_length: false,
             train_limit: None,
+            train_extra: false,
             evaluate: Evaluate::Epoch,
             patience: None,
         }

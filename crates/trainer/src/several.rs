@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::progress::{Verbosity, Voice};
 use crate::record::Record;
-use crate::run::Run;
+use crate::run::{Run, StartsFrom};
+use crate::sitting::describe;
 use crate::trainer::Trainer;
 
 /// Where a run sits among those that are under way at once.
@@ -23,14 +24,35 @@ impl Seat {
     pub const ALONE: Self = Self { number: 0, at_once: 1 };
 }
 
-/// The record of a run. The trainer is held until all that the run needs is there, and free while it trains.
-pub(crate) fn record(trainer: &Mutex<&mut Trainer>, run: &Run, seat: Seat, voice: Voice) -> Result<Record> {
-    let mut trainer = lock(trainer);
-    if let Some(record) = trainer.found(run, &voice)? {
+/// What a run leaves behind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leaves {
+    /// Its record; the weights if the trainer keeps them.
+    Record,
+    /// The weights too, whatever the trainer keeps: another run starts from them.
+    Weights,
+}
+
+/// The record of a run, after that of what it starts from. The trainer is held until all that the run needs is there, and free while it
+/// trains.
+pub(crate) fn record(
+    trainer: &Mutex<&mut Trainer>,
+    run: &Run,
+    seat: Seat,
+    voice: Voice,
+    leaves: Leaves,
+) -> Result<Record> {
+    if let Some(record) = lock(trainer).found(run, &voice, leaves)? {
         return Ok(record);
     }
-    let sitting = trainer.sitting(run, seat, voice)?;
-    drop(trainer);
+    if let Some(StartsFrom::Run(first)) = &run.starts_from {
+        let record = record(trainer, first, seat, voice.clone(), Leaves::Weights)?;
+        if !record.stop.is_final() {
+            let [run, start] = [run, first].map(describe);
+            return Err(Error::StartUnfinished { run, start, stop: record.stop.to_string() });
+        }
+    }
+    let sitting = lock(trainer).sitting(run, seat, voice, leaves)?;
     sitting.record()
 }
 
@@ -52,6 +74,19 @@ pub(crate) fn records(
         }
         (&runs[index], voice)
     };
+    // What several start from is made once, before them.
+    let mut starts: Vec<&Run> = Vec::new();
+    for run in runs {
+        if let Some(StartsFrom::Run(start)) = &run.starts_from
+            && !starts.contains(&&**start)
+            && trainer.found(run, &Voice::new(Verbosity::Silent), Leaves::Record)?.is_none()
+        {
+            starts.push(start);
+        }
+    }
+    for start in starts {
+        record(&Mutex::new(&mut *trainer), start, Seat::ALONE, Voice::new(verbosity), Leaves::Weights)?;
+    }
     // Equal runs have one folder: one that is there already is asked for again when it has ended.
     let (new, again): (Vec<usize>, Vec<usize>) =
         (0..runs.len()).partition(|&index| !keys[..index].contains(&keys[index]));
@@ -76,7 +111,7 @@ fn those<'a>(
         let mut records = Vec::new();
         while let Some(index) = next() {
             let (run, voice) = begin(index);
-            let record = record(&trainer, run, Seat { number, at_once }, voice.clone());
+            let record = record(&trainer, run, Seat { number, at_once }, voice.clone(), Leaves::Record);
             if let Err(error) = &record {
                 failed.store(true, Ordering::Relaxed);
                 if at_once > 1 {

@@ -10,6 +10,7 @@ use crate::data::TaskData;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::maker;
 use crate::progress::clock;
 use crate::record::{Environment, ParameterCounts, Record};
 use crate::replicas::Replicas;
@@ -26,6 +27,8 @@ pub(crate) struct Sitting {
     pub data: Arc<TaskData>,
     pub pretrained: Arc<Pretrained>,
     pub options: ModelOptions,
+    /// What it starts from besides the pretrained model.
+    pub first: Option<Model>,
     /// The cards that share its batches with the model's own.
     pub cards: Vec<Device>,
     pub conditions: Conditions,
@@ -39,7 +42,7 @@ impl Sitting {
     /// # Errors
     /// When model, settings or checkpoint are broken, memory does not suffice, or a file cannot be written.
     pub fn record(self) -> Result<Record> {
-        let Self { run, data, pretrained, options, cards, mut conditions, at_once } = self;
+        let Self { run, data, pretrained, options, first, cards, mut conditions, at_once } = self;
         check(&run.settings)?;
         let built = |device: &Device| {
             let options = ModelOptions { device: device.clone(), ..options.clone() };
@@ -47,13 +50,32 @@ impl Sitting {
         };
         let model = built(&options.device)?;
         let others = cards.iter().map(built).collect::<Result<_>>()?;
+        let model_made_by = maker::read(pretrained.folder())?;
+        let new = match (&first, &run.starts_from) {
+            (Some(first), Some(start)) => model.start_from(first, start.has_labels_of(run.task))?,
+            _ => Vec::new(),
+        };
+        drop(first);
         let replicas = Replicas::start(&model, others, &run.settings, Some(&conditions.checkpoint()))?;
         conditions.voice.say(&describe(&run));
+        if let Some(start) = &run.starts_from {
+            let new = if new.is_empty() { "nothing is new".into() } else { format!("new: {}", new.join(", ")) };
+            conditions.voice.say(&format!("  starts from {start}; {new}"));
+        }
+        if let Some(made_by) = &model_made_by {
+            let output = if made_by.task.labels() == run.task.labels() { "kept" } else { "new" };
+            conditions.voice.say(&format!(
+                "  the model {} was made by {}; its output layer is {output}",
+                run.model,
+                describe(made_by)
+            ));
+        }
         let report = model.trainable_report();
         conditions.keep_weights |= report.trainable() * SMALL_PART <= report.total;
         let (progress, stop) = train(&run, &data, &model, &replicas, &conditions)?;
         let record = Record {
             run,
+            model_made_by,
             parameters: ParameterCounts {
                 trainable: report.trainable(),
                 without_head: report.trainable_without_head(),

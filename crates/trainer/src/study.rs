@@ -20,6 +20,14 @@ pub struct SearchSpace {
     pub warmup_ratios: Vec<f64>,
 }
 
+impl SearchSpace {
+    /// How many runs a search makes: of each setting after the first, the value it stands at has been tried.
+    pub fn runs(&self) -> usize {
+        let others = [self.batch_sizes.len(), self.warmup_ratios.len()];
+        self.learning_rates.len() + others.map(|values| values.saturating_sub(1)).iter().sum::<usize>()
+    }
+}
+
 /// What a search found.
 #[derive(Clone, Debug)]
 pub struct Search {

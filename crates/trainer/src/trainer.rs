@@ -16,11 +16,13 @@ use crate::device::{self, DeviceName};
 use crate::error::{Error, Result};
 use crate::evaluation::predict;
 use crate::files;
+use crate::maker;
 use crate::progress::{Verbosity, Voice};
 use crate::record::{Environment, Record};
-use crate::run::Run;
-use crate::several::{self, Seat};
+use crate::run::{Run, Settings, StartsFrom};
+use crate::several::{self, Leaves, Seat};
 use crate::sitting::{Sitting, describe, start, training_batches};
+use crate::speed::{self, Speed};
 use crate::tokenizer::Tokenizer;
 use crate::training::{Conditions, steps};
 
@@ -32,6 +34,7 @@ use crate::training::{Conditions, steps};
 pub struct Trainer {
     glue: Glue,
     runs: PathBuf,
+    published: Vec<Record>,
     keep_weights: bool,
     time_budget: Option<Duration>,
     verbosity: Verbosity,
@@ -49,6 +52,7 @@ impl Trainer {
         Self {
             glue,
             runs: runs.into(),
+            published: Vec::new(),
             keep_weights: false,
             time_budget: None,
             verbosity: Verbosity::default(),
@@ -58,6 +62,13 @@ impl Trainer {
             pretrained: HashMap::new(),
             data: HashMap::new(),
         }
+    }
+
+    /// Take these records as those of their runs, too: such as published ones ([`crate::results::load`]), whose runs are then not made
+    /// again unless their weights are needed.
+    pub fn published(mut self, records: Vec<Record>) -> Self {
+        self.published = records;
+        self
     }
 
     /// Keep the trained weights of every run's best evaluation, not only of those runs that train a small part of the model.
@@ -102,16 +113,31 @@ impl Trainer {
         &self.glue
     }
 
+    /// How fast this machine trains and evaluates with a run's method, model and precision. It is measured once, and kept in
+    /// `speeds.json` beside the records.
+    ///
+    /// # Errors
+    /// As [`Trainer::run`].
+    pub fn speed(&mut self, run: &Run) -> Result<Speed> {
+        let path = self.runs.join("speeds.json");
+        speed::speed(self, run, &path)
+    }
+
     /// The folder of a run.
     pub fn folder(&self, run: &Run) -> PathBuf {
         self.runs.join(run.key())
     }
 
-    /// The finished record of a run, if it has one.
+    /// The finished record of a run, if it has one: of its own, else a published one.
     ///
     /// # Errors
     /// When there is a record that does not parse.
     pub fn record(&self, run: &Run) -> Result<Option<Record>> {
+        let published = || self.published.iter().find(|record| record.run == *run && record.stop.is_final()).cloned();
+        Ok(self.own_record(run)?.or_else(published))
+    }
+
+    fn own_record(&self, run: &Run) -> Result<Option<Record>> {
         let path = self.folder(run).join("record.json");
         let Some(bytes) = files::read(&path)? else { return Ok(None) };
         let record: Record = serde_json::from_slice(&bytes).map_err(|error| Error::Content {
@@ -128,7 +154,7 @@ impl Trainer {
     /// When data or model are missing or broken, a setting makes no sense, or a file cannot be written.
     pub fn run(&mut self, run: &Run) -> Result<Record> {
         let voice = Voice::new(self.verbosity);
-        several::record(&Mutex::new(self), run, Seat::ALONE, voice)
+        several::record(&Mutex::new(self), run, Seat::ALONE, voice, Leaves::Record)
     }
 
     /// The records of several runs, in their order; [`Trainer::at_once`] says how many are under way at the same time.
@@ -141,8 +167,9 @@ impl Trainer {
     }
 
     /// The record that a run has, if nothing of it is missing.
-    pub(crate) fn found(&self, run: &Run, voice: &Voice) -> Result<Option<Record>> {
-        let weights_missing = self.keep_weights && !self.conditions(run).weights().exists();
+    pub(crate) fn found(&self, run: &Run, voice: &Voice, leaves: Leaves) -> Result<Option<Record>> {
+        let conditions = self.conditions(run, leaves);
+        let weights_missing = conditions.keep_weights && !conditions.weights().exists();
         let record = self.record(run)?.filter(|_| !weights_missing);
         if record.is_some() {
             voice.say(&format!("{}: found its record", describe(run)));
@@ -151,7 +178,7 @@ impl Trainer {
     }
 
     /// All that a run needs.
-    pub(crate) fn sitting(&mut self, run: &Run, seat: Seat, voice: Voice) -> Result<Sitting> {
+    pub(crate) fn sitting(&mut self, run: &Run, seat: Seat, voice: Voice, leaves: Leaves) -> Result<Sitting> {
         let cards = self.devices()?.split_off(1);
         if seat.at_once > 1 && !cards.is_empty() {
             // Sums of two runs that each wait for a card which the other holds would never end.
@@ -162,10 +189,11 @@ impl Trainer {
         Ok(Sitting {
             run: run.clone(),
             data: self.data(run)?,
-            pretrained: self.pretrained(&run.model)?,
+            pretrained: self.base(run)?,
             options: self.options(run, seat)?,
+            first: self.first_model(run)?,
             cards,
-            conditions: Conditions { voice, ..self.conditions(run) },
+            conditions: Conditions { voice, ..self.conditions(run, leaves) },
             at_once: seat.at_once,
         })
     }
@@ -175,17 +203,47 @@ impl Trainer {
     /// # Errors
     /// When the model is missing or broken, the method does not fit it, or it starts from data that is missing.
     pub fn untrained_model(&mut self, run: &Run) -> Result<Model> {
+        let model = self.new_model(run)?;
+        if let (Some(first), Some(start)) = (self.first_model(run)?, &run.starts_from) {
+            model.start_from(&first, start.has_labels_of(run.task))?;
+        }
+        Ok(model)
+    }
+
+    /// The model of a run, without what it starts from besides the pretrained model.
+    fn new_model(&mut self, run: &Run) -> Result<Model> {
         if !run.method.starts_from_data() {
             return self.blank_model(run);
         }
         let (data, options) = (self.data(run)?, self.options(run, Seat::ALONE)?);
-        start(run, &*self.pretrained(&run.model)?, &options, training_batches(run, &data))
+        start(run, &*self.base(run)?, &options, training_batches(run, &data))
+    }
+
+    /// What a run starts from besides the pretrained model, if there is such.
+    fn first_model(&mut self, run: &Run) -> Result<Option<Model>> {
+        match &run.starts_from {
+            None => Ok(None),
+            Some(StartsFrom::Run(first)) => self.trained_model(first).map(Some),
+            Some(StartsFrom::Adapter(adapter)) => {
+                adapter.check()?;
+                Ok(Some(Model::from_adapter(&*self.base(run)?, &adapter.folder)?.0))
+            }
+        }
+    }
+
+    /// The pretrained model of a run; without its output layer where that was trained on other labels than those of the run's task.
+    fn base(&mut self, run: &Run) -> Result<Arc<Pretrained>> {
+        let pretrained = self.pretrained(&run.model)?;
+        match maker::read(pretrained.folder())? {
+            Some(made_by) if made_by.task.labels() != run.task.labels() => Ok(Arc::new(pretrained.without_output())),
+            _ => Ok(pretrained),
+        }
     }
 
     /// The model of a run that an adapter is to be loaded into.
     fn blank_model(&mut self, run: &Run) -> Result<Model> {
         let options = self.options(run, Seat::ALONE)?;
-        Ok(Model::new(&*self.pretrained(&run.model)?, &options)?)
+        Ok(Model::new(&*self.base(run)?, &options)?)
     }
 
     /// The device that runs are computed on; of several the first.
@@ -228,8 +286,9 @@ impl Trainer {
     /// # Errors
     /// When no weights were kept.
     pub fn trained_model(&mut self, run: &Run) -> Result<Model> {
-        let model = self.untrained_model(run)?;
-        let found = checkpoint::load_weights(&self.conditions(run).weights(), model.parameters())?;
+        let model = self.new_model(run)?;
+        let weights = self.conditions(run, Leaves::Weights).weights();
+        let found = checkpoint::load_weights(&weights, model.parameters())?;
         if found { Ok(model) } else { Err(Error::NoWeights { key: run.key() }) }
     }
 
@@ -241,6 +300,15 @@ impl Trainer {
         let model = self.blank_model(run)?;
         let warnings = model.load_adapter(folder)?;
         Ok((model, warnings))
+    }
+
+    /// Writes what a run has trained to `folder`, as it was at the best evaluation: an adapter, and beside it the run.
+    ///
+    /// # Errors
+    /// When no weights were kept, or a file cannot be written.
+    pub fn save_adapter(&mut self, run: &Run, folder: &Path) -> Result<()> {
+        self.trained_model(run)?.save_adapter(folder)?;
+        maker::write(folder, run)
     }
 
     /// The predictions of a run's best model for a split: of its own task, or of AX by a model for MNLI.
@@ -298,12 +366,13 @@ impl Trainer {
     /// When a file is missing or broken.
     pub fn data(&mut self, run: &Run) -> Result<Arc<TaskData>> {
         let settings = &run.settings;
-        let key = format!("{} {} {} {:?}", run.task, run.model, settings.max_length, settings.train_limit);
+        let Settings { max_length, train_limit, train_extra, .. } = settings;
+        let key = format!("{} {} {max_length} {train_limit:?} {train_extra}", run.task, run.model);
         if let Some(data) = self.data.get(&key) {
             return Ok(data.clone());
         }
         let tokenizer = self.tokenizer(run)?;
-        let data = Arc::new(TaskData::load(&self.glue, run.task, &tokenizer, settings.train_limit)?);
+        let data = Arc::new(TaskData::load(&self.glue, run.task, &tokenizer, settings)?);
         self.data.insert(key, data.clone());
         Ok(data)
     }
@@ -317,13 +386,13 @@ impl Trainer {
         Ok(pretrained)
     }
 
-    fn conditions(&self, run: &Run) -> Conditions {
+    fn conditions(&self, run: &Run, leaves: Leaves) -> Conditions {
         let folder = self.folder(run);
         Conditions {
             stop_files: vec![folder.join("stop"), self.runs.join("stop")],
             folder,
             time_budget: self.time_budget,
-            keep_weights: self.keep_weights,
+            keep_weights: self.keep_weights || leaves == Leaves::Weights,
             voice: Voice::new(self.verbosity),
         }
     }

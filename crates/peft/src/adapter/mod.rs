@@ -211,6 +211,41 @@ impl Model {
         Ok(warnings)
     }
 
+    /// Sets what is trained to the values that `other` has trained, so that training goes on from there on another task (LoRA's and
+    /// RoBERTa's papers start MRPC, RTE and STS-B from MNLI so). The layer that the logits come from stays new unless both have
+    /// `same_labels`. Returns the names of what stays new.
+    ///
+    /// # Errors
+    /// When the method of `other`, what it trains or its base model is another, or a model is merged. This model is then as it was.
+    pub fn start_from(&self, other: &Self, same_labels: bool) -> Result<Vec<String>> {
+        if self.is_merged() || other.is_merged() {
+            return Err(Error::LoadingMerged { path: other.base_model().into() });
+        }
+        let another = |field, expected: String, found: String| Error::AnotherStart { field, expected, found };
+        if let Some((field, expected, found)) = difference(self.method(), other.method()) {
+            return Err(another(field, expected, found));
+        }
+        if let Some(Warning::BaseModel { file, model }) = base_warning(&AdapterConfig::of(other)?, self.base_model()) {
+            return Err(another("base model", model, file));
+        }
+        let is_new = |name: &str| !same_labels && self.is_output(name);
+        for (name, variable) in other.parameters().trainable().filter(|(name, _)| !is_new(name)) {
+            let expected = self.parameters().get(name).map(|ours| ours.dims());
+            if expected != Some(variable.dims()) {
+                let expected = expected.map_or("nothing".into(), |shape| format!("{name} of shape {shape:?}"));
+                return Err(another("trained parameter", expected, format!("{name} of shape {:?}", variable.dims())));
+            }
+        }
+        let mut new = Vec::new();
+        for (name, variable) in self.parameters().trainable() {
+            match other.parameters().get(name).filter(|_| !is_new(name)) {
+                Some(theirs) => variable.set(&theirs.to_dtype(variable.dtype())?.to_device(variable.device())?)?,
+                None => new.push(name.to_string()),
+            }
+        }
+        Ok(new)
+    }
+
     /// Of AdaLoRA's branches, which values are left, by the name of E: those that are not zero. Nothing where none has been masked,
     /// or none has been trained.
     pub(super) fn rank_pattern(&self) -> Result<BTreeMap<String, Vec<bool>>> {

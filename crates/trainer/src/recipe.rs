@@ -1,0 +1,205 @@
+//! Recipes: runs as files, `recipes/*.toml`, one for each task and method.
+
+use std::path::{Path, PathBuf};
+
+use glue::{Task, project_root};
+use peft::Method;
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use crate::error::{Error, Result};
+use crate::run::{Run, Settings, StartsFrom};
+use crate::study::over_seeds;
+
+/// How a task is trained by a method: a run, and the seeds that it is to be made with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recipe {
+    /// That of its file, such as `cola-lora`.
+    pub name: String,
+    /// Why it is as it is, in a sentence or two.
+    pub about: String,
+    /// With the first of the seeds.
+    pub run: Run,
+    /// At least one.
+    pub seeds: Vec<u64>,
+}
+
+/// What stands in the file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    about: String,
+    task: Task,
+    model: String,
+    /// Another recipe: the run starts from what that one's first seed has trained.
+    starts_from: Option<String>,
+    seeds: Vec<u64>,
+    method: Table,
+    settings: Settings,
+}
+
+impl Recipe {
+    /// The recipe of that name in the project's `recipes`, or in the file of that path.
+    ///
+    /// # Errors
+    /// When there is none, or a field of it is missing, unknown or wrong.
+    pub fn load(name: &str) -> Result<Self> {
+        Self::load_after(name, &[])
+    }
+
+    /// All recipes in the project's `recipes`, in the order of GLUE's tasks and then of their names.
+    ///
+    /// # Errors
+    /// As [`Recipe::load`].
+    pub fn all() -> Result<Vec<Self>> {
+        let mut recipes = names()?.iter().map(|name| Self::load(name)).collect::<Result<Vec<_>>>()?;
+        recipes.sort_by(|a, b| (a.run.task, &a.name).cmp(&(b.run.task, &b.name)));
+        Ok(recipes)
+    }
+
+    /// A run with each seed.
+    pub fn runs(&self) -> Vec<Run> {
+        over_seeds(&self.run, &self.seeds)
+    }
+
+    /// The same, when these recipes are to start from it.
+    fn load_after(name: &str, after: &[&str]) -> Result<Self> {
+        let path = path(name);
+        let wrong =
+            |found: String, expected: &str| Error::Recipe { path: path.clone(), found, expected: expected.into() };
+        if after.contains(&name) {
+            return Err(wrong(format!("starts_from {name:?}, which starts from it"), "a start that comes before it"));
+        }
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let known = names().unwrap_or_default().join(", ");
+                return Err(wrong("no such file".into(), &format!("a .toml file or one of the recipes {known}")));
+            }
+            Err(source) => return Err(Error::File { path, source }),
+        };
+        let expected = "task, model, seeds, a [method] and [settings], as in the other recipes";
+        let written: Written = toml::from_str(&text).map_err(|error| wrong(error.to_string(), expected))?;
+        let Some(&seed) = written.seeds.first() else { return Err(wrong("seeds = []".into(), "at least one seed")) };
+        let method = method(&written.method).map_err(|found| wrong(found, "a method and options of its own"))?;
+        let starts_from = match &written.starts_from {
+            Some(start) => {
+                let start = Self::load_after(start, &[after, &[name]].concat())?;
+                Some(StartsFrom::Run(Box::new(start.run)))
+            }
+            None => None,
+        };
+        let Written { about, task, model, seeds, settings, .. } = written;
+        let name = path.file_stem().map_or(name.into(), |stem| stem.to_string_lossy().into_owned());
+        Ok(Self { name, about, run: Run { task, model, method, settings, seed, starts_from }, seeds })
+    }
+}
+
+/// The names of the project's recipes.
+fn names() -> Result<Vec<String>> {
+    let folder = project_root().join("recipes");
+    let failed = |source| Error::File { path: folder.clone(), source };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if let (Some("toml"), Some(stem)) = (path.extension().and_then(|end| end.to_str()), path.file_stem()) {
+            names.push(stem.to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// A path where it ends in `.toml`, else a file in the project's `recipes`.
+fn path(name: &str) -> PathBuf {
+    match Path::new(name).extension() {
+        Some(end) if end == "toml" => name.into(),
+        _ => project_root().join("recipes").join(format!("{name}.toml")),
+    }
+}
+
+/// The method that a table describes; or what is wrong with it.
+fn method(table: &Table) -> std::result::Result<Method, String> {
+    let parsed = |table: &Table| table.clone().try_into::<Method>();
+    let method = parsed(table).map_err(|error| format!("[method]: {}", error.message()))?;
+    for name in table.keys().filter(|name| *name != "name") {
+        // No option can be a list of lists: one that can is not read.
+        let mut other = table.clone();
+        other.insert(name.clone(), Value::Array(vec![Value::Array(Vec::new())]));
+        if parsed(&other).is_ok() {
+            return Err(format!("[method]: {name}, which {} has not", method.id()));
+        }
+    }
+    Ok(method)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+    use super::*;
+
+    const WHOLE: &str = r#"
+        about = "A test."
+        task = "mrpc"
+        model = "all-MiniLM-L6-v2"
+        seeds = [3, 4]
+        [method]
+        name = "lora"
+        r = 4
+        target_modules = "all-linear"
+        [settings]
+        learning_rate = 5e-4
+        epochs = 2
+    "#;
+
+    fn load(text: &str) -> Result<Recipe> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a-test.toml");
+        std::fs::write(&path, text).unwrap();
+        Recipe::load(&path.to_string_lossy())
+    }
+
+    #[test]
+    fn a_recipe_is_a_run_for_each_seed_and_what_it_does_not_say_is_the_default() {
+        let recipe = load(WHOLE).unwrap();
+        assert_eq!((recipe.name.as_str(), recipe.runs().len()), ("a-test", 2));
+        let run = &recipe.runs()[1];
+        assert_eq!((run.seed, run.settings.epochs, run.settings.batch_size), (4, 2, Settings::default().batch_size));
+        assert!(matches!(&run.method, Method::Lora(lora) if lora.r == 4), "{:?}", run.method);
+    }
+
+    #[test]
+    fn what_a_recipe_says_and_nobody_reads_is_an_error_that_names_it() {
+        for (find, put, named) in [
+            ("epochs = 2", "epoch = 2", "epoch"),
+            ("r = 4", "rank = 4", "rank, which lora has not"),
+            ("seeds = [3, 4]", "seeds = []", "at least one seed"),
+            ("task = \"mrpc\"", "task = \"mrpc\"\nlearning_rate = 1e-3", "learning_rate"),
+            ("name = \"lora\"", "name = \"bitfit\"", "r, which bitfit has not"),
+        ] {
+            let error = load(&WHOLE.replace(find, put)).unwrap_err().to_string();
+            assert!(error.contains(named) && error.contains("a-test.toml"), "{put}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_recipe_that_is_not_there_is_an_error_that_lists_those_that_are() {
+        let error = Recipe::load("no-such").unwrap_err().to_string();
+        assert!(error.contains("no-such.toml") && error.contains("cola-lora"), "{error}");
+    }
+
+    #[test]
+    fn every_task_with_labels_has_a_recipe_for_bitfit_and_for_lora_that_trains_from_the_same_model() {
+        let recipes = Recipe::all().unwrap();
+        for task in Task::ALL.into_iter().filter(|&task| task != Task::Ax) {
+            for method in ["bitfit", "lora"] {
+                let of_both =
+                    recipes.iter().filter(|recipe| recipe.run.task == task && recipe.run.method.id() == method);
+                let found: Vec<&Recipe> = of_both.collect();
+                assert_eq!(found.len(), 1, "{task}, {method}");
+                assert_eq!(found[0].run.model, recipes[0].run.model);
+            }
+        }
+    }
+}

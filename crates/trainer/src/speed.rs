@@ -1,0 +1,105 @@
+//! How fast this processor or card trains and evaluates, measured and remembered, so that a budget of time becomes a number of examples.
+
+use std::path::Path;
+use std::time::Instant;
+
+use peft::Precision;
+use serde::{Deserialize, Serialize};
+
+use crate::batches::epoch_batches;
+use crate::data::TaskData;
+use crate::error::{Error, Result};
+use crate::evaluation::evaluate;
+use crate::files;
+use crate::optimizer::Optimizer;
+use crate::run::Run;
+use crate::step::{Step, take_step};
+use crate::trainer::{Trainer, environment};
+
+/// Tokens per second, of a method on a model.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    /// Of training steps.
+    pub training: f64,
+    /// Of an evaluation.
+    pub evaluation: f64,
+}
+
+/// A speed with what it depends on.
+#[derive(Serialize, Deserialize)]
+struct Measured {
+    processor: String,
+    threads: usize,
+    device: String,
+    model: String,
+    method: String,
+    precision: Precision,
+    speed: Speed,
+}
+
+/// Steps that are timed, after one that is not.
+const STEPS: usize = 3;
+
+/// The speed of a run's method, model and precision on this machine: as `path` remembers it, else measured on a few of the run's batches.
+/// It is remembered, so that a study that was planned by it finds its runs again.
+pub(crate) fn speed(trainer: &mut Trainer, run: &Run, path: &Path) -> Result<Speed> {
+    let unreadable = |error: serde_json::Error| Error::Content {
+        path: path.into(),
+        expected: "the speeds of this machine",
+        found: error.to_string(),
+    };
+    let mut known: Vec<Measured> = match files::read(path)? {
+        Some(bytes) => serde_json::from_slice(&bytes).map_err(unreadable)?,
+        None => Vec::new(),
+    };
+    let environment = environment();
+    let mut this = Measured {
+        processor: environment.processor,
+        threads: environment.threads,
+        device: format!("{:?}", trainer.opened_device()?.location()),
+        model: run.model.clone(),
+        method: run.method_name(),
+        precision: run.settings.precision,
+        speed: Speed { training: 0.0, evaluation: 0.0 },
+    };
+    let is_alike = |other: &&Measured| {
+        let of = |measured: &Measured| {
+            let Measured { processor, threads, device, model, method, precision, .. } = measured;
+            (processor.clone(), *threads, device.clone(), model.clone(), method.clone(), *precision)
+        };
+        of(other) == of(&this)
+    };
+    if let Some(found) = known.iter().find(is_alike) {
+        return Ok(found.speed);
+    }
+    this.speed = measure(trainer, run)?;
+    let speed = this.speed;
+    known.push(this);
+    files::write_atomically(path, &serde_json::to_vec_pretty(&known).map_err(unreadable)?)?;
+    Ok(speed)
+}
+
+/// The fastest of a few steps, since whatever else the machine does only slows them, and an evaluation of a few sequences.
+fn measure(trainer: &mut Trainer, run: &Run) -> Result<Speed> {
+    let data = trainer.data(run)?;
+    let model = trainer.untrained_model(run)?;
+    let mut optimizer = Optimizer::new(&model, &run.settings)?;
+    let batches = epoch_batches(&data.train.lengths(), run.settings.batch_size, false, run.seed, 0);
+    let mut training = 0.0f64;
+    for (index, indices) in batches.iter().take(1 + STEPS).enumerate() {
+        let (batch, targets) = data.train.batch(indices)?;
+        let began = Instant::now();
+        let step = Step { index, seed: run.seed, factor: 1.0 };
+        let loss = take_step(&model, &mut optimizer, &batch, &targets, step, &mut None)?;
+        loss.to_scalar::<f32>()?; // Waits for a GPU.
+        if index > 0 || batches.len() == 1 {
+            training = training.max(batch.tokens() as f64 / began.elapsed().as_secs_f64());
+        }
+    }
+    let TaskData { task, train, .. } = &*data;
+    let few = train.selected(&(0..train.len().min(64)).collect::<Vec<_>>());
+    let began = Instant::now();
+    evaluate(&model, *task, &few)?;
+    let evaluation = few.lengths().iter().sum::<usize>() as f64 / began.elapsed().as_secs_f64();
+    Ok(Speed { training, evaluation })
+}
