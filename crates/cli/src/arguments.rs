@@ -92,6 +92,8 @@ pub enum Command {
     },
     /// Make every run of the recipes that has no record, say first what that will take, and publish each record.
     Glue(GlueArguments),
+    /// Write the zip that GLUE's server takes, each file predicted by the best run of its task, and the majority where there is none.
+    Submit(SubmitArguments),
     /// Print which data was found and how complete it is.
     Data,
     /// Print every tensor that a method trains.
@@ -419,12 +421,38 @@ pub struct GlueArguments {
     /// Only say which runs there are and what they will take.
     #[arg(long)]
     pub list: bool,
+    /// Only print the published records as a table in Markdown.
+    #[arg(long, conflicts_with = "list")]
+    pub table: bool,
     /// The folder of published records, which tables and charts are made of.
     #[arg(long, default_value = "results")]
     pub results: PathBuf,
     /// The folder of the runs: their records, checkpoints and weights.
     #[arg(long, default_value = "runs")]
     pub runs: PathBuf,
+    /// As for a run.
+    #[arg(long, default_value_t = DeviceName::Auto)]
+    pub device: DeviceName,
+}
+
+/// Which runs predict, and where the zip goes.
+#[derive(Args)]
+pub struct SubmitArguments {
+    /// Only say which run each file would come from, and what has to be trained again.
+    #[arg(long)]
+    pub list: bool,
+    /// The folder of published records, among which the best runs are.
+    #[arg(long, default_value = "results")]
+    pub results: PathBuf,
+    /// The folder of the runs; one whose weights are not there is made again.
+    #[arg(long, default_value = "runs")]
+    pub runs: PathBuf,
+    /// The zip.
+    #[arg(long, default_value = "submission.zip")]
+    pub output: PathBuf,
+    /// Only runs of this method, such as lora or bitfit [default: of any].
+    #[arg(long, value_name = "NAME")]
+    pub method: Option<String>,
     /// As for a run.
     #[arg(long, default_value_t = DeviceName::Auto)]
     pub device: DeviceName,

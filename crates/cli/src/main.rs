@@ -3,6 +3,7 @@
 mod adapter;
 mod arguments;
 mod recipes;
+mod submit;
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -44,6 +45,7 @@ fn perform(arguments: Arguments) -> Result<()> {
             replay(&run, &batches, start, passes, save_adapter.as_deref())
         }
         Command::Glue(arguments) => recipes::perform(&arguments),
+        Command::Submit(arguments) => submit::perform(&arguments),
         Command::Data => data(),
         Command::Parameters { run, tree } => parameters(&run, tree),
         Command::Adapter(command) => adapter::perform(&command),

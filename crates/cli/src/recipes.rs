@@ -1,8 +1,9 @@
 //! `peft-glue glue`: every recipe, in any number of sittings.
 
 use anyhow::Result;
-use trainer::glue::Glue;
-use trainer::{Recipe, Record, Run, Stop, Trainer, results};
+use trainer::glue::{Baseline, Glue, Split};
+use trainer::statistics::mean_and_deviation;
+use trainer::{Recipe, Record, Run, StartsFrom, Stop, Trainer, results};
 
 use crate::arguments::GlueArguments;
 
@@ -31,6 +32,10 @@ pub fn perform(arguments: &GlueArguments) -> Result<()> {
             Planned { name, run, record }
         })
         .collect();
+    if arguments.table {
+        table(&recipes, &published);
+        return Ok(());
+    }
     list(&mut trainer, &plan, &published)?;
     if arguments.list {
         return Ok(());
@@ -45,6 +50,43 @@ pub fn perform(arguments: &GlueArguments) -> Result<()> {
         println!("  {}", results::publish(&arguments.results, name, &record)?.display());
     }
     Ok(())
+}
+
+/// A row for each recipe that has records: its scores, mean and deviation over seeds, against the baselines.
+fn table(recipes: &[Recipe], published: &[Record]) {
+    println!("| task, baseline | method | dev score | above | seeds | trained | minutes | starts from | data |");
+    println!("| --- | --- | --- | --- | ---: | ---: | ---: | --- | --- |");
+    for recipe in recipes {
+        let runs = recipe.runs();
+        let records: Vec<&Record> = published.iter().filter(|record| runs.contains(&record.run)).collect();
+        let Some(record) = records.first() else { continue };
+        let task = recipe.run.task;
+        let score = |baseline: &Baseline| {
+            let of = |record: &&Record| record.score_on(baseline.split, baseline.metric);
+            mean_and_deviation(&records.iter().map(of).collect::<Vec<_>>())
+        };
+        let name = |baseline: &Baseline| match baseline.split {
+            Split::ValidationMismatched => format!("{} (mismatched)", baseline.metric),
+            _ => baseline.metric.to_string(),
+        };
+        let each =
+            |said: &dyn Fn(&Baseline) -> String| task.baselines().iter().map(said).collect::<Vec<_>>().join(", ");
+        let baselines = each(&|baseline| format!("{} {}", name(baseline), baseline.value));
+        let scores = each(&|baseline| {
+            let (mean, deviation) = score(baseline);
+            if records.len() > 1 { format!("{mean:.3} ± {deviation:.3}") } else { format!("{mean:.3}") }
+        });
+        let above = each(&|baseline| if score(baseline).0 > baseline.value { "yes" } else { "no" }.into());
+        let share = 100.0 * record.parameters.trainable as f64 / record.parameters.total as f64;
+        let minutes = records.iter().map(|record| record.train_seconds / 60.0).sum::<f64>() / records.len() as f64;
+        let start = record.run.starts_from.as_ref().and_then(StartsFrom::run).map_or("–", |run| run.task.name());
+        println!(
+            "| {task}, {baselines} | {} | {scores} | {above} | {} | {share:.2} % | {minutes:.0} | {start} | {} |",
+            record.run.method_name(),
+            records.len(),
+            record.data.caveat().unwrap_or_else(|| "whole".into()),
+        );
+    }
 }
 
 /// What there is, and how long the rest will take.
@@ -65,7 +107,7 @@ fn list(trainer: &mut Trainer, plan: &[Planned], published: &[Record]) -> Result
                 }
                 None => {
                     unknown += 1;
-                    "to do; how long is not known, since no record tells how fast its method is".into()
+                    "to do".into()
                 }
             },
         };
@@ -76,7 +118,7 @@ fn list(trainer: &mut Trainer, plan: &[Planned], published: &[Record]) -> Result
         (0, _) => println!("every run has its record"),
         (_, 0) => println!("{missing} runs to do: about {minutes:.0} min of training, and the evaluations"),
         _ => println!(
-            "{missing} runs to do: about {minutes:.0} min of training, {unknown} of unknown length, and the evaluations"
+            "{missing} runs to do: about {minutes:.0} min of training, and {unknown} whose length no record of their method tells"
         ),
     }
     Ok(())

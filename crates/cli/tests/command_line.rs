@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // A test fails by panicking.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::{Command, Output};
 
 use trainer::DEFAULT_MODEL;
@@ -69,6 +70,50 @@ fn several_runs_are_those_of_all_ranks_and_seeds_and_each_prints_its_record() {
         [(1, 5), (1, 6), (2, 5), (2, 6)].map(|(r, seed)| (Some(r), Some(seed)))
     );
     assert!(records.iter().all(|record| record["environment"]["at_once"] == 2), "{text}");
+}
+
+#[test]
+fn what_a_recipe_says_is_not_said_by_options_beside_it() {
+    let error = complaint(&["run", "--recipe", "mrpc-lora", "--lr", "1e-3"], &[]);
+    assert!(error.contains("--lr is not taken with --recipe mrpc-lora"), "{error}");
+    let error = complaint(&["run", "--recipe", "mrpc-lora", "--task", "rte"], &[]);
+    assert!(error.contains("--task is not taken"), "{error}");
+    let error = complaint(&["run", "--recipe", "mrpc-lorra"], &[]);
+    assert!(error.contains("mrpc-lorra.toml") && error.contains("mrpc-lora"), "{error}");
+    let error = complaint(&[&RUN[..], &["--starts-from", "mnli-lorra"]].concat(), &[]);
+    assert!(error.contains("mnli-lorra.toml") && error.contains("mnli-lora"), "{error}");
+}
+
+#[test]
+fn a_recipe_in_a_file_of_ones_own_is_run_with_its_seeds_and_published_once() {
+    if Pretrained::load(DEFAULT_MODEL).is_err() {
+        eprintln!("skipped: models/{DEFAULT_MODEL} is missing; `make setup` installs it");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let (recipe, runs, published) = (path("own.toml"), path("runs"), path("results"));
+    let text = format!(
+        "about = 'A test.'\ntask = 'synthetic'\nmodel = '{DEFAULT_MODEL}'\nseeds = [1, 2]\n[method]\nname = 'bitfit'\n\
+         [settings]\nepochs = 1\nbatch_size = 8\ntrain_limit = 16\n"
+    );
+    std::fs::write(&recipe, text).unwrap();
+    let glue = |more: &[&str]| {
+        let arguments = ["glue", &recipe, "--runs", &runs, "--results", &published];
+        let output = peft_glue(&[&arguments[..], more].concat(), &[]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(glue(&["--list"]).contains("2 runs to do"));
+    glue(&[]);
+    assert!(glue(&[]).contains("every run has its record"));
+    let records = trainer::results::load(published.as_ref()).unwrap();
+    assert_eq!(records.iter().map(|record| record.run.seed).collect::<Vec<_>>(), [1, 2]);
+    assert!(glue(&["--table"]).contains("| Synthetic, accuracy 0.8 | BitFit |"));
+
+    let output = peft_glue(&["run", "--recipe", &recipe, "--seed", "2", "--runs", &runs, "--json"], &[]);
+    let record: trainer::Record = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(record.thinned(150), records[1], "the run that the recipe describes has its record already");
 }
 
 #[test]
@@ -298,4 +343,74 @@ fn adapters_that_do_not_go_together_are_refused_and_nothing_is_written() {
     let error = complaint(&["adapter", "combine", &lora, "--combination-type", "tie", "--output", &output], &[]);
     assert!(error.contains("(nearest: ties)"), "{error}");
     assert!(!there.path().join("combined").exists());
+}
+
+/// GLUE of a row or two for training on each task, and of one whole test set, WNLI's.
+fn tiny_glue(folder: &Path) {
+    let put = |file: &str, text: &str| {
+        std::fs::create_dir_all(folder.join(file).parent().unwrap()).unwrap();
+        std::fs::write(folder.join(file), text).unwrap();
+    };
+    put("CoLA/train.tsv", "a\t1\t\tA cat sleeps.\n");
+    put("SST-2/train.tsv", "sentence\tlabel\nfine\t1\n");
+    put("STS-B/train.tsv", "sentence1\tsentence2\tscore\na\tb\t2.5\n");
+    put("MRPC/train.tsv", "#1 String\t#2 String\tQuality\na\tb\t1\n");
+    put("QQP/train.tsv", "question1\tquestion2\tis_duplicate\na\tb\t0\n");
+    put("MNLI/train.tsv", "sentence1\tsentence2\tgold_label\na\tb\tneutral\n");
+    put("QNLI/train.tsv", "question\tsentence\tlabel\na\tb\tentailment\n");
+    put("RTE/train.tsv", "sentence1\tsentence2\tlabel\na\tb\tentailment\n");
+    for file in ["WNLI/train.tsv", "WNLI/dev.tsv"] {
+        put(file, "sentence1\tsentence2\tlabel\nA cat sleeps.\tIt sleeps.\t1\nA cat sleeps.\tIt runs.\t0\n");
+    }
+    put("WNLI/test.tsv", &format!("sentence1\tsentence2\n{}", "A cat sleeps.\tIt sits.\n".repeat(146)));
+}
+
+#[test]
+fn a_submission_of_nothing_but_majorities_is_refused_with_what_to_type() {
+    let folder = tempfile::tempdir().unwrap();
+    tiny_glue(folder.path());
+    let (glue, results) = (folder.path().to_str().unwrap(), folder.path().join("results"));
+    let submit = ["submit", "--method", "lora", "--results", results.to_str().unwrap()];
+    let error = complaint(&submit, &[("GLUE_DIR", glue)]);
+    assert!(error.contains(submit[4]) && error.contains("\"lora\"") && error.contains("make glue"), "{error}");
+}
+
+#[test]
+fn a_submission_says_where_each_file_comes_from_and_trains_again_what_has_no_weights() {
+    if Pretrained::load(DEFAULT_MODEL).is_err() {
+        eprintln!("skipped: models/{DEFAULT_MODEL} is missing; `make setup` installs it");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    tiny_glue(folder.path());
+    let printed = |arguments: &[&str]| {
+        let output = peft_glue(arguments, &[("GLUE_DIR", &path(""))]);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (results, runs, zip) = (path("results"), path("runs"), path("new/submission.zip"));
+    let wnli = ["run", "--task", "wnli", "--method", "bitfit", "--epochs", "1", "--runs", &path("others"), "--json"];
+    std::fs::create_dir(&results).unwrap();
+    std::fs::write(path("results/wnli.json"), printed(&wnli)).unwrap();
+
+    let submit = ["submit", "--results", &results, "--runs", &runs, "--output", &zip];
+    let list = printed(&[&submit[..], &["--list"]].concat());
+    let again = format!("no weights in {runs} of WNLI, BitFit, seed 1: to be trained again, which took 0.0 min");
+    let from_run = "WNLI.tsv        146  WNLI, BitFit, seed 1: validation accuracy ";
+    assert!(list.contains(&again) && list.contains(from_run) && list.contains("2 of 635 (partial)"), "{list}");
+    assert!(list.contains("MNLI-mm.tsv    9847  majority of the training set (no test set here)"), "{list}");
+    assert!(!Path::new(&runs).exists() && !Path::new(&zip).exists());
+
+    let made = printed(&submit);
+    assert!(made.contains("all steps taken") && made.ends_with(&format!("submission: {zip}\n")), "{made}");
+    assert!(Path::new(&zip).exists());
+    let made = printed(&submit);
+    assert!(!made.contains("no weights") && made.contains("found its record") && made.contains(from_run), "{made}");
+
+    let error = complaint(&[&submit[..], &["--method", "lora"]].concat(), &[("GLUE_DIR", &path(""))]);
+    assert!(error.contains("found records of bitfit"), "{error}");
+    std::fs::remove_file(path("WNLI/test.tsv")).unwrap();
+    let error = complaint(&submit, &[("GLUE_DIR", &path(""))]);
+    assert!(error.contains("records of WNLI") && error.contains("GLUE_DIR"), "{error}");
 }

@@ -129,6 +129,14 @@ pub enum Error {
         /// What should be there.
         expected: String,
     },
+    /// A run that is to predict and has no end to predict from.
+    #[error("{run}: expected a run that has come to its end, found {stop}")]
+    Unfinished {
+        /// The run.
+        run: String,
+        /// Why it ended.
+        stop: String,
+    },
     /// A run whose trained weights were not kept.
     #[error("run {key}: no trained weights were kept; run it again with weights kept (`--keep-weights`)")]
     NoWeights {

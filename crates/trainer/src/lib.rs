@@ -39,6 +39,7 @@ mod speed;
 pub mod statistics;
 mod step;
 pub mod study;
+pub mod submission;
 mod tokenizer;
 mod trainer;
 mod training;

@@ -50,6 +50,16 @@ impl Record {
         self.best.as_ref().and_then(|best| best.scores.get(metric)).unwrap_or(f64::NAN)
     }
 
+    /// The value of `metric` on a validation split at the best evaluation; not a number if there was none.
+    pub fn score_on(&self, split: Split, metric: Metric) -> f64 {
+        if self.run.task.validation_splits().first() == Some(&split) {
+            return self.best_metric(metric);
+        }
+        let others = self.best.iter().flat_map(|best| &best.other_scores);
+        let scores = others.filter(|(other, _)| *other == split).find_map(|(_, scores)| scores.get(metric));
+        scores.unwrap_or(f64::NAN)
+    }
+
     /// The task's score, the mean of its metrics, at the best evaluation; not a number if there was none.
     pub fn best_score(&self) -> f64 {
         self.best.as_ref().map_or(f64::NAN, |best| best.scores.mean())

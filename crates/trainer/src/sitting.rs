@@ -72,6 +72,9 @@ impl Sitting {
         }
         let report = model.trainable_report();
         conditions.keep_weights |= report.trainable() * SMALL_PART <= report.total;
+        let path = conditions.folder.join("record.json");
+        // Made again for its weights, a run has no record until it ends: beside the weights of a half it would seem whole.
+        let _ = std::fs::remove_file(&path);
         let (progress, stop) = train(&run, &data, &model, &replicas, &conditions)?;
         let record = Record {
             run,
@@ -101,7 +104,6 @@ impl Sitting {
                 ..environment()
             },
         };
-        let path = conditions.folder.join("record.json");
         let json = serde_json::to_vec_pretty(&record).map_err(|error| Error::Content {
             path: path.clone(),
             expected: "a record that serialises",

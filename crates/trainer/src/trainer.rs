@@ -148,6 +148,15 @@ impl Trainer {
         Ok((record.run == *run && record.stop.is_final()).then_some(record))
     }
 
+    /// Whether a run came to its end below this runs folder, and the weights of its best evaluation were kept.
+    ///
+    /// # Errors
+    /// When there is a record that does not parse.
+    pub fn has_weights(&self, run: &Run) -> Result<bool> {
+        // Where there are weights without a record beside them, the run is on its way: it may not have been at its best yet.
+        Ok(self.own_record(run)?.is_some() && self.conditions(run, Leaves::Weights).weights().exists())
+    }
+
     /// The record of a run: the one it has, or that of running it now.
     ///
     /// # Errors
@@ -168,8 +177,7 @@ impl Trainer {
 
     /// The record that a run has, if nothing of it is missing.
     pub(crate) fn found(&self, run: &Run, voice: &Voice, leaves: Leaves) -> Result<Option<Record>> {
-        let conditions = self.conditions(run, leaves);
-        let weights_missing = conditions.keep_weights && !conditions.weights().exists();
+        let weights_missing = self.conditions(run, leaves).keep_weights && !self.has_weights(run)?;
         let record = self.record(run)?.filter(|_| !weights_missing);
         if record.is_some() {
             voice.say(&format!("{}: found its record", describe(run)));
