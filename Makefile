@@ -19,16 +19,18 @@ WITH_KERNEL := scripts/with_kernel.sh
 ifeq ($(PROFILE),smoke)
 EXECUTED := target/report/main.ipynb
 METHODS := target/report/methods.ipynb
+TEN_ROWS := target/report/glue.ipynb
 PDF := target/report/report.pdf
 FIGURE := target/report/comparison.svg
 else
 EXECUTED := notebooks/main.ipynb
 METHODS := notebooks/methods.ipynb
+TEN_ROWS := notebooks/glue.ipynb
 PDF := report/report.pdf
 FIGURE := report/comparison.svg
 endif
 
-.PHONY: help setup glue report export submission methods test test-rust test-cuda test-scripts test-kernel test-report test-submission notebook cuda bench interop model-mpnet clean
+.PHONY: help setup glue glue-notebook report export submission methods test test-rust test-cuda test-scripts test-kernel test-report test-submission notebook cuda bench interop model-mpnet clean
 # One step after the other: they share two cores and one kernel.
 .NOTPARALLEL:
 
@@ -58,6 +60,10 @@ glue: setup  ## make every run of recipes/ that has no record in results/; says 
 methods: setup  ## run notebooks/methods.ipynb: every method on one task (PROFILE=quick: 35 minutes)
 	@echo "[methods] running notebooks/methods.ipynb, profile $(PROFILE)"
 	@$(WITH_KERNEL) $(PYTHON) scripts/execute_notebook.py notebooks/methods.ipynb --output $(METHODS) --profile $(PROFILE)
+
+glue-notebook: setup  ## run notebooks/glue.ipynb: every task of GLUE, from the records in results/; it trains nothing (LAB_TRAIN=1: what is missing)
+	@echo "[glue-notebook] running notebooks/glue.ipynb"
+	@$(WITH_KERNEL) $(PYTHON) scripts/execute_notebook.py notebooks/glue.ipynb --output $(TEN_ROWS) --profile $(PROFILE)
 
 test: setup test-rust test-cuda test-scripts test-kernel test-report test-submission  ## everything that tests the project (40 minutes the first time)
 	@echo "[test] every part passed: Rust, scripts, kernel, and the report from end to end"
@@ -90,6 +96,7 @@ test-kernel: setup  ## a real Rust kernel: what it shares between cells, and how
 test-report: setup  ## the notebooks with the smallest budget, the report to the PDF
 	@$(MAKE) --no-print-directory report PROFILE=smoke
 	@$(MAKE) --no-print-directory methods PROFILE=smoke
+	@$(MAKE) --no-print-directory glue-notebook PROFILE=smoke
 
 test-submission: setup  ## what is handed in, unpacked elsewhere: its notebook with the smallest budget
 	@test -f target/report/report.pdf || $(MAKE) --no-print-directory report PROFILE=smoke

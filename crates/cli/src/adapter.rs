@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 use clap::{Args, Subcommand, ValueEnum};
-use trainer::maker;
 use trainer::peft::{
     Adapter, Combination, CombinationType, ConversionRank, MajoritySignMethod, Model, Pretrained, Warning,
 };
+use trainer::provenance;
 
 use crate::arguments::pair;
 
@@ -82,8 +82,8 @@ pub fn perform(command: &AdapterCommand) -> Result<()> {
         AdapterCommand::Merge(source) => {
             let (pretrained, model) = source.load()?;
             model.save_merged(&pretrained, &source.output)?;
-            if let Some(run) = maker::read(&source.adapter)? {
-                maker::write(&source.output, &run)?;
+            if let Some(run) = provenance::read(&source.adapter)? {
+                provenance::write(&source.output, &run)?;
             }
             println!("model: {}", source.output.display());
             Ok(())

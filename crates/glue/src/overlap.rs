@@ -1,7 +1,7 @@
 //! What the words that a validation set shares with its training set say about its labels.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::Serialize;
 
@@ -74,6 +74,18 @@ impl Overlap {
             shared_first_sentence: shared as f64 / gold.len() as f64,
             opposite_label: (twins > 0).then(|| opposite as f64 / twins as f64),
         })
+    }
+
+    /// How many examples of a split have a first sentence that is, character by character, that of a training example; and how many
+    /// examples there are.
+    ///
+    /// # Errors
+    /// When one of the two sets is missing or broken.
+    pub fn shared_first_sentences(glue: &Glue, task: Task, split: Split) -> Result<(usize, usize)> {
+        let (train, examples) = (glue.load(task, Split::Train)?.examples()?, glue.load(task, split)?.examples()?);
+        let known: HashSet<&str> = train.iter().map(|example| example.first.as_str()).collect();
+        let shared = examples.iter().filter(|example| known.contains(example.first.as_str())).count();
+        Ok((shared, examples.len()))
     }
 }
 
@@ -180,7 +192,8 @@ mod tests {
             "0\tJohn saw Bill.\tJohn ran.\t0\n1\tAnn met Sue.\tAnn sang.\t1\n2\tAnn met Sue.\tSue sang.\t0\n",
             "0\tJohn saw Bill.\tBill ran.\t1\n1\tAnn met Sue.\tThen Sue sang.\t0\n2\tNobody came.\tOne ran.\t0\n",
         );
-        let overlap = Overlap::of(&Glue::at(folder.path()).unwrap(), Task::Wnli).unwrap();
+        let glue = Glue::at(folder.path()).unwrap();
+        let overlap = Overlap::of(&glue, Task::Wnli).unwrap();
         let expected = Overlap {
             majority: 2.0 / 3.0,
             nearest_neighbour: 2.0 / 3.0,
@@ -189,6 +202,7 @@ mod tests {
             opposite_label: Some(2.0 / 3.0),
         };
         assert_eq!(overlap, expected);
+        assert_eq!(Overlap::shared_first_sentences(&glue, Task::Wnli, Split::Validation).unwrap(), (2, 3));
     }
 
     #[test]

@@ -30,14 +30,7 @@ impl Group<'_> {
 
     /// Over the runs, on one of the task's validation splits.
     pub fn mean_and_deviation_on(&self, split: Split, metric: Metric) -> (f64, f64) {
-        if self.task.validation_splits().first() == Some(&split) {
-            return self.mean_and_deviation(metric);
-        }
-        let value = |record: &Record| {
-            let scores = record.best.as_ref()?.other_scores.iter().find(|(other, _)| *other == split)?;
-            scores.1.get(metric)
-        };
-        let values: Vec<f64> = self.records.iter().map(|record| value(record).unwrap_or(f64::NAN)).collect();
+        let values: Vec<f64> = self.records.iter().map(|record| record.score_on(split, metric)).collect();
         mean_and_deviation(&values)
     }
 

@@ -9,6 +9,7 @@
 //! itself in several forms at once: a chart as plotly's JSON, HTML, SVG and text, a table as HTML and text. JupyterLab takes the
 //! first, an exported page the second, paper the third.
 
+pub mod benchmark;
 mod canvas;
 mod chart;
 pub mod charts;

@@ -81,6 +81,12 @@ impl Style {
         }
     }
 
+    /// Of the published scores of the model with this number, from 0: faint, beside one's own.
+    pub fn published(number: usize) -> Self {
+        const MARKERS: [Marker; 2] = [Marker::Ring, Marker::Diamond];
+        Self { colour: GREY.lighter(0.3), marker: MARKERS[number % 2] }
+    }
+
     /// The same, the lighter the higher the number: for several settings of one method in one chart.
     pub fn variant(self, number: usize) -> Self {
         Self { colour: self.colour.lighter((0.3 * number as f64).min(0.75)), ..self }

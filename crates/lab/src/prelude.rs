@@ -11,8 +11,11 @@ pub use peft::{
 pub use plotly;
 pub use polars::{self, prelude::DataFrame};
 pub use trainer::study::{Search, SearchSpace, best_record, best_run, over_ranks, over_seeds, search};
-pub use trainer::{DeviceName, Evaluate, Profile, Record, Run, Settings, TaskData, Tokenizer, Trainer, Verbosity};
+pub use trainer::{
+    DeviceName, Evaluate, Plan, Profile, Recipe, Record, Run, Settings, TaskData, Tokenizer, Trainer, Verbosity,
+    results,
+};
 
 pub use crate::table::Table;
 pub use crate::tree::Tree;
-pub use crate::{charts, tables};
+pub use crate::{benchmark, charts, tables};

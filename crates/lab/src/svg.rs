@@ -16,6 +16,8 @@ const TITLE_SIZE: f64 = 15.0;
 pub(crate) const NOTE_SIZE: f64 = 12.0;
 const LABEL_SIZE: f64 = 12.5;
 const TICK_SIZE: f64 = 11.5;
+/// Between the texts at two marks.
+const TICK_GAP: f64 = 5.0;
 /// Smaller is not readable in print.
 const SMALLEST_SIZE: f64 = 8.5;
 const LINE_HEIGHT: f64 = 1.3;
@@ -182,13 +184,13 @@ impl<'a> Panel<'a> {
         // Texts that would touch are written smaller; those that would touch still, only at every second mark, or third, ...
         let widest = |size| {
             let lines = x_ticks.iter().flat_map(|(_, text)| text.lines());
-            lines.map(|line| width(line, size)).fold(0.0, f64::max) + 5.0
+            lines.map(|line| width(line, size)).fold(1.0, f64::max)
         };
         let span = chart.x.place(x_limits.1) - chart.x.place(x_limits.0);
         let gaps = x_ticks.windows(2).map(|pair| chart.x.place(pair[1].0) - chart.x.place(pair[0].0));
         let room = gaps.fold(span, f64::min) / span * frame_width;
-        let tick_size = (TICK_SIZE * room / widest(TICK_SIZE)).clamp(SMALLEST_SIZE, TICK_SIZE);
-        let every = (widest(tick_size) / room - 0.01).ceil().max(1.0) as usize;
+        let tick_size = (TICK_SIZE * (room - TICK_GAP) / widest(TICK_SIZE)).clamp(SMALLEST_SIZE, TICK_SIZE);
+        let every = ((widest(tick_size) + TICK_GAP) / room - 0.01).ceil().max(1.0) as usize;
         for (_, text) in x_ticks.iter_mut().enumerate().filter(|(index, _)| index % every != 0).map(|(_, tick)| tick) {
             text.clear();
         }

@@ -271,6 +271,27 @@ pub fn files<P: AsRef<Path>>(paths: &[P]) -> crate::Result<Table> {
 /// What the study found, each finding computed from its records.
 pub fn findings(searches: &[Search], compared: &[Record], ranked: &[Record]) -> Table {
     let mut table = Table::new(["question", "answer"]);
+    let groups = by_method(compared);
+    for task in tasks(compared) {
+        for baseline in task.baselines() {
+            let of_task = groups.iter().filter(|group| group.task == task);
+            let answers: Vec<String> = of_task
+                .map(|group| {
+                    let (mean, deviation) = group.mean_and_deviation_on(baseline.split, baseline.metric);
+                    let score = text::mean_and_deviation(mean, deviation, group.records.len());
+                    format!("{} {score}, {}", group.name(), if mean > baseline.value { "yes" } else { "no" })
+                })
+                .collect();
+            let question = format!("{task}: is {} above the baseline of {}?", baseline.metric, baseline.value);
+            table.push([question, answers.join("; ")]);
+        }
+    }
+    for search in searches {
+        let settings = &search.best.settings;
+        let [rate, warmup] = [settings.learning_rate, settings.warmup_ratio].map(text::small);
+        let answer = format!("learning rate {rate}, batches of {}, warm-up {warmup}", settings.batch_size);
+        table.push([format!("{}: best settings found", search.best.method_name()), answer]);
+    }
     let rate = |name: &str| {
         let search = searches.iter().find(|search| search.best.method.id() == name)?;
         Some(search.best.settings.learning_rate)
@@ -280,7 +301,6 @@ pub fn findings(searches: &[Search], compared: &[Record], ranked: &[Record]) -> 
         let answer = format!("LoRA {} and BitFit {} that of full fine-tuning", times(lora), times(bitfit));
         table.push(["best learning rate found", &answer]);
     }
-    let groups = by_method(compared);
     for full in groups.iter().filter(|group| *group.method == Method::Full) {
         let metric = main_metric(full.task);
         let (reference, _) = full.mean_and_deviation(metric);
@@ -337,14 +357,14 @@ fn noted(mut table: Table, records: &[Record]) -> Table {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use glue::{Completeness, Metric, Scores, Split};
 
     use super::*;
     use crate::groups::tests::record;
 
     /// The texts of a column, by its name.
-    fn column(table: &Table, name: &str) -> Vec<String> {
+    pub(crate) fn column(table: &Table, name: &str) -> Vec<String> {
         let html = table.to_html();
         let document = roxmltree::Document::parse(&html).unwrap();
         let texts = |node: roxmltree::Node| -> Vec<String> {
@@ -407,6 +427,20 @@ mod tests {
             assert!(text.contains("Synthetic: synthetic data"), "{text}");
             assert!(table.to_html().contains("2500 of 3668 (partial)"));
         }
+    }
+
+    #[test]
+    fn the_findings_say_of_each_task_and_method_whether_its_baseline_is_reached() {
+        let records = [
+            record(Task::Sst2, Method::Full, 1, 0.92),
+            record(Task::Sst2, Method::bitfit(), 1, 0.87),
+            record(Task::Mrpc, Method::bitfit(), 1, 0.81),
+        ];
+        let table = findings(&[], &records, &[]);
+        assert_eq!(column(&table, "question")[0], "SST-2: is accuracy above the baseline of 0.88?");
+        let answers = column(&table, "answer");
+        assert_eq!(answers[0], "Full fine-tuning 0.920, yes; BitFit 0.870, no");
+        assert_eq!(answers[1], "BitFit 0.810, yes");
     }
 
     #[test]

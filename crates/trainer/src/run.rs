@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::maker;
+use crate::provenance;
 
 /// A fine-tuning run. Equal runs give equal results, bit for bit, on one machine with one number of threads
 /// and of GPUs.
@@ -60,7 +60,7 @@ impl StartsFrom {
     /// When a file of it is missing or cannot be read.
     pub fn adapter(folder: &Path) -> Result<Self> {
         let sha256 = SavedAdapter::digest(folder)?;
-        Ok(Self::Adapter(SavedAdapter { folder: folder.into(), sha256, run: maker::read(folder)?.map(Box::new) }))
+        Ok(Self::Adapter(SavedAdapter { folder: folder.into(), sha256, run: provenance::read(folder)?.map(Box::new) }))
     }
 
     /// The run that made what it is, if that is known.

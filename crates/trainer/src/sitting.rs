@@ -10,8 +10,8 @@ use crate::data::TaskData;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::maker;
 use crate::progress::clock;
+use crate::provenance;
 use crate::record::{Environment, ParameterCounts, Record};
 use crate::replicas::Replicas;
 use crate::run::Run;
@@ -50,7 +50,7 @@ impl Sitting {
         };
         let model = built(&options.device)?;
         let others = cards.iter().map(built).collect::<Result<_>>()?;
-        let model_made_by = maker::read(pretrained.folder())?;
+        let model_made_by = provenance::read(pretrained.folder())?;
         let new = match (&first, &run.starts_from) {
             (Some(first), Some(start)) => model.start_from(first, start.has_labels_of(run.task))?,
             _ => Vec::new(),

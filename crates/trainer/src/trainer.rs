@@ -16,8 +16,8 @@ use crate::device::{self, DeviceName};
 use crate::error::{Error, Result};
 use crate::evaluation::predict;
 use crate::files;
-use crate::maker;
 use crate::progress::{Verbosity, Voice};
+use crate::provenance;
 use crate::record::{Environment, Record};
 use crate::run::{Run, Settings, StartsFrom};
 use crate::several::{self, Leaves, Seat};
@@ -242,7 +242,7 @@ impl Trainer {
     /// The pretrained model of a run; without its output layer where that was trained on other labels than those of the run's task.
     fn base(&mut self, run: &Run) -> Result<Arc<Pretrained>> {
         let pretrained = self.pretrained(&run.model)?;
-        match maker::read(pretrained.folder())? {
+        match provenance::read(pretrained.folder())? {
             Some(made_by) if made_by.task.labels() != run.task.labels() => Ok(Arc::new(pretrained.without_output())),
             _ => Ok(pretrained),
         }
@@ -316,7 +316,7 @@ impl Trainer {
     /// When no weights were kept, or a file cannot be written.
     pub fn save_adapter(&mut self, run: &Run, folder: &Path) -> Result<()> {
         self.trained_model(run)?.save_adapter(folder)?;
-        maker::write(folder, run)
+        provenance::write(folder, run)
     }
 
     /// The predictions of a run's best model for a split: of its own task, or of AX by a model for MNLI.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use candle_core::Tensor;
 use glue::{Glue, Task};
 use peft::{Method, Model, Pretrained};
-use trainer::{Run, StartsFrom, Trainer, Verbosity, maker};
+use trainer::{Run, StartsFrom, Trainer, Verbosity, provenance};
 
 /// Rows of pairs, in the columns of these tasks.
 fn glue(folder: &Path) -> Glue {
@@ -155,7 +155,7 @@ fn a_merged_checkpoint_that_tells_its_run_starts_another_with_a_new_output_layer
     trainer.run(&qnli).unwrap();
     let pretrained = Pretrained::load(&qnli.model).unwrap();
     trainer.trained_model(&qnli).unwrap().save_merged(&pretrained, folder.path()).unwrap();
-    maker::write(folder.path(), &qnli).unwrap();
+    provenance::write(folder.path(), &qnli).unwrap();
 
     let on_merged = |task| Run { model: folder.path().to_string_lossy().into(), ..place.run(task, Method::bitfit()) };
     let merged = Pretrained::from_folder(folder.path()).unwrap();
@@ -167,7 +167,7 @@ fn a_merged_checkpoint_that_tells_its_run_starts_another_with_a_new_output_layer
     assert_eq!(record.model_made_by, Some(qnli.clone()));
 
     // MNLI as a start is told by its labels alone, not by their number: here a task of as many labels with other meanings.
-    maker::write(folder.path(), &place.run(Task::Sst2, Method::lora(2))).unwrap();
+    provenance::write(folder.path(), &place.run(Task::Sst2, Method::lora(2))).unwrap();
     let new = output(&trainer.untrained_model(&on_merged(Task::Rte)).unwrap());
     assert!(new != trained, "the labels of SST-2 mean something else");
 }
