@@ -184,7 +184,7 @@ impl Plan {
             Profile::Quick => times(&[0.3, 1.0, 3.0]),
             Profile::Standard | Profile::Full => times(&[0.1, 0.3, 1.0, 3.0, 10.0]),
         };
-        let batch_size = self.batch_size();
+        let batch_size = self.batch_size(self.search);
         SearchSpace { learning_rates, batch_sizes: vec![batch_size, 2 * batch_size], warmup_ratios: vec![0.06, 0.2] }
     }
 
@@ -257,7 +257,7 @@ impl Plan {
     /// A run with the settings that searches on these encoders favour. The mean of the tokens is what MiniLM was pretrained to give,
     /// and serves single sentences; pairs do better on BERT's pooler, and MPNet's head is of the first token.
     fn budgeted(&self, task: Task, method: &Method, budget: Budget) -> Run {
-        let batch_size = self.batch_size();
+        let batch_size = self.batch_size(budget);
         let whole = task.official_rows(Split::Train).unwrap_or(batch_size);
         let examples = budget.train_limit.map_or(whole, |limit| limit.min(whole));
         let steps = budget.epochs * examples.div_ceil(batch_size);
@@ -267,7 +267,7 @@ impl Plan {
             batch_size,
             evaluate: Evaluate::Steps(steps.div_ceil(budget.evaluations)),
             // What little is seen once is not overfitted.
-            dropout: if self.is_base { Some(0.0) } else { None },
+            dropout: self.sees_little(budget).then_some(0.0),
             precision: Precision::fastest(),
             pooling: if task.has_pairs() || self.is_base { Pooling::Cls } else { Pooling::Mean },
             train_limit: budget.train_limit.filter(|&limit| limit < whole),
@@ -277,8 +277,12 @@ impl Plan {
     }
 
     /// The larger encoder learns from few examples in small batches: it needs some hundred steps before its loss falls on MRPC.
-    fn batch_size(&self) -> usize {
-        if self.is_base { 8 } else { 16 }
+    fn batch_size(&self, budget: Budget) -> usize {
+        if self.sees_little(budget) { 8 } else { 16 }
+    }
+
+    fn sees_little(&self, budget: Budget) -> bool {
+        self.is_base && budget.train_limit.is_some()
     }
 
     /// LoRA as the study uses it: rank 8 on every linear layer of the encoder; of the study's own encoder by the names that the recipes
