@@ -15,7 +15,7 @@ use crate::provenance;
 use crate::record::{Environment, ParameterCounts, Record};
 use crate::replicas::Replicas;
 use crate::run::Run;
-use crate::trainer::{environment, peak_memory};
+use crate::trainer::{environment, now, peak_memory};
 use crate::training::{Conditions, best, check, train};
 
 /// Weights are kept without being asked for where a run trains at most one in this many parameters.
@@ -44,6 +44,8 @@ impl Sitting {
     pub fn record(self) -> Result<Record> {
         let Self { run, data, pretrained, options, first, cards, mut conditions, at_once } = self;
         check(&run.settings)?;
+        // The commit of a run is that of its beginning: files may change while it trains.
+        let environment = environment();
         let built = |device: &Device| {
             let options = ModelOptions { device: device.clone(), ..options.clone() };
             start(&run, &pretrained, &options, training_batches(&run, &data))
@@ -101,7 +103,8 @@ impl Sitting {
                 gpu: device::card(model.device()),
                 cards: (!cards.is_empty()).then_some(1 + cards.len()),
                 at_once: (at_once > 1).then_some(at_once),
-                ..environment()
+                finished_at: now(),
+                ..environment
             },
         };
         let json = serde_json::to_vec_pretty(&record).map_err(|error| Error::Content {

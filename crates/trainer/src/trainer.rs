@@ -419,6 +419,11 @@ pub(crate) fn peak_memory() -> u64 {
     kibibytes.and_then(|value| value.split(' ').next()?.parse::<u64>().ok()).map_or(0, |value| value * 1024)
 }
 
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
 /// The commit of the repository that the program works in.
 fn commit() -> Option<String> {
     let arguments = ["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"];
@@ -438,6 +443,6 @@ pub fn environment() -> Environment {
         cards: None,
         at_once: None,
         threads: ops::threads(),
-        finished_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        finished_at: now(),
     }
 }
