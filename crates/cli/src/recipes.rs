@@ -23,6 +23,11 @@ pub fn perform(arguments: &GlueArguments) -> Result<()> {
         [] => Recipe::all()?,
         names => names.iter().map(|name| Recipe::load(name)).collect::<trainer::Result<_>>()?,
     };
+    if arguments.table {
+        // Records are enough for it: no data is looked for.
+        table(&recipes, &published);
+        return Ok(());
+    }
     let mut trainer = Trainer::new(Glue::locate()?, &arguments.runs).device(arguments.device.clone());
     let plan: Vec<Planned> = recipes
         .iter()
@@ -32,10 +37,6 @@ pub fn perform(arguments: &GlueArguments) -> Result<()> {
             Planned { name, run, record }
         })
         .collect();
-    if arguments.table {
-        table(&recipes, &published);
-        return Ok(());
-    }
     list(&mut trainer, &plan, &published)?;
     if arguments.list {
         return Ok(());

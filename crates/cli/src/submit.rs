@@ -18,7 +18,7 @@ pub fn perform(arguments: &SubmitArguments) -> Result<()> {
         return Err(nothing_but_majorities(arguments, &records, trainer.glue()));
     }
     for run in submission::missing(&trainer, &files)? {
-        let (name, runs) = (name(run), runs.display());
+        let (name, runs) = (run.name(), runs.display());
         println!("no weights in {runs} of {name}: to be trained again, {}", duration(run, &records));
     }
     if !list {
@@ -94,10 +94,5 @@ fn reached(record: &Record) -> String {
     let scores: Vec<String> =
         record.run.task.metrics().iter().map(|&metric| format!("{metric} {:.3}", record.best_metric(metric))).collect();
     let caveat = record.data.caveat().map(|caveat| format!(" ({caveat})")).unwrap_or_default();
-    format!("{}: validation {}{caveat}", name(&record.run), scores.join(", "))
-}
-
-/// Such as `MNLI, LoRA r=8, seed 1`.
-fn name(run: &Run) -> String {
-    format!("{}, {}, seed {}", run.task, run.method_name(), run.seed)
+    format!("{}: validation {}{caveat}", record.run.name(), scores.join(", "))
 }

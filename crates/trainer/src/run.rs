@@ -81,7 +81,7 @@ impl fmt::Display for StartsFrom {
     /// Such as `MNLI, LoRA r=8, seed 1`; an adapter by its folder, where no run is known.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match (self, self.run()) {
-            (_, Some(run)) => write!(f, "{}, {}, seed {}", run.task, run.method_name(), run.seed),
+            (_, Some(run)) => f.write_str(&run.name()),
             (Self::Adapter(adapter), None) => write!(f, "the adapter {}", adapter.folder.display()),
             (Self::Run(_), None) => Ok(()), // A run is always known.
         }
@@ -139,6 +139,11 @@ impl Run {
             Some(ratio) => format!("{}, LoRA+ {ratio}", self.method),
             None => self.method.to_string(),
         }
+    }
+
+    /// Task, method and seed, such as `MNLI, LoRA r=8, seed 1`.
+    pub fn name(&self) -> String {
+        format!("{}, {}, seed {}", self.task, self.method_name(), self.seed)
     }
 
     /// Whether the methods have one name and one configuration.
