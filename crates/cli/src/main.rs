@@ -2,6 +2,7 @@
 
 mod adapter;
 mod arguments;
+mod method;
 mod recipes;
 mod submit;
 
@@ -63,6 +64,10 @@ fn trainer(arguments: &RunArguments) -> Result<Trainer> {
 }
 
 fn run(arguments: &RunArguments, several: &SeveralArguments, save_adapter: Option<&Path>) -> Result<()> {
+    if arguments.print_config {
+        print!("{}", arguments.config()?);
+        return Ok(());
+    }
     if arguments.adapter.is_some() {
         bail!("a run trains anew: give --method; predict, replay and parameters take --adapter");
     }

@@ -73,6 +73,69 @@ fn several_runs_are_those_of_all_ranks_and_seeds_and_each_prints_its_record() {
 }
 
 #[test]
+fn an_option_of_another_method_is_refused_with_the_methods_that_have_it() {
+    let error = complaint(&[&RUN[..], &["--r", "4"]].concat(), &[]);
+    assert!(error.contains("--r is no option of --method bitfit, but of lora, vera"), "{error}");
+    let full = ["run", "--task", "rte", "--method", "full", "--num-virtual-tokens", "4"];
+    let error = complaint(&full, &[]);
+    assert!(error.contains("prefix_tuning, prompt_tuning, p_tuning"), "{error}");
+    let lora = |options: &[&str]| complaint(&[&["run", "--task", "rte", "--method", "lora"], options].concat(), &[]);
+    let error = lora(&["--r", "four"]);
+    assert!(error.contains("r \"four\"") && error.contains("expected usize"), "{error}");
+    assert!(lora(&["--eva-rho", "3"]).contains("init_lora_weights eva"));
+    assert!(lora(&["--target-modules", "query", "--target-pattern", ".*key"]).contains("leave one out"));
+    assert!(lora(&["--rank-pattern", "query"]).contains("expected NAME=VALUE"));
+}
+
+#[test]
+fn every_option_of_a_method_stands_in_the_help_under_the_methods_that_have_it() {
+    let help = printed(&["run", "--help"]);
+    for heading in ["Options of lora:", "Options of adalora:", "Options of lora, adalora", "Options of bottleneck:"] {
+        assert!(help.contains(heading), "{heading} is not in {help}");
+    }
+    for option in ["--use-dora", "--projection-prng-key", "--adapter-style", "--prompt-tuning-init-text"] {
+        assert_eq!(
+            help.matches(&format!("{option} ")).count() + help.matches(&format!("{option}\n")).count(),
+            1,
+            "{option}"
+        );
+    }
+}
+
+#[test]
+fn a_printed_configuration_is_read_again_and_changed_by_options() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("run.toml");
+    let print = |arguments: &[&str]| printed(&[&["run", "--print-config"], arguments].concat());
+    let lora = [
+        "--task",
+        "rte",
+        "--method",
+        "lora",
+        "--r",
+        "4",
+        "--target-modules",
+        "query,key",
+        "--lr",
+        "2e-4",
+        "--seed",
+        "7",
+    ];
+    let written = print(&lora);
+    std::fs::write(&file, &written).unwrap();
+    let config = ["--config", file.to_str().unwrap()];
+    assert_eq!(print(&config), written);
+    let changed = print(&[&config[..], &["--lr", "1e-3", "--use-dora", "--seed", "8"]].concat());
+    let lines = |text: &str| text.lines().map(String::from).collect::<BTreeSet<_>>();
+    let differs: Vec<String> = lines(&changed).difference(&lines(&written)).cloned().collect();
+    assert_eq!(differs, ["learning_rate = 0.001", "seeds = [8]", "use_dora = true"]);
+    // Another method has none of the file's options.
+    let bitfit = print(&[&config[..], &["--method", "bitfit"]].concat());
+    assert!(bitfit.contains("name = \"bitfit\"") && !bitfit.contains("lora_alpha"), "{bitfit}");
+    assert_eq!(print(&["--recipe", "rte-lora"]).matches("starts_from = \"mnli-lora\"").count(), 1);
+}
+
+#[test]
 fn what_a_recipe_says_is_not_said_by_options_beside_it() {
     let error = complaint(&["run", "--recipe", "mrpc-lora", "--lr", "1e-3"], &[]);
     assert!(error.contains("--lr is not taken with --recipe mrpc-lora"), "{error}");
@@ -235,7 +298,7 @@ fn options_of_bottleneck_adapters_reach_the_model() {
     }
     let both = ["--reduction-factor", "4", "--bottleneck-size", "8"];
     let error = complaint(&[&parameters[..], &both].concat(), &[]);
-    assert!(error.contains("cannot be used with"), "{error}");
+    assert!(error.contains("--bottleneck-size") && error.contains("reduction_factor"), "{error}");
 }
 
 #[test]
@@ -270,7 +333,7 @@ fn options_of_prompt_learning_reach_the_model() {
     let start =
         ["parameters", "--task", "mnli", "--model", TINY, "--method", "prefix_tuning", "--init-weights", "bert"];
     let error = complaint(&start, &[]);
-    assert!(error.contains("--init-weights bert") && error.contains("zero"), "{error}");
+    assert!(error.contains("--init-weights: init_weights \"bert\"") && error.contains("zero"), "{error}");
 }
 
 #[test]

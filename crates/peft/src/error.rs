@@ -2,6 +2,84 @@
 
 use std::path::PathBuf;
 
+/// What is wrong with an `adapter_config.json`.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It is no JSON object.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// A method that is not known.
+    #[error("peft_type {found:?}{nearest}; {known} are read")]
+    UnknownType {
+        /// Its `peft_type`.
+        found: String,
+        /// A hint, or nothing.
+        nearest: String,
+        /// Those that are known.
+        known: String,
+    },
+    /// An adapter of another kind of model.
+    #[error("task_type {found:?}; adapters of sequence classifiers, \"SEQ_CLS\", are read")]
+    Task {
+        /// Its `task_type`.
+        found: String,
+    },
+    /// A field without which there is no adapter.
+    #[error("no {field}; {advice}")]
+    Missing {
+        /// The field.
+        field: &'static str,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// A field that means something that this crate does not do.
+    #[error("{field} {value}, which is not supported here")]
+    NotSupported {
+        /// The field.
+        field: String,
+        /// Its value.
+        value: serde_json::Value,
+    },
+    /// A field that has no effect beside the others.
+    #[error("{field} {value}; {advice}")]
+    Unused {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: serde_json::Value,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// A value that does not fit its field.
+    #[error("{field} {value}: {source}")]
+    Value {
+        /// The field.
+        field: String,
+        /// Its value.
+        value: serde_json::Value,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// Options that make no adapter.
+    #[error(transparent)]
+    Options(Box<Error>),
+}
+
+impl ConfigError {
+    /// The field that is wrong, if it is one field.
+    pub fn field(&self) -> Option<&str> {
+        match self {
+            Self::Missing { field, .. } | Self::Unused { field, .. } => Some(field),
+            Self::NotSupported { field, .. } | Self::Value { field, .. } => Some(field),
+            Self::Options(error) => match &**error {
+                Error::Adapter { field, .. } => Some(field),
+                _ => None,
+            },
+            Self::Json(_) | Self::UnknownType { .. } | Self::Task { .. } => None,
+        }
+    }
+}
+
 /// An error of this crate. Each message says what to do next.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -134,12 +212,12 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A configuration that makes no adapter.
-    #[error("{path}: expected the configuration of an adapter, found {found}")]
+    #[error("{path}: expected the configuration of an adapter, found {source}")]
     AdapterConfig {
         /// The file.
         path: PathBuf,
         /// What was found.
-        found: String,
+        source: ConfigError,
     },
     /// A tensor that a trained parameter needs.
     #[error("{path}: tensor {key} is missing{nearest}; is this the adapter of that configuration?")]
@@ -335,6 +413,18 @@ pub enum Error {
         tokens: usize,
         /// Token types.
         types: usize,
+    },
+    /// A method whose initial values follow from the checkpoint and a seed.
+    #[error("{method} does not start from data; build the model without, or choose init_lora_weights \"eva\"")]
+    NotFromData {
+        /// The method.
+        method: String,
+    },
+    /// No data for a method that starts from it.
+    #[error("{method} starts from data; give batches of data to start from")]
+    NoData {
+        /// The method.
+        method: String,
     },
     /// An error of the tensor library.
     #[error(transparent)]

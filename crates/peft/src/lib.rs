@@ -42,44 +42,39 @@
 //! # }
 //! ```
 
-mod adapter;
+mod adapter_files;
 mod adapters;
 mod architectures;
-mod attention;
 mod batch;
-mod decomposition;
+mod builder;
 mod encoder;
 mod error;
 mod files;
-mod head;
-mod incremental_pca;
 mod layers;
-mod layout;
-mod merged_checkpoint;
-mod method;
 mod model;
+mod numerics;
 mod parameters;
+mod pooling;
 mod pretrained;
-mod report;
-mod tree;
+mod similar_names;
+mod targets;
+mod tuners;
 
-pub use adapter::{
-    Adapter, AdapterConfig, Combination, CombinationType, Conversion, ConversionRank, ConvertedLayer,
-    MajoritySignMethod, PromptSizes, Warning,
-};
-pub use adapters::Adapters;
+pub use adapter_files::{Adapter, AdapterConfig, Warning};
+pub use adapters::{Adapters, Conversion};
 pub use architectures::{Architecture, Config};
 pub use batch::{Batch, Sequence};
-pub use error::{Error, Result};
+pub use error::{ConfigError, Error, Result};
 pub use layers::Pass;
-pub use method::{
-    AdaLora, AdapterStyle, Bias, BitFit, Bottleneck, EvaConfig, Ia3, InitLoraWeights, InitWeights, LnTuning, Lora,
-    Method, PTuning, PrefixInitWeights, PrefixTuning, PromptTuning, PromptTuningInit, RankAllocator,
-    Reparameterization, Targets, Vera,
-};
-pub use model::{Model, ModelOptions, Pooling};
+pub use model::{Model, ModelOptions};
 pub use ops::{Activation, Precision};
-pub use parameters::{Parameters, is_head};
+pub use parameters::{Parameters, TrainableReport, TrainableTensor, TrainableTree, TreeParameter, is_head, thousands};
+pub use pooling::Pooling;
 pub use pretrained::Pretrained;
-pub use report::{TrainableReport, TrainableTensor, thousands};
-pub use tree::{TrainableTree, TreeParameter};
+pub use targets::Targets;
+pub use tuners::{
+    AdaLora, AdapterStyle, AfterStep, Bias, BitFit, Bottleneck, Combination, CombinationType, ConversionRank,
+    ConvertedLayer, EvaConfig, Ia3, InitLoraWeights, InitWeights, LnTuning, Lora, MajoritySignMethod, Method,
+    MethodOption, OptionKind, PTuning, PrefixInitWeights, PrefixTuning, PromptSizes, PromptTuning, PromptTuningInit,
+    RankAllocator, Reparameterization, Vera,
+};

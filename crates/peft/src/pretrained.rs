@@ -8,9 +8,9 @@ use candle_core::{DType, Device, Tensor};
 use ops::SharedWeights;
 use serde_json::Value;
 
+use crate::architectures::layout::Layout;
 use crate::architectures::{Architecture, Config};
 use crate::error::{Error, Result};
-use crate::layout::Layout;
 
 /// The files of a model folder that are read.
 const FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];

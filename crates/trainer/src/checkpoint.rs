@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
 use ops::{Moments, ParameterMoments};
-use peft::{Parameters, RankAllocator};
+use peft::Parameters;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
@@ -72,7 +72,7 @@ pub(crate) fn save(path: &Path, optimizer: &mut Optimizer, progress: &Progress) 
         put("first_moment", bytes(&moments.first));
         put("second_moment", bytes(&moments.second));
     }
-    for (name, values) in optimizer.rank_allocator.iter_mut().flat_map(RankAllocator::state) {
+    for (name, values) in optimizer.after_step.iter_mut().flat_map(|after_step| after_step.state()) {
         tensors.insert(name, (vec![values.len()], bytes(values)));
     }
     let progress =
@@ -98,7 +98,7 @@ pub(crate) fn load(path: &Path, optimizer: &mut Optimizer) -> Result<Option<Prog
         set(&slot.variable, parameter)?;
         slot.moments = ParameterMoments::new(&slot.variable, Moments { first, second })?;
     }
-    for (name, values) in optimizer.rank_allocator.iter_mut().flat_map(RankAllocator::state) {
+    for (name, values) in optimizer.after_step.iter_mut().flat_map(|after_step| after_step.state()) {
         *values = tensor(&file, &name, &[values.len()]).map_err(|found| content(path, expected, found))?;
     }
     Ok(Some(progress))

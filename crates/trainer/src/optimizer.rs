@@ -2,7 +2,7 @@
 
 use candle_core::{Tensor, Var};
 use ops::{AdamWSettings, AdamWSlot, Gradients, ParameterMoments};
-use peft::{Model, RankAllocator};
+use peft::{AfterStep, Model};
 
 use crate::error::{Error, Result};
 use crate::run::Settings;
@@ -29,8 +29,8 @@ impl Slot {
 /// AdamW with weight decay on matrices only, and a learning rate of its own for the classifier, or by LoRA+ for B and vectors.
 pub(crate) struct Optimizer {
     pub slots: Vec<Slot>,
-    /// AdaLoRA's.
-    pub rank_allocator: Option<RankAllocator>,
+    /// What the method does after a step.
+    pub after_step: Option<Box<dyn AfterStep>>,
     max_grad_norm: Option<f64>,
 }
 
@@ -56,7 +56,7 @@ impl Optimizer {
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(Self { slots, rank_allocator: RankAllocator::new(model)?, max_grad_norm: settings.max_grad_norm })
+        Ok(Self { slots, after_step: model.after_step()?, max_grad_norm: settings.max_grad_norm })
     }
 
     /// One step, counted from 0, at `factor` times the learning rates; none if the loss is not finite.
@@ -72,8 +72,8 @@ impl Optimizer {
         let settings =
             AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, max_norm: self.max_grad_norm, step: step + 1 };
         let clipped = ops::adamw(&mut slots, loss, settings)?;
-        if let Some(allocator) = &mut self.rank_allocator {
-            allocator.update_and_allocate(step, |variable| found.get(variable), clipped.value()?)?;
+        if let Some(after_step) = &mut self.after_step {
+            after_step.after_step(step, &|variable| found.get(variable).cloned(), clipped.value()?)?;
         }
         Ok(())
     }

@@ -20,6 +20,8 @@ pub struct Recipe {
     pub about: String,
     /// With the first of the seeds.
     pub run: Run,
+    /// The recipe that it starts from, if it starts from one.
+    pub starts_from: Option<String>,
     /// At least one.
     pub seeds: Vec<u64>,
 }
@@ -28,6 +30,7 @@ pub struct Recipe {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
+    #[serde(default)]
     about: String,
     task: Task,
     model: String,
@@ -89,9 +92,9 @@ impl Recipe {
             }
             None => None,
         };
-        let Written { about, task, model, seeds, settings, .. } = written;
+        let Written { about, task, model, seeds, settings, starts_from: start, .. } = written;
         let name = path.file_stem().map_or(name.into(), |stem| stem.to_string_lossy().into_owned());
-        Ok(Self { name, about, run: Run { task, model, method, settings, seed, starts_from }, seeds })
+        Ok(Self { name, about, run: Run { task, model, method, settings, seed, starts_from }, starts_from: start, seeds })
     }
 }
 

@@ -130,7 +130,7 @@ pub(crate) fn start(
     batches: impl Iterator<Item = Result<Batch>>,
 ) -> Result<Model> {
     if run.method.starts_from_data() {
-        return Model::with_eva_start(pretrained, options, batches);
+        return Model::with_data(pretrained, options, batches);
     }
     Ok(Model::new(pretrained, options)?)
 }

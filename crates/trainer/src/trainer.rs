@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use candle_core::Device;
 use glue::{Glue, Split, Targets, Task, project_root};
-use peft::{AdaLora, Method, Model, ModelOptions, Pretrained, Warning};
+use peft::{Model, ModelOptions, Pretrained, Warning};
 
 use crate::checkpoint;
 use crate::data::TaskData;
@@ -272,11 +272,9 @@ impl Trainer {
 
     pub(crate) fn options(&mut self, run: &Run, seat: Seat) -> Result<ModelOptions> {
         let device = device::stream(&self.opened_device()?, seat.number)?;
-        let method = match &run.method {
-            Method::AdaLora(AdaLora { total_step: None, .. }) => {
-                run.method.clone().over(steps(&run.settings, self.data(run)?.train.len()))
-            }
-            method => method.clone(),
+        let method = match run.method.needs_total_steps() {
+            true => run.method.clone().over(steps(&run.settings, self.data(run)?.train.len())),
+            false => run.method.clone(),
         };
         Ok(ModelOptions {
             pooling: run.settings.pooling,

@@ -5,10 +5,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Config, part};
-use crate::layout::{
+use crate::architectures::layout::{
     Dropouts, EmbeddingsLayout, HeadLayout, LayersLayout, Layout, NormOrder, Numbering, PositionsLayout,
 };
-use crate::method::POOLER;
+use crate::parameters::POOLER;
 
 #[derive(Deserialize)]
 struct Types {

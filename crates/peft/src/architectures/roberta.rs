@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Config, bert, part};
-use crate::layout::{EmbeddingsLayout, HeadLayout, Layout, Numbering};
+use crate::architectures::layout::{EmbeddingsLayout, HeadLayout, Layout, Numbering};
 
 #[derive(Deserialize)]
 struct Tables {

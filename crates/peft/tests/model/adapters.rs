@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use peft::{
     AdaLora, Adapter, AdapterConfig, Batch, BitFit, EvaConfig, Ia3, InitLoraWeights, LnTuning, Lora, Method, Model,
-    ModelOptions, PTuning, Pass, Pooling, PrefixTuning, RankAllocator, Reparameterization, Sequence, Targets, Vera,
-    Warning,
+    ModelOptions, PTuning, Pass, Pooling, PrefixTuning, Reparameterization, Sequence, Targets, Vera, Warning,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -443,7 +442,7 @@ fn values_of_adalora_that_are_masked_are_left_out_of_its_files() {
     let (found, expected) = (flat(&again.predict(&batch).unwrap()), flat(&model.predict(&batch).unwrap()));
     // The same sums but for terms that are zero.
     close("logits", &found, &expected, 1e-5);
-    assert!(RankAllocator::new(&again).unwrap().is_none(), "its budget has been spent");
+    assert!(again.after_step().unwrap().is_none(), "its budget has been spent");
 }
 
 /// `make_adapters.py`'s batches: the first two examples and the others in turn.
@@ -466,7 +465,7 @@ fn eva_starts_from_pefts_components_and_divides_ranks_as_peft_does() {
     let (theirs, _) = AdapterConfig::read(&folder("eva")).unwrap();
     let Method::Lora(theirs) = &theirs.method else { panic!("not LoRA") };
     let asked = exact(Method::Lora(eva(EvaConfig::default())));
-    let model = Model::with_eva_start(&tiny(), &asked, eva_batches()).unwrap();
+    let model = Model::with_data(&tiny(), &asked, eva_batches()).unwrap();
     let Method::Lora(ours) = model.method() else { panic!("not LoRA") };
     assert_eq!((&ours.rank_pattern, &ours.alpha_pattern), (&theirs.rank_pattern, &theirs.alpha_pattern));
     let names = |targets: &Targets| match targets {
@@ -492,7 +491,7 @@ fn eva_starts_from_pefts_components_and_divides_ranks_as_peft_does() {
 fn eva_leaves_ranks_as_they_are_where_none_may_grow_and_whitens_where_it_is_asked_to() {
     let start = |config| {
         let asked = exact(Method::Lora(eva(config)));
-        Model::with_eva_start(&tiny(), &asked, eva_batches()).unwrap()
+        Model::with_data(&tiny(), &asked, eva_batches()).unwrap()
     };
     let uniform = start(EvaConfig { rho: 1.0, ..EvaConfig::default() });
     let Method::Lora(lora) = uniform.method() else { panic!("not LoRA") };
@@ -514,11 +513,11 @@ fn eva_leaves_ranks_as_they_are_where_none_may_grow_and_whitens_where_it_is_aske
 fn eva_without_enough_data_is_an_error_that_says_so() {
     let start = |lora, batches: Vec<Batch>| {
         let batches = batches.into_iter().map(peft::Result::Ok);
-        Model::with_eva_start(&tiny(), &exact(Method::Lora(lora)), batches).err().unwrap().to_string()
+        Model::with_data(&tiny(), &exact(Method::Lora(lora)), batches).err().unwrap().to_string()
     };
     let batch = || batch(&sequences(&[2, 2], 100));
     assert!(start(eva(EvaConfig::default()), vec![]).contains("batches of data"));
     assert!(start(eva(EvaConfig::default()), vec![batch()]).contains("as many tokens as rho times r"));
-    assert!(start(Lora::default(), vec![batch()]).contains("expected \"eva\""));
+    assert!(start(Lora::default(), vec![batch()]).contains("does not start from data"));
     assert!(start(eva(EvaConfig { rho: 0.5, ..EvaConfig::default() }), vec![batch()]).contains("rho is 0.5"));
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{Device, Tensor, TensorId};
 use ops::{Orthonormal, orthogonality};
-use peft::{AdaLora, Method, Model, ModelOptions, RankAllocator};
+use peft::{AdaLora, AfterStep, Method, Model, ModelOptions, RankAllocator};
 use serde::Deserialize;
 
 use crate::support::*;
@@ -40,6 +40,11 @@ fn start(oracle: &Oracle, tensors: &HashMap<String, Tensor>) -> Model {
     model
 }
 
+fn allocator(model: &Model) -> RankAllocator {
+    let Method::AdaLora(adalora) = model.method() else { panic!("the oracle's method is AdaLoRA") };
+    RankAllocator::new(adalora, model.parameters()).unwrap().unwrap()
+}
+
 /// The step of the oracle: `p - 0.1 * gradient`, then the allocation.
 fn step(model: &Model, allocator: &mut RankAllocator, tensors: &HashMap<String, Tensor>, step: usize) {
     let mut gradients: HashMap<TensorId, &Tensor> = HashMap::new();
@@ -49,7 +54,7 @@ fn step(model: &Model, allocator: &mut RankAllocator, tensors: &HashMap<String, 
             gradients.insert(variable.id(), gradient);
         }
     }
-    allocator.update_and_allocate(step, |variable| gradients.get(&variable.id()).copied(), 1.0).unwrap();
+    allocator.after_step(step, &|variable| gradients.get(&variable.id()).map(|tensor| (*tensor).clone()), 1.0).unwrap();
 }
 
 fn left(model: &Model) -> BTreeMap<String, Vec<bool>> {
@@ -63,7 +68,7 @@ fn left(model: &Model) -> BTreeMap<String, Vec<bool>> {
 fn a_whole_schedule_has_pefts_budgets_and_masks_pefts_values_at_every_step() {
     let (oracle, tensors) = oracle();
     let model = start(&oracle, &tensors);
-    let mut allocator = RankAllocator::new(&model).unwrap().unwrap();
+    let mut allocator = self::allocator(&model);
     for (index, expected) in oracle.steps.iter().enumerate() {
         step(&model, &mut allocator, &tensors, index);
         assert_eq!(allocator.budget(index).0, expected.budget, "step {index}");
@@ -78,11 +83,11 @@ fn a_whole_schedule_has_pefts_budgets_and_masks_pefts_values_at_every_step() {
 fn an_allocator_goes_on_from_the_state_of_another() {
     let (oracle, tensors) = oracle();
     let model = start(&oracle, &tensors);
-    let mut allocator = RankAllocator::new(&model).unwrap().unwrap();
+    let mut allocator = self::allocator(&model);
     for (index, expected) in oracle.steps.iter().enumerate() {
-        let state: Vec<Vec<f32>> = allocator.state().map(|(_, values)| values.clone()).collect();
-        allocator = RankAllocator::new(&model).unwrap().unwrap();
-        allocator.state().zip(state).for_each(|((_, values), kept)| *values = kept);
+        let state: Vec<Vec<f32>> = allocator.state().into_iter().map(|(_, values)| values.clone()).collect();
+        allocator = self::allocator(&model);
+        allocator.state().into_iter().zip(state).for_each(|((_, values), kept)| *values = kept);
         step(&model, &mut allocator, &tensors, index);
         assert_eq!(left(&model), expected.left, "step {index}");
     }
@@ -95,13 +100,13 @@ fn gradients_that_were_clipped_are_measured_as_clipped() {
         tensors.iter().map(|(name, tensor)| (name.clone(), (tensor * 0.5).unwrap())).collect();
     let states = [(&tensors, 0.5), (&halved, 1.0)].map(|(gradients, scale)| {
         let model = start(&oracle, &tensors);
-        let mut allocator = RankAllocator::new(&model).unwrap().unwrap();
+        let mut allocator = self::allocator(&model);
         let of = |variable: &candle_core::Var| {
             let (name, _) = model.parameters().trainable().find(|(_, other)| other.id() == variable.id())?;
-            gradients.get(&format!("gradient.0.{name}"))
+            gradients.get(&format!("gradient.0.{name}")).cloned()
         };
-        allocator.update_and_allocate(0, of, scale).unwrap();
-        allocator.state().map(|(name, values)| (name, values.clone())).collect::<Vec<_>>()
+        allocator.after_step(0, &of, scale).unwrap();
+        allocator.state().into_iter().map(|(name, values)| (name, values.clone())).collect::<Vec<_>>()
     });
     assert_eq!(states[0], states[1]);
 }
@@ -132,5 +137,5 @@ fn a_budget_that_cannot_be_spent_is_refused_by_name() {
     let pattern = [("bert.no.such.layer.lora_E".to_string(), vec![true])].into();
     assert!(error(AdaLora { rank_pattern: pattern, ..adalora }).contains("bert.no.such.layer.lora_E"));
     let model = Model::new(&tiny(), &ModelOptions::new(Method::AdaLora(AdaLora::default()), 2)).unwrap();
-    assert!(RankAllocator::new(&model).err().unwrap().to_string().contains("total_step is not given"));
+    assert!(model.after_step().err().unwrap().to_string().contains("total_step is not given"));
 }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, TensorId};
 use peft::{
-    Architecture, Lora, Method, Model, ModelOptions, Pass, Pooling, Precision, Pretrained, Sequence, Targets, is_head,
+    Architecture, Ia3, LnTuning, Lora, Method, Model, ModelOptions, Pass, Pooling, Precision, Pretrained, Sequence,
+    Targets, is_head,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -265,7 +266,10 @@ fn no_frozen_parameter_of_any_architecture_has_a_gradient_tensor() {
 fn ia3_and_layer_norm_tuning_on_every_architectures_defaults_have_the_gradient_of_finite_differences() {
     for case in CASES {
         let architecture = checkpoint(case).config.architecture;
-        for method in [Method::Ia3(architecture.default_ia3()), Method::LnTuning(architecture.default_ln_tuning())] {
+        for method in [
+            Method::Ia3(Ia3::for_architecture(architecture)),
+            Method::LnTuning(LnTuning::for_architecture(architecture)),
+        ] {
             let model = with_dropout(case, method.clone(), Pooling::Cls);
             agrees_with_finite_differences(&model, &batch(&sequences(&[7, 1, 12, 2], 50)), &[2, 0, 1, 1], Some(5));
             let trained = |end: &str| model.parameters().trainable().filter(|(name, _)| name.ends_with(end)).count();

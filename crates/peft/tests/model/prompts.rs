@@ -297,7 +297,7 @@ fn what_a_configuration_of_prompt_learning_lacks_or_has_wrong_is_an_error_that_n
         ("num_virtual_tokens", json!(null), "no num_virtual_tokens"),
         ("num_virtual_tokens", json!("three"), "num_virtual_tokens \"three\""),
         ("num_virtual_tokens", json!(0), "num_virtual_tokens is 0"),
-        ("num_transformer_submodules", json!(2), "num_transformer_submodules 2; an encoder has 1"),
+        ("num_transformer_submodules", json!(2), "num_transformer_submodules 2, which is not supported here"),
         ("prompt_tuning_init", json!("WORDS"), "prompt_tuning_init \"WORDS\""),
         ("prompt_tuning_init", json!("TEXT"), "no prompt_tuning_init_text"),
         ("token_dim", json!(-1), "token_dim -1"),

@@ -1,0 +1,285 @@
+//! Adapters in folders: `adapter_config.json` and `adapter_model.safetensors`, as Python's `peft` writes and reads them
+//! (its `docs/source/developer_guides/checkpoint.md`, `config.py`, `utils/save_and_load.py`).
+//!
+//! The tensors are what was trained: of the adapter, of the head, of the modules to save, and biases. Their keys are
+//! `base_model.model.` and this crate's names, which are Hugging Face's, with two exceptions: the bias of a layer that an adapter
+//! stands beside is `….base_layer.bias`, and a layer norm that is tuned is `….ln_tuning_layers.weight` and `.bias`.
+//!
+//! VeRA's files hold the random matrices that its layers share besides, as `base_model.vera_A` and `base_model.vera_B`, if
+//! `save_projection` is true. AdaLoRA's hold of each branch only the singular values that are not zero, with their vectors, once
+//! some were masked; `rank_pattern` says which they were.
+//!
+//! Of prompt learning, the file holds the virtual tokens under `prompt_embeddings`, whatever made them, and the keys of what else was
+//! trained begin with `base_model.` alone, since there is no tuner around the model.
+//!
+//! PEFT has no bottleneck adapters, no BitFit, and nothing for a whole model or a head alone. Their files have the same shape, with a
+//! `peft_type` of their own: `BOTTLENECK` (with the fields of [`Bottleneck`](crate::Bottleneck); a tensor is called
+//! `….output.adapter_down.weight`, `adapter_down` and `adapter_up` lying where AdapterHub puts them), `BITFIT` (with
+//! `target_modules`, which may be null), `FULL` and `HEAD`. `pooling` is a field of this crate's too,
+//! and written only for `"mean"`, which PEFT's classifiers do not have.
+//!
+//! A file is checked as a whole before anything is changed, so that no model is ever half loaded.
+
+mod config;
+mod warning;
+mod weights;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::error::{Error, Result};
+use crate::files::write_atomically;
+use crate::model::{Model, ModelOptions};
+use crate::parameters::is_of_prompt;
+use crate::pretrained::Pretrained;
+use crate::tuners::Method;
+
+pub use config::AdapterConfig;
+pub use warning::Warning;
+pub(crate) use weights::{PREFIX, Weights};
+
+/// An adapter apart from a model: as it was read from a folder, taken from a model, or made from others.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    /// What its configuration says.
+    pub config: AdapterConfig,
+    /// What in its configuration was passed over.
+    pub warnings: Vec<Warning>,
+    pub(crate) weights: Weights,
+}
+
+impl Adapter {
+    /// Reads the adapter in `folder`.
+    ///
+    /// # Errors
+    /// When a file is missing or broken, a field means something that this crate does not do, a tensor holds a number that
+    /// is not finite, or there is no head.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let (config, warnings) = AdapterConfig::read(folder)?;
+        Ok(Self { config, warnings, weights: Weights::read(folder)? })
+    }
+
+    /// Writes it to `folder`, which is made if it is missing, so that this crate or Python's `peft` can load it.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        // The configuration last: a folder without one is no adapter.
+        self.weights.write(folder)?;
+        write_atomically(&folder.join(config::FILE), self.config.to_json()?.as_bytes())
+    }
+
+    /// The same, called so in messages.
+    pub(crate) fn named(self, name: &str) -> Self {
+        Self { weights: self.weights.named(name), ..self }
+    }
+
+    /// What a model for this adapter is built from. The number of labels is that of the head.
+    ///
+    /// # Errors
+    /// When there is no head.
+    pub fn options(&self) -> Result<ModelOptions> {
+        Ok(ModelOptions {
+            pooling: self.config.pooling,
+            train_pooler: self.config.train_pooler,
+            ..ModelOptions::new(self.config.method.clone(), self.weights.num_labels()?)
+        })
+    }
+}
+
+impl Model {
+    /// Writes what is trained to `folder`, which is made if it is missing, so that this crate or Python's `peft` can load it.
+    ///
+    /// # Errors
+    /// When a file cannot be written, or the model was merged, and its encoder is no longer the checkpoint's.
+    pub fn save_adapter(&self, folder: &Path) -> Result<()> {
+        self.adapter_now()?.save(folder)
+    }
+
+    /// What is trained, as it is now: training that goes on does not change it.
+    ///
+    /// # Errors
+    /// When the model was merged for good.
+    pub fn adapter(&self) -> Result<Adapter> {
+        let mut adapter = self.adapter_now()?;
+        adapter.weights = adapter.weights.copy()?;
+        Ok(adapter)
+    }
+
+    /// The same, without copies: it changes with the model.
+    fn adapter_now(&self) -> Result<Adapter> {
+        if self.is_unloaded() {
+            return Err(Error::Merged);
+        }
+        let config = AdapterConfig::of(self)?;
+        let trained = self.parameters().trainable().filter(|(name, _)| !is_of_prompt(name));
+        let mut values: BTreeMap<String, Tensor> =
+            trained.map(|(name, variable)| (name.to_string(), variable.as_detached_tensor())).collect();
+        for (name, shape) in self.parameters().empty() {
+            values.insert(name.into(), Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
+        }
+        config.method.config().leave_out(&mut values)?;
+        let mut tensors: BTreeMap<String, Tensor> =
+            values.into_iter().map(|(name, tensor)| (self.key(&name), tensor)).collect();
+        if let Some(virtual_tokens) = self.prompt_embeddings()? {
+            tensors.insert(weights::PROMPT.into(), virtual_tokens.detach());
+        }
+        if config.method.config().saves_shared_tensors() {
+            let names = self.tuner().shared_shapes().into_iter().map(|(name, _)| shared_key(name));
+            tensors.extend(names.zip(self.tuner().shared_tensors()?));
+        }
+        Ok(Adapter { config, warnings: Vec::new(), weights: Weights::new("an adapter in memory", tensors) })
+    }
+
+    /// Sets what is trained to the values of the adapter in `folder`, which must be one for a model of this method.
+    ///
+    /// # Errors
+    /// As [`Adapter::read`], or when the adapter is for another method or another base model, or the model is merged. It is then as
+    /// it was.
+    pub fn load_adapter(&self, folder: &Path) -> Result<Vec<Warning>> {
+        self.load(&Adapter::read(folder)?)
+    }
+
+    /// The model on `pretrained`, where that lies, with the adapter in `folder`, without dropout's settings of its own; and what was
+    /// passed over.
+    ///
+    /// # Errors
+    /// As [`Adapter::read`] and [`Model::new`], or when the adapter is for another base model.
+    pub fn from_adapter(pretrained: &Pretrained, folder: &Path) -> Result<(Self, Vec<Warning>)> {
+        let adapter = Adapter::read(folder)?;
+        let model = Self::new(pretrained, &ModelOptions { device: pretrained.device(), ..adapter.options()? })?;
+        let warnings = model.load(&adapter)?;
+        Ok((model, warnings))
+    }
+
+    /// Sets what is trained to an adapter's values.
+    ///
+    /// # Errors
+    /// As [`Model::load_adapter`].
+    pub fn load(&self, adapter: &Adapter) -> Result<Vec<Warning>> {
+        let (config, weights) = (&adapter.config, &adapter.weights);
+        if self.is_merged() {
+            return Err(Error::LoadingMerged { path: weights.path().into() });
+        }
+        if let Some((field, expected, found)) = difference(self.method(), &config.method) {
+            return Err(Error::AnotherMethod { path: weights.path().into(), field, expected, found });
+        }
+        let parameters: Vec<_> = self.parameters().trainable().map(|(name, v)| (self.key(name), v)).collect();
+        let mut values = Vec::with_capacity(parameters.len());
+        for (key, variable) in &parameters {
+            let value = weights.required(key, variable.dims(), &parameters)?;
+            values.push(value.to_dtype(variable.dtype())?.to_device(variable.device())?);
+        }
+        let mut known: BTreeSet<&str> = parameters.iter().map(|(key, _)| key.as_str()).collect();
+        let empty: Vec<String> = self.parameters().empty().map(|(name, _)| self.key(name)).collect();
+        known.extend(empty.iter().map(String::as_str));
+        let shared_shapes = self.tuner().shared_shapes();
+        let shared: Vec<(String, [usize; 2])> = match config.method.config().saves_shared_tensors() {
+            true => shared_shapes.iter().map(|(name, shape)| (shared_key(name), *shape)).collect(),
+            false => Vec::new(),
+        };
+        let shared_tensors: Vec<Tensor> = shared
+            .iter()
+            .map(|(key, shape)| weights.required(key, shape, &parameters).cloned())
+            .collect::<Result<_>>()?;
+        known.extend(shared.iter().map(|(key, _)| key.as_str()));
+        let mut warnings = adapter.warnings.clone();
+        warnings.extend(weights.extra(&known, &self.modules.all)?);
+        warnings.extend(base_warning(config, self.base_model()));
+        for ((_, variable), value) in parameters.iter().zip(values) {
+            variable.set(&value)?;
+        }
+        match config.method.config().shared_tensors_key() {
+            Some(_) if !shared.is_empty() => {
+                self.tuner().set_shared_tensors(shared_tensors, self.dtype(), self.device())?;
+            }
+            Some(key) => self.tuner().draw_shared_tensors(key, self.dtype(), self.device())?,
+            None => {}
+        }
+        Ok(warnings)
+    }
+
+    /// Sets what is trained to the values that `other` has trained, so that training goes on from there on another task (LoRA's and
+    /// RoBERTa's papers start MRPC, RTE and STS-B from MNLI so). The layer that the logits come from stays new unless both have
+    /// `same_labels`. Returns the names of what stays new.
+    ///
+    /// # Errors
+    /// When the method of `other`, what it trains or its base model is another, or a model is merged. This model is then as it was.
+    pub fn start_from(&self, other: &Self, same_labels: bool) -> Result<Vec<String>> {
+        if self.is_merged() || other.is_merged() {
+            return Err(Error::LoadingMerged { path: other.base_model().into() });
+        }
+        let another = |field, expected: String, found: String| Error::AnotherStart { field, expected, found };
+        if let Some((field, expected, found)) = difference(self.method(), other.method()) {
+            return Err(another(field, expected, found));
+        }
+        if let Some(Warning::BaseModel { file, model }) = base_warning(&AdapterConfig::of(other)?, self.base_model()) {
+            return Err(another("base model", model, file));
+        }
+        let is_new = |name: &str| !same_labels && self.is_output(name);
+        for (name, variable) in other.parameters().trainable().filter(|(name, _)| !is_new(name)) {
+            let expected = self.parameters().get(name).map(|ours| ours.dims());
+            if expected != Some(variable.dims()) {
+                let expected = expected.map_or("nothing".into(), |shape| format!("{name} of shape {shape:?}"));
+                return Err(another("trained parameter", expected, format!("{name} of shape {:?}", variable.dims())));
+            }
+        }
+        let mut new = Vec::new();
+        for (name, variable) in self.parameters().trainable() {
+            match other.parameters().get(name).filter(|_| !is_new(name)) {
+                Some(theirs) => variable.set(&theirs.to_dtype(variable.dtype())?.to_device(variable.device())?)?,
+                None => new.push(name.to_string()),
+            }
+        }
+        Ok(new)
+    }
+
+    /// Whether a key of a file is of a tensor that layers share.
+    pub(crate) fn is_shared(&self, key: &str) -> bool {
+        self.tuner().shared_shapes().iter().any(|(name, _)| shared_key(name) == key)
+    }
+
+    /// The key of a trained parameter in a file.
+    pub(crate) fn key(&self, name: &str) -> String {
+        let is_prompt = self.method().virtual_tokens() > 0;
+        match (self.parameters().part(name), name.rsplit_once('.')) {
+            _ if is_of_prompt(name) => weights::PROMPT.into(),
+            _ if is_prompt => format!("{}{name}", weights::PREFIX_OF_PROMPTS),
+            (Some(part), Some((module, last))) => format!("{}{module}.{part}.{last}", weights::PREFIX),
+            _ => format!("{}{name}", weights::PREFIX),
+        }
+    }
+}
+
+/// The key of a tensor that layers share: a part of PEFT's model, not of Hugging Face's.
+fn shared_key(name: &str) -> String {
+    format!("{}{name}", weights::PREFIX_OF_PROMPTS)
+}
+
+/// A warning where a file names another base model. Only the last part of a name counts: the same model may lie in another
+/// folder, or come from a hub.
+pub(crate) fn base_warning(config: &AdapterConfig, ours: &str) -> Option<Warning> {
+    let last = |name: &str| name.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_string();
+    let theirs = config.base_model_name_or_path.as_ref()?;
+    let warning = Warning::BaseModel { file: theirs.clone(), model: ours.into() };
+    (last(theirs) != last(ours)).then_some(warning)
+}
+
+/// The first field by which two methods compute differently from the same trained values, with both values.
+fn difference(ours: &Method, theirs: &Method) -> Option<(&'static str, String, String)> {
+    let fields = |method: &Method| {
+        let mut fields = vec![("peft_type", method.peft_type().to_string())];
+        fields.extend(method.config().computed_by());
+        fields
+    };
+    let pairs = fields(ours).into_iter().zip(fields(theirs));
+    pairs.map(|((field, ours), (_, theirs))| (field, ours, theirs)).find(|(_, ours, theirs)| ours != theirs)
+}
+
+/// Whether every number of a tensor is finite.
+fn is_finite(tensor: &Tensor) -> Result<bool> {
+    let values: Vec<f64> = tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+    Ok(values.iter().all(|value| value.is_finite()))
+}

@@ -1,0 +1,285 @@
+//! Builds the layers of a model. At each parameter, linear layer and sublayer the [`Builder`] asks the [`Tuner`], by module path,
+//! what is trained and what is put there.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor, Var};
+use ops::Precision;
+use rand::RngExt;
+
+use crate::architectures::Config;
+use crate::error::Result;
+use crate::layers::{
+    AdaptedLayer, BaseLayer, LayerNorm, Linear, LinearAdapter, Sublayer, SublayerAdapter, VirtualTokens,
+};
+use crate::parameters::{Initializer, Modules, POOLER, Parameters, generator, is_head};
+use crate::pretrained::Pretrained;
+
+/// What a fine-tuning method decides as a model is built. Modules that are trained whole, the head among them, are not asked
+/// about. What is not said here is: nothing is trained, nothing is adapted.
+pub(crate) trait Tuner: Send + Sync {
+    /// Whether the parameter `{module}.{name}` of the pretrained model is trained.
+    fn trains(&self, _module: &str, _name: &str) -> bool {
+        false
+    }
+
+    /// Whether the parameter `name` of a layer that has an adapter is trained besides.
+    fn trains_beside_adapter(&self, _name: &str) -> bool {
+        false
+    }
+
+    /// Whether layer norms are trained besides.
+    fn trains_layer_norms(&self) -> bool {
+        false
+    }
+
+    /// Whether PEFT has this method: it trains copies of modules, and keeps the frozen originals (`utils/other.py`,
+    /// `ModulesToSaveWrapper`).
+    fn is_in_peft(&self) -> bool {
+        true
+    }
+
+    /// What PEFT's files have between a module that this method trains a copy of and its parameters' names.
+    fn part(&self, _module: &str) -> Option<&'static str> {
+        None
+    }
+
+    /// The adapter of a linear layer, if it gets one, and the weight `(out, in)` that it stands beside: the layer's own, or one that
+    /// replaces it.
+    fn linear(
+        &self,
+        _builder: &mut Builder,
+        _path: &str,
+        weight: Tensor,
+    ) -> Result<(Option<Box<dyn LinearAdapter>>, Tensor)> {
+        Ok((None, weight))
+    }
+
+    /// The adapter of a sublayer whose last linear layer has that path, in an encoder of that width.
+    fn sublayer(
+        &self,
+        _builder: &mut Builder,
+        _sublayer: Sublayer,
+        _linear: &str,
+        _hidden: usize,
+    ) -> Result<Option<Arc<dyn SublayerAdapter>>> {
+        Ok(None)
+    }
+
+    /// Virtual tokens before the embeddings of a sequence's words, of which this is the table, `(vocabulary, width)`.
+    fn prompt(&self, _builder: &mut Builder, _words: &Tensor) -> Result<Option<VirtualTokens>> {
+        Ok(None)
+    }
+
+    /// Virtual tokens before the keys and values of every layer, `(virtual tokens, layers * 2 * hidden)`.
+    fn prefix(&self, _builder: &mut Builder, _config: &Config) -> Result<Option<VirtualTokens>> {
+        Ok(None)
+    }
+
+    /// Fails where a target names nothing: less would be trained than was asked for, silently.
+    fn check_targets(&self, _modules: &Modules) -> Result<()> {
+        Ok(())
+    }
+
+    /// Frozen tensors that all layers' adapters share, as a file names them, with their shapes.
+    fn shared_shapes(&self) -> Vec<(&'static str, [usize; 2])> {
+        Vec::new()
+    }
+
+    /// The values of these tensors, in the same order.
+    fn shared_tensors(&self) -> Result<Vec<Tensor>> {
+        Ok(Vec::new())
+    }
+
+    /// Draws their values from a key, once all layers are there; the model's numbers are of that type and place.
+    fn draw_shared_tensors(&self, _key: u64, _dtype: DType, _device: &Device) -> Result<()> {
+        Ok(())
+    }
+
+    /// Takes the values of a file in their place.
+    fn set_shared_tensors(&self, _tensors: Vec<Tensor>, _dtype: DType, _device: &Device) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether their values are not those that a key gives.
+    fn shared_tensors_differ(&self, _key: u64) -> bool {
+        false
+    }
+}
+
+/// Hands out a model's layers and parameters as the tuner decides.
+pub(crate) struct Builder<'a> {
+    pub pretrained: &'a Pretrained,
+    pub tuner: Arc<dyn Tuner>,
+    /// The ends of the paths of modules that are trained whole besides the head.
+    pub modules_to_save: &'a [String],
+    /// Whether the pooler is trained whole, whatever the method.
+    pub train_pooler: bool,
+    pub dtype: DType,
+    /// Of the linear layers' products.
+    pub precision: Precision,
+    pub device: &'a Device,
+    pub seed: u64,
+    pub parameters: Parameters,
+    /// The modules so far.
+    pub modules: Modules,
+    /// The linear layers so far that have an adapter.
+    pub adapted: Vec<AdaptedLayer>,
+}
+
+impl Builder<'_> {
+    /// A linear layer from `inputs` to `outputs`. `initializer` is for a weight that the checkpoint lacks.
+    pub fn linear(
+        &mut self,
+        path: &str,
+        inputs: usize,
+        outputs: usize,
+        has_bias: bool,
+        initializer: Initializer,
+    ) -> Result<Linear> {
+        if !self.trains(path, "weight") {
+            self.modules.linear_layers.insert(path.into());
+        }
+        let weight = self.parameter(path, "weight", &[outputs, inputs], initializer)?;
+        // Modules that are trained whole get nothing (PEFT: `modules_to_save` wins).
+        let (adapter, weight) = match self.trains_whole(path) {
+            true => (None, weight),
+            false => self.tuner.clone().linear(self, path, weight)?,
+        };
+        // After the adapter, which may have its bias trained.
+        let bias = self.bias(path, outputs, has_bias, initializer)?;
+        // A frozen weight of the checkpoint's is every model's on it.
+        let base = BaseLayer { weight: self.pretrained.shared.weight(weight, self.precision)?, bias };
+        let Some(adapter) = adapter else { return Ok(Linear::Plain(base)) };
+        let layer = AdaptedLayer::new(path, base, Arc::from(adapter));
+        self.adapted.push(layer.clone());
+        Ok(Linear::Adapted(layer))
+    }
+
+    /// A layer norm. `initializer` is for a weight that the checkpoint lacks.
+    pub fn layer_norm(
+        &mut self,
+        path: &str,
+        hidden: usize,
+        epsilon: f64,
+        has_bias: bool,
+        initializer: Initializer,
+    ) -> Result<LayerNorm> {
+        self.modules.layer_norms.insert(path.into());
+        let weight = self.parameter(path, "weight", &[hidden], initializer)?;
+        let bias = match self.bias(path, hidden, has_bias, initializer)? {
+            Some(bias) => bias,
+            None => Tensor::zeros(hidden, self.dtype, self.device)?,
+        };
+        Ok(LayerNorm::new(weight, bias, epsilon))
+    }
+
+    /// A module's bias, if it has one. It is in the checkpoint if the weight must be, and begins at zero if not.
+    fn bias(&mut self, path: &str, count: usize, has_bias: bool, weight: Initializer) -> Result<Option<Tensor>> {
+        let initializer = match weight {
+            Initializer::Pretrained => Initializer::Pretrained,
+            _ => Initializer::Zeros,
+        };
+        has_bias.then(|| self.parameter(path, "bias", &[count], initializer)).transpose()
+    }
+
+    /// The parameter `{module}.{name}`: the checkpoint's value, or a new one; a variable if it is trained.
+    pub fn parameter(&mut self, module: &str, name: &str, shape: &[usize], initializer: Initializer) -> Result<Tensor> {
+        self.modules.all.insert(module.into());
+        if name == "bias" {
+            self.modules.biased.insert(module.into());
+        }
+        let has_adapter = self.parameters.has_adapter(module);
+        let trains = self.trains(module, name)
+            || (has_adapter && self.tuner.trains_beside_adapter(name))
+            || (self.modules.layer_norms.contains(module) && self.tuner.trains_layer_norms());
+        let path = format!("{module}.{name}");
+        let value = match (self.pretrained.tensor(&path, shape), initializer) {
+            (Some(value), _) => value.clone(),
+            (None, Initializer::Pretrained) => self.pretrained.required(&path, shape)?.clone(),
+            (None, initializer) => self.new_values(&path, shape, initializer)?,
+        };
+        let (is_whole, own_part) = (self.trains_whole(module), self.tuner.part(module));
+        let part = if has_adapter { Some("base_layer") } else { own_part.filter(|_| !is_whole) };
+        if let Some(part) = part.filter(|_| trains) {
+            self.parameters.parts.insert(path.clone(), part);
+        }
+        if self.tuner.is_in_peft() && (is_whole || own_part.is_some()) {
+            self.parameters.copied += value.elem_count();
+        }
+        self.register(path, value, trains)
+    }
+
+    /// A parameter of an adapter: new, and trained.
+    pub fn adapter(&mut self, path: String, shape: &[usize], initializer: Initializer) -> Result<Tensor> {
+        let value = self.new_values(&path, shape, initializer)?;
+        self.register_adapter(path, value)
+    }
+
+    /// A parameter of an adapter that starts from a value worked out from the checkpoint's.
+    pub fn adapter_from(&mut self, path: String, value: Tensor) -> Result<Tensor> {
+        self.parameters.new.push(path.clone());
+        self.register_adapter(path, value)
+    }
+
+    /// A parameter of an adapter that holds no number: one of its dimensions is 0.
+    pub fn empty_adapter(&mut self, path: String, shape: &[usize]) {
+        self.parameters.of_adapters.insert(path.clone());
+        self.parameters.empty.insert(path, shape.to_vec());
+    }
+
+    /// Counts what PEFT keeps among its parameters, and this crate does not.
+    pub fn count_as_peft(&mut self, count: usize) {
+        self.parameters.copied += count;
+    }
+
+    /// So many numbers below `end`, drawn for the parameter of that path.
+    pub fn random_ids(&self, path: &str, end: usize, count: usize) -> Vec<u32> {
+        let mut generator = generator(path, self.seed);
+        (0..count).map(|_| generator.random_range(0..end) as u32).collect()
+    }
+
+    /// Fails if a target of the method names nothing so far.
+    pub fn check_targets(&self) -> Result<()> {
+        self.tuner.check_targets(&self.modules)
+    }
+
+    fn trains(&self, module: &str, name: &str) -> bool {
+        self.trains_whole(module) || self.tuner.trains(module, name)
+    }
+
+    /// Whether a module is trained whole beside what the method adapts: the head always is.
+    pub fn trains_whole(&self, module: &str) -> bool {
+        is_head(module) || (self.train_pooler && module == POOLER) || lies_in(module, self.modules_to_save)
+    }
+
+    fn register_adapter(&mut self, path: String, value: Tensor) -> Result<Tensor> {
+        self.parameters.of_adapters.insert(path.clone());
+        self.register(path, value, true)
+    }
+
+    fn register(&mut self, path: String, value: Tensor, trains: bool) -> Result<Tensor> {
+        let value = value.to_dtype(self.dtype)?.to_device(self.device)?;
+        self.parameters.total += value.elem_count();
+        self.parameters.shapes.push((path.clone(), value.dims().to_vec()));
+        if !trains {
+            return Ok(value);
+        }
+        // A variable owns its storage, so that training never writes into the checkpoint's tensors.
+        let variable = Var::from_tensor(&value.copy()?)?;
+        let tensor = variable.as_tensor().clone();
+        self.parameters.trainable.insert(path, variable);
+        Ok(tensor)
+    }
+
+    fn new_values(&mut self, path: &str, shape: &[usize], initializer: Initializer) -> Result<Tensor> {
+        self.parameters.new.push(path.into());
+        Ok(initializer.values(path, shape, self.seed)?)
+    }
+}
+
+/// Whether a module, or one that it is part of, ends in one of `names` (PEFT `utils/other.py`, `_set_trainable`).
+pub(crate) fn lies_in(module: &str, names: &[String]) -> bool {
+    let mut ancestors = std::iter::successors(Some(module), |path| path.rsplit_once('.').map(|(parent, _)| parent));
+    ancestors.any(|path| names.iter().any(|name| path.ends_with(name.as_str())))
+}

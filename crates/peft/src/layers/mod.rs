@@ -1,0 +1,14 @@
+//! The layers that encoders are made of, and the places in them that a tuner may fill: beside a linear layer
+//! ([`LinearAdapter`]), at the end of a sublayer ([`SublayerAdapter`]), before a sequence ([`VirtualTokens`]).
+
+mod forward;
+mod layer_norm;
+mod linear;
+mod sublayer;
+mod virtual_tokens;
+
+pub use forward::Pass;
+pub(crate) use layer_norm::LayerNorm;
+pub(crate) use linear::{AdaptedLayer, BaseLayer, Linear, LinearAdapter};
+pub(crate) use sublayer::{Sublayer, SublayerAdapter, SublayerOutput};
+pub(crate) use virtual_tokens::{Prefix, VirtualTokens};

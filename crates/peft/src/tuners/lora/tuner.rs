@@ -1,0 +1,358 @@
+//! Which layers get a LoRA branch, of which rank and scaling, and what LoRA's files say.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use regex::Regex;
+use serde_json::{Value, json};
+
+use super::adapter::Branch;
+use super::combine;
+use super::config::{InitLoraWeights, Lora};
+use super::eva::Eva;
+use crate::architectures::Architecture;
+use crate::builder::{Builder, Tuner};
+use crate::error::{ConfigError, Result};
+use crate::layers::LinearAdapter;
+use crate::parameters::Modules;
+use crate::targets::expression;
+use crate::tuners::combination::{Combination, Part};
+use crate::tuners::config::{Bias, DataInitializer, LayerRank, TunerConfig};
+use crate::tuners::config_file::{ConfigFile, Fields, PromptSizes};
+use crate::tuners::options::{BIAS, EXCLUDED, LAYERS, MODULES_TO_SAVE, MethodOption, OptionKind, TARGETS, option};
+use crate::tuners::selection::Selection;
+
+struct LoraTuner {
+    lora: Lora,
+    selection: Selection,
+    patterns: Patterns,
+}
+
+impl Tuner for LoraTuner {
+    fn trains(&self, _module: &str, name: &str) -> bool {
+        name == "bias" && self.lora.bias == Bias::All
+    }
+
+    fn trains_beside_adapter(&self, name: &str) -> bool {
+        name == "bias" && self.lora.bias != Bias::None
+    }
+
+    fn linear(
+        &self,
+        builder: &mut Builder,
+        path: &str,
+        weight: Tensor,
+    ) -> Result<(Option<Box<dyn LinearAdapter>>, Tensor)> {
+        if !self.selection.adapts(path) {
+            return Ok((None, weight));
+        }
+        let (r, scaling) = self.patterns.rank_and_scaling(&self.lora, path);
+        let Lora { lora_dropout: dropout, init_lora_weights: initial, use_dora, .. } = self.lora;
+        let (adapter, weight) = Branch { r, scaling, dropout, initial, use_dora }.build(builder, path, weight)?;
+        Ok((Some(adapter), weight))
+    }
+
+    fn check_targets(&self, modules: &Modules) -> Result<()> {
+        self.selection.check_targets(&self.lora.to_string(), modules)
+    }
+}
+
+impl TunerConfig for Lora {
+    fn tuner(&self) -> Result<Arc<dyn Tuner>> {
+        self.check()?;
+        let (selection, patterns) = (Selection::new(&self.fields())?, Patterns::new(self)?);
+        Ok(Arc::new(LoraTuner { lora: self.clone(), selection, patterns }))
+    }
+
+    fn set_default_layers(&mut self, architecture: Architecture) {
+        self.target_modules = architecture.default_targets();
+    }
+
+    fn learning_rate(&self, hidden_size: usize) -> f64 {
+        if hidden_size >= 768 { 5e-4 } else { 1e-3 }
+    }
+
+    fn modules_to_save(&self) -> &[String] {
+        &self.modules_to_save
+    }
+
+    fn bias(&self) -> Bias {
+        self.bias
+    }
+
+    fn data_initializer(&self) -> Option<Box<dyn DataInitializer>> {
+        let is_eva = self.init_lora_weights == InitLoraWeights::Eva;
+        is_eva.then(|| Box::new(Eva::new(self.eva_config.clone().unwrap_or_default())) as _)
+    }
+
+    /// PEFT's `_load_eva_state_dict` (`tuners/lora/eva.py`).
+    fn set_ranks(&mut self, ranks: &[LayerRank]) -> Result<()> {
+        let patterns = Patterns::new(self)?;
+        let adjusts = self.eva_config.clone().unwrap_or_default().adjust_scaling_factors;
+        let mut lora = Self { rank_pattern: BTreeMap::new(), alpha_pattern: BTreeMap::new(), ..self.clone() };
+        let mut paths = Vec::new();
+        for LayerRank { path, asked, given } in ranks.iter().filter(|layer| layer.given > 0) {
+            let mut alpha = patterns.alpha(self, path);
+            if adjusts {
+                alpha *= *given as f64 / *asked as f64;
+            }
+            if *given != self.r {
+                lora.rank_pattern.insert(path.clone(), *given);
+            }
+            if alpha != self.lora_alpha {
+                lora.alpha_pattern.insert(path.clone(), alpha);
+            }
+            paths.push(path);
+        }
+        *self = lora.on(crate::targets::Targets::suffixes(paths));
+        Ok(())
+    }
+
+    fn computed_by(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("lora_alpha", self.lora_alpha.to_string()),
+            ("alpha_pattern", format!("{:?}", self.alpha_pattern)),
+            ("rank_pattern", format!("{:?}", self.rank_pattern)),
+            ("use_rslora", self.use_rslora.to_string()),
+            ("use_dora", self.use_dora.to_string()),
+            // Other initial values than these leave the base weight as it is.
+            ("init_lora_weights", self.init_lora_weights.base_weight().to_string()),
+        ]
+    }
+
+    fn combine(
+        &mut self,
+        parts: &[Part],
+        combination: &Combination,
+        modules_to_save: Vec<String>,
+    ) -> Result<BTreeMap<String, Tensor>> {
+        let (lora, tensors) = combine::combine(parts, combination, modules_to_save)?;
+        *self = lora;
+        Ok(tensors)
+    }
+}
+
+impl ConfigFile for Lora {
+    const PEFT_TYPE: &'static str = "LORA";
+    const REQUIRED: Option<(&'static str, &'static str)> =
+        Some(("target_modules", "name the layers that have a branch"));
+    const TENSORS: &'static [&'static str] = &[".lora_"];
+    const WITHOUT_EFFECT: &'static [&'static str] = &[
+        "fan_in_fan_out",
+        "megatron_config",
+        "megatron_core",
+        "runtime_config",
+        "ensure_weight_tying",
+        "qalora_group_size",
+        "loftq_config",
+        "corda_config",
+    ];
+    const NOT_SUPPORTED: &'static [&'static str] = &[
+        "lora_bias",
+        "layer_replication",
+        "trainable_token_indices",
+        "target_parameters",
+        "alora_invocation_tokens",
+        "use_qalora",
+        "lora_ga_config",
+        "velora_config",
+        "kasa_config",
+        "monteclora_config",
+        "arrow_config",
+        "use_bdlora",
+    ];
+
+    const OPTIONS: &'static [&'static [MethodOption]] = &[
+        &[
+            option("r", "r", OptionKind::Value, "The rank of the branch [default: 8]"),
+            option(
+                "lora-alpha",
+                "lora_alpha",
+                OptionKind::Value,
+                "The branch is multiplied by lora_alpha / r [default: 2 r]",
+            ),
+            option("lora-dropout", "lora_dropout", OptionKind::Value, "Dropout on the branch's input [default: 0]"),
+            option(
+                "rank-pattern",
+                "rank_pattern",
+                OptionKind::Map,
+                "Ranks of their own, such as query=4,output.dense=16",
+            ),
+            option("alpha-pattern", "alpha_pattern", OptionKind::Map, "lora_alpha of their own, such as query=8"),
+            option("use-rslora", "use_rslora", OptionKind::Switch, "Multiply the branch by lora_alpha / sqrt(r)"),
+            option(
+                "use-dora",
+                "use_dora",
+                OptionKind::Switch,
+                "Train the length of each row of the weight besides (DoRA)",
+            ),
+            option(
+                "init-lora-weights",
+                "init_lora_weights",
+                OptionKind::Value,
+                "How A and B start: true, false, gaussian, pissa, olora or eva [default: true]",
+            ),
+            option(
+                "eva-rho",
+                "eva_config.rho",
+                OptionKind::Value,
+                "With init_lora_weights eva: a layer's rank may grow to this multiple, while others' shrink [default: 2]",
+            ),
+            option(
+                "eva-tau",
+                "eva_config.tau",
+                OptionKind::Value,
+                "With init_lora_weights eva: the cosine between a component and what it was a batch before at which it has settled [default: 0.99]",
+            ),
+            option(
+                "eva-whiten",
+                "eva_config.whiten",
+                OptionKind::Switch,
+                "With init_lora_weights eva: divide each row of A by the root of its singular value",
+            ),
+            option(
+                "eva-adjust-scaling-factors",
+                "eva_config.adjust_scaling_factors",
+                OptionKind::Value,
+                "With init_lora_weights eva: let lora_alpha grow and shrink with a layer's rank [default: true]",
+            ),
+        ],
+        TARGETS,
+        EXCLUDED,
+        LAYERS,
+        BIAS,
+        MODULES_TO_SAVE,
+    ];
+
+    fn complete(given: &mut Fields) -> std::result::Result<(), ConfigError> {
+        if let (Some(r), false) = (given.get("r").and_then(Value::as_u64), given.contains_key("lora_alpha")) {
+            given.insert("lora_alpha".into(), json!(2 * r));
+        }
+        let is_eva = given.get("init_lora_weights").is_some_and(|init| init == "eva");
+        match given.get("eva_config") {
+            None if is_eva => _ = given.insert("eva_config".into(), json!({})),
+            Some(value) if !is_eva => {
+                let advice = "they go with init_lora_weights eva";
+                return Err(ConfigError::Unused { field: "eva_config", value: value.clone(), advice });
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn peft_defaults() -> Value {
+        json!({
+            "r": 8,
+            "lora_alpha": 8,
+            "exclude_modules": null,
+            "layers_to_transform": null,
+            "layers_pattern": null,
+            "rank_pattern": {},
+            "alpha_pattern": {},
+            "bias": "none",
+            "use_rslora": false,
+            "use_dora": false,
+            "init_lora_weights": true,
+            "fan_in_fan_out": false,
+            "lora_bias": false,
+            "use_qalora": false,
+        })
+    }
+
+    fn finish(&self, fields: &mut Fields, _sizes: Option<PromptSizes>) {
+        fields.remove("eva_config");
+        if self.init_lora_weights == InitLoraWeights::Eva {
+            let mut eva = json!(self.eva_config.clone().unwrap_or_default());
+            // PEFT's defaults, for labels of tokens, which sequence classifiers have not.
+            eva["use_label_mask"] = json!(true);
+            eva["label_mask_value"] = json!(-100);
+            fields.insert("eva_config".into(), eva);
+        }
+    }
+}
+
+/// `rank_pattern` and `alpha_pattern`, compiled (PEFT `utils/other.py`, `get_pattern_key`).
+pub(super) struct Patterns {
+    ranks: Vec<(Regex, usize)>,
+    alphas: Vec<(Regex, f64)>,
+}
+
+impl Patterns {
+    pub fn new(lora: &Lora) -> Result<Self> {
+        Ok(Self { ranks: compile(&lora.rank_pattern)?, alphas: compile(&lora.alpha_pattern)? })
+    }
+
+    pub fn rank_and_scaling(&self, lora: &Lora, module: &str) -> (usize, f64) {
+        let r = first(&self.ranks, module).unwrap_or(lora.r);
+        (r, lora.scaling_of(r, self.alpha(lora, module)))
+    }
+
+    fn alpha(&self, lora: &Lora, module: &str) -> f64 {
+        first(&self.alphas, module).unwrap_or(lora.lora_alpha)
+    }
+}
+
+fn first<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
+    patterns.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| *value)
+}
+
+fn compile<T: Copy>(values: &BTreeMap<String, T>) -> Result<Vec<(Regex, T)>> {
+    values
+        .iter()
+        .map(|(pattern, value)| Ok((expression(&format!(r"^(?:.*\.)?(?:{pattern})$"), pattern)?, *value)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+    use super::*;
+    use crate::parameters::POOLER;
+    use crate::targets::Targets;
+
+    /// Which of these paths get a branch.
+    fn adapted(lora: &Lora, paths: &[&str]) -> Vec<bool> {
+        let selection = Selection::new(&lora.fields()).unwrap();
+        paths.iter().map(|path| selection.adapts(path)).collect()
+    }
+
+    #[test]
+    fn excluded_modules_get_no_branch() {
+        let lora = Lora::default().on(Targets::AllLinear);
+        let paths = ["bert.encoder.layer.0.output.dense", POOLER, "bert.encoder.layer.0.attention.self.key"];
+        let exclude = |targets| Lora { exclude_modules: Some(targets), ..lora.clone() };
+        assert_eq!(adapted(&lora, &paths), [true; 3]);
+        assert_eq!(adapted(&exclude(Targets::suffixes(["pooler.dense", "key"])), &paths), [true, false, false]);
+        assert_eq!(adapted(&exclude(Targets::pattern(r".*\.dense")), &paths), [false, false, true]);
+    }
+
+    #[test]
+    fn a_layers_number_is_the_first_in_its_path_unless_a_pattern_says_where_it_stands() {
+        let paths = ["blocks.1.experts.0.query", "blocks.0.experts.1.query", "pooler.query"];
+        let lora = |layers: &[usize], pattern: &[&str]| Lora {
+            layers_to_transform: Some(layers.to_vec()),
+            layers_pattern: pattern.iter().map(|name| name.to_string()).collect(),
+            ..Lora::default()
+        };
+        // `.blocks.` would be needed before the first number: PEFT's expression wants a name and a dot before it.
+        assert_eq!(adapted(&lora(&[1], &["experts"]), &paths), [false, true, false]);
+        assert_eq!(adapted(&lora(&[1], &["blocks"]), &paths), [true, false, false]);
+        let paths = ["bert.layer.1.experts.0.query", "bert.layer.0.experts.1.query"];
+        assert_eq!(adapted(&lora(&[1], &[]), &paths), [true, false]);
+        assert_eq!(adapted(&lora(&[], &[]), &paths), [true, true]);
+        // A whole path needs no number.
+        let named = lora(&[1], &[]).on(Targets::suffixes([paths[1]]));
+        assert_eq!(adapted(&named, &paths), [false, true]);
+    }
+
+    #[test]
+    fn layer_numbers_go_with_a_list_of_targets_only_and_their_pattern_with_numbers_only() {
+        let error = |lora: Lora| lora.tuner().err().unwrap().to_string();
+        let layers = Lora { layers_to_transform: Some(vec![0]), ..Lora::default().on(Targets::AllLinear) };
+        assert!(error(layers).contains("layers_to_transform is [0]"));
+        let pattern = Lora { layers_pattern: vec!["layer".into()], ..Lora::default() };
+        assert!(error(pattern).contains("layers_pattern is layer"));
+    }
+}
