@@ -94,7 +94,13 @@ impl Recipe {
         };
         let Written { about, task, model, seeds, settings, starts_from: start, .. } = written;
         let name = path.file_stem().map_or(name.into(), |stem| stem.to_string_lossy().into_owned());
-        Ok(Self { name, about, run: Run { task, model, method, settings, seed, starts_from }, starts_from: start, seeds })
+        Ok(Self {
+            name,
+            about,
+            run: Run { task, model, method, settings, seed, starts_from },
+            starts_from: start,
+            seeds,
+        })
     }
 }
 
