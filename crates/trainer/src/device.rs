@@ -73,6 +73,7 @@ impl DeviceName {
     /// # Errors
     /// When there is no such GPU, its driver or the card itself is too old, or this was built without `cuda`.
     pub fn open(&self) -> Result<Vec<Device>> {
+        ops::keep_freed_memory();
         match self {
             Self::Cpu => Ok(vec![Device::Cpu]),
             Self::Cuda(number) => Ok(vec![gpu(*number)?]),

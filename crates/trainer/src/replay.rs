@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
 use crate::device;
+use crate::environment::peak_memory;
 use crate::error::{Error, Result};
 use crate::evaluation::loss;
 use crate::optimizer::Optimizer;
@@ -19,7 +20,7 @@ use crate::schedule::Schedule;
 use crate::several::Seat;
 use crate::sitting;
 use crate::step::Step;
-use crate::trainer::{Trainer, peak_memory};
+use crate::trainer::Trainer;
 
 /// What a replay does with each batch: its step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use peft::{Batch, Model, ModelOptions, Pretrained};
 use crate::batches::epoch_batches;
 use crate::data::TaskData;
 use crate::device;
+use crate::environment::{environment, now, peak_memory};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::progress::clock;
@@ -15,8 +16,7 @@ use crate::provenance;
 use crate::record::{Environment, ParameterCounts, Record};
 use crate::replicas::Replicas;
 use crate::run::Run;
-use crate::trainer::{environment, now, peak_memory};
-use crate::training::{Conditions, best, check, train};
+use crate::training::{Conditions, best, train};
 
 /// Weights are kept without being asked for where a run trains at most one in this many parameters.
 const SMALL_PART: usize = 10;
@@ -43,7 +43,7 @@ impl Sitting {
     /// When model, settings or checkpoint are broken, memory does not suffice, or a file cannot be written.
     pub fn record(self) -> Result<Record> {
         let Self { run, data, pretrained, options, first, cards, mut conditions, at_once } = self;
-        check(&run.settings)?;
+        run.settings.check()?;
         // The commit of a run is that of its beginning: files may change while it trains.
         let environment = environment();
         let built = |device: &Device| {

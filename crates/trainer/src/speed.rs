@@ -8,13 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::batches::epoch_batches;
 use crate::data::TaskData;
+use crate::environment::environment;
 use crate::error::{Error, Result};
 use crate::evaluation::evaluate;
 use crate::files;
 use crate::optimizer::Optimizer;
 use crate::run::Run;
 use crate::step::{Step, take_step};
-use crate::trainer::{Trainer, environment};
+use crate::trainer::Trainer;
 
 /// Tokens per second, of a method on a model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -141,8 +141,8 @@ mod tests {
     use peft::Method;
 
     use super::*;
+    use crate::environment::environment;
     use crate::record::{DataSummary, Evaluation, ParameterCounts};
-    use crate::trainer::environment;
 
     fn record(task: Task, method: Method, seed: u64, score: f64) -> Record {
         let scores = Scores(task.metrics().iter().map(|&metric| (metric, score)).collect());

@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use candle_core::Device;
-use glue::{Glue, Split, Targets, Task, project_root};
+use glue::{Glue, Split, Targets, Task};
 use peft::{AdaLora, Method, Model, ModelOptions, Pretrained, Warning};
 
 use crate::checkpoint;
@@ -18,13 +17,13 @@ use crate::evaluation::predict;
 use crate::files;
 use crate::progress::{Verbosity, Voice};
 use crate::provenance;
-use crate::record::{Environment, Record};
+use crate::record::Record;
 use crate::run::{Run, Settings, StartsFrom};
 use crate::several::{self, Leaves, Seat};
 use crate::sitting::{Sitting, describe, start, training_batches};
 use crate::speed::{self, Speed};
 use crate::tokenizer::Tokenizer;
-use crate::training::{Conditions, steps};
+use crate::training::Conditions;
 
 /// Turns runs into records. A run that has a finished record is not run again; one that was interrupted goes on.
 ///
@@ -48,7 +47,6 @@ pub struct Trainer {
 impl Trainer {
     /// A trainer on this data, its records below `runs`.
     pub fn new(glue: Glue, runs: impl Into<PathBuf>) -> Self {
-        ops::keep_freed_memory();
         Self {
             glue,
             runs: runs.into(),
@@ -274,7 +272,7 @@ impl Trainer {
         let device = device::stream(&self.opened_device()?, seat.number)?;
         let method = match &run.method {
             Method::AdaLora(AdaLora { total_step: None, .. }) => {
-                run.method.clone().over(steps(&run.settings, self.data(run)?.train.len()))
+                run.method.clone().over(run.settings.steps(self.data(run)?.train.len()))
             }
             method => method.clone(),
         };
@@ -403,46 +401,5 @@ impl Trainer {
             keep_weights: self.keep_weights || leaves == Leaves::Weights,
             voice: Voice::new(self.verbosity),
         }
-    }
-}
-
-/// The first value of a line `key ...: value` in one of Linux' process files.
-fn system_value(file: &str, key: &str) -> Option<String> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let line = text.lines().find(|line| line.starts_with(key))?;
-    Some(line.split_once(':')?.1.trim().to_string())
-}
-
-/// The most memory this process has held, in bytes; 0 where the system does not tell.
-pub(crate) fn peak_memory() -> u64 {
-    let kibibytes = system_value("/proc/self/status", "VmHWM");
-    kibibytes.and_then(|value| value.split(' ').next()?.parse::<u64>().ok()).map_or(0, |value| value * 1024)
-}
-
-/// Seconds since 1970.
-pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
-}
-
-/// The commit of the repository that the program works in.
-fn commit() -> Option<String> {
-    let arguments = ["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"];
-    let output = Command::new("git").args(arguments).current_dir(project_root()).output().ok()?;
-    let name = String::from_utf8(output.stdout).ok()?.trim().to_string();
-    (output.status.success() && !name.is_empty()).then_some(name)
-}
-
-/// The conditions of this process, on the CPU.
-pub fn environment() -> Environment {
-    Environment {
-        version: env!("CARGO_PKG_VERSION").into(),
-        commit: commit(),
-        platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-        processor: system_value("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".into()),
-        gpu: None,
-        cards: None,
-        at_once: None,
-        threads: ops::threads(),
-        finished_at: now(),
     }
 }

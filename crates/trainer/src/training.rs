@@ -16,7 +16,7 @@ use crate::optimizer::Optimizer;
 use crate::progress::{Lines, Voice};
 use crate::record::{Evaluation, StepLoss, Stop};
 use crate::replicas::Replicas;
-use crate::run::{Evaluate, Run, Settings};
+use crate::run::{Evaluate, Run};
 use crate::schedule::Schedule;
 use crate::statistics::best_by;
 use crate::step::Step;
@@ -55,11 +55,6 @@ impl Conditions {
 /// Time between two checkpoints.
 const CHECKPOINT_PAUSE: Duration = Duration::from_secs(60);
 
-/// The steps of a run on so many examples.
-pub(crate) fn steps(settings: &Settings, examples: usize) -> usize {
-    settings.epochs * examples.div_ceil(settings.batch_size.max(1))
-}
-
 /// Trains `model` from its checkpoint, if it has one, to the end or until a condition stops it; with its replicas on other cards.
 pub(crate) fn train(
     run: &Run,
@@ -71,7 +66,7 @@ pub(crate) fn train(
     let settings = &run.settings;
     let lengths = data.train.lengths();
     let steps_per_epoch = lengths.len().div_ceil(settings.batch_size);
-    let steps = steps(settings, lengths.len());
+    let steps = settings.steps(lengths.len());
     let schedule = Schedule::new(steps, settings.warmup_ratio);
     let mut optimizer = Optimizer::new(model, settings)?;
     let mut progress = checkpoint::load(&conditions.checkpoint(), &mut optimizer)?.unwrap_or_default();
@@ -239,34 +234,6 @@ fn due(evaluate: Evaluate, step: usize, steps_per_epoch: usize, steps: usize) ->
         }
 }
 
-/// Fails if no run can have these settings.
-pub(crate) fn check(settings: &Settings) -> Result<()> {
-    let wrong = |name, found: String, expected: &str| Err(Error::Setting { name, found, expected: expected.into() });
-    let positive = |value: f64| value.is_finite() && value > 0.0;
-    match settings {
-        s if !positive(s.learning_rate) => wrong("learning_rate", s.learning_rate.to_string(), "a number above 0"),
-        Settings { head_learning_rate: Some(rate), .. } if !positive(*rate) => {
-            wrong("head_learning_rate", rate.to_string(), "a number above 0")
-        }
-        Settings { loraplus_lr_ratio: Some(ratio), .. } if !positive(*ratio) => {
-            wrong("loraplus_lr_ratio", ratio.to_string(), "a number above 0")
-        }
-        Settings { epochs: 0, .. } => wrong("epochs", "0".into(), "at least 1"),
-        Settings { batch_size: 0, .. } => wrong("batch_size", "0".into(), "at least 1"),
-        s if !(0.0..=1.0).contains(&s.warmup_ratio) => wrong("warmup_ratio", s.warmup_ratio.to_string(), "0 to 1"),
-        s if !(0.0..=1.0).contains(&s.weight_decay) => wrong("weight_decay", s.weight_decay.to_string(), "0 to 1"),
-        Settings { max_grad_norm: Some(norm), .. } if !positive(*norm) => {
-            wrong("max_grad_norm", norm.to_string(), "a number above 0")
-        }
-        Settings { dropout: Some(p), .. } if !(0.0..1.0).contains(p) => {
-            wrong("dropout", p.to_string(), "at least 0 and below 1")
-        }
-        Settings { evaluate: Evaluate::Steps(0), .. } => wrong("evaluate", "every 0 steps".into(), "at least every 1"),
-        Settings { patience: Some(0), .. } => wrong("patience", "0".into(), "at least 1"),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use glue::{Metric, Scores};
@@ -289,11 +256,5 @@ mod tests {
     fn patience_counts_evaluations_since_the_best() {
         let evaluations = [scored(1, 0.5), scored(2, 0.4), scored(3, f64::NAN)];
         assert!(stale(&evaluations, Some(2)) && !stale(&evaluations, Some(3)) && !stale(&evaluations, None));
-    }
-
-    #[test]
-    fn a_learning_rate_of_zero_is_refused_by_name() {
-        let error = check(&Settings { learning_rate: 0.0, ..Settings::default() }).unwrap_err().to_string();
-        assert!(error.contains("learning_rate") && error.contains("above 0"), "{error}");
     }
 }
