@@ -20,6 +20,7 @@ mod page;
 mod palette;
 mod plotly_figure;
 pub mod prelude;
+mod progress;
 mod svg;
 mod table;
 pub mod tables;

@@ -61,6 +61,12 @@ pub enum Error {
         /// What there is.
         found: String,
     },
+    /// A loss that is not a finite number where every step counts.
+    #[error("the loss of step {step} is not a finite number; lower the learning rate")]
+    Diverged {
+        /// The step, counted from 1.
+        step: usize,
+    },
     /// What went wrong on one of several devices that work on one run.
     #[error("{device}: {source}")]
     OnDevice {

@@ -6,6 +6,7 @@ use glue::{Completeness, Metric, Scores, Split};
 use serde::{Deserialize, Serialize};
 
 use crate::run::Run;
+use crate::statistics::best_by;
 
 /// Everything about a run: what it was, what it logged, what it reached, and under which conditions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,7 +28,7 @@ pub struct Record {
     pub best: Option<Evaluation>,
     /// Why it ended.
     pub stop: Stop,
-    /// Seconds spent in training steps, over all sittings. Where runs were under way at once ([`Environment::at_once`]) each waited
+    /// Seconds spent in training steps, of all the times it was resumed. Where runs were under way at once ([`Environment::at_once`]) each waited
     /// for the others at times.
     pub train_seconds: f64,
     /// Tokens trained on, over all steps. There is no padding.
@@ -148,6 +149,11 @@ pub struct Evaluation {
     pub other_scores: Vec<(Split, Scores)>,
 }
 
+/// The best evaluation: the highest score, the first of equals; never one that is not a number.
+pub(crate) fn best_evaluation(evaluations: &[Evaluation]) -> Option<&Evaluation> {
+    best_by(evaluations, |evaluation| evaluation.scores.mean())
+}
+
 /// Why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -208,4 +214,23 @@ pub struct Environment {
     pub threads: usize,
     /// When the run ended, in seconds since 1970.
     pub finished_at: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+    use super::*;
+
+    fn scored(step: usize, value: f64) -> Evaluation {
+        let scores = Scores([(Metric::Pearson, value)].into());
+        Evaluation { step, epoch: 0.0, loss: 0.0, scores, other_scores: Vec::new() }
+    }
+
+    #[test]
+    fn a_score_that_is_not_a_number_never_wins_and_never_blocks() {
+        let evaluations = [scored(1, f64::NAN), scored(2, 0.3), scored(3, f64::NAN), scored(4, 0.5), scored(5, 0.5)];
+        assert_eq!(best_evaluation(&evaluations).unwrap().step, 4);
+        assert!(best_evaluation(&evaluations[..1]).is_none());
+    }
 }

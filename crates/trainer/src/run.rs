@@ -146,6 +146,18 @@ impl Run {
         format!("{}, {}, seed {}", self.task, self.method_name(), self.seed)
     }
 
+    /// The run in one line: task, method, and the settings that are usually varied.
+    pub(crate) fn description(&self) -> String {
+        let Self { task, method, settings, seed, .. } = self;
+        format!(
+            "{task}, {method}, learning rate {}, batch size {}, warm-up {} %, {} epochs, seed {seed}",
+            settings.learning_rate,
+            settings.batch_size,
+            settings.warmup_ratio * 100.0,
+            settings.epochs,
+        )
+    }
+
     /// Whether the methods have one name and one configuration.
     pub fn has_method_of(&self, other: &Self) -> bool {
         self.method == other.method && self.settings.loraplus_lr_ratio == other.settings.loraplus_lr_ratio
@@ -245,7 +257,12 @@ impl Default for Settings {
 impl Settings {
     /// The steps of a run with these settings on so many examples.
     pub fn steps(&self, examples: usize) -> usize {
-        self.epochs * examples.div_ceil(self.batch_size.max(1))
+        self.epochs * self.steps_per_epoch(examples)
+    }
+
+    /// The steps of an epoch on so many examples.
+    pub(crate) fn steps_per_epoch(&self, examples: usize) -> usize {
+        examples.div_ceil(self.batch_size.max(1))
     }
 
     /// Fails if no run can have these settings.

@@ -21,7 +21,6 @@ use glue::{Glue, Split, Task};
 use crate::error::{Error, Result};
 use crate::record::{Record, Stop};
 use crate::run::{Run, StartsFrom};
-use crate::sitting::describe;
 use crate::statistics::best_by;
 use crate::trainer::Trainer;
 
@@ -120,7 +119,7 @@ impl File<'_> {
             Source::Run(Record { run, .. }) => {
                 let stop = trainer.run(run)?.stop;
                 if !has_end(stop) {
-                    return Err(Error::Unfinished { run: describe(run), stop: stop.to_string() });
+                    return Err(Error::Unfinished { run: run.description(), stop: stop.to_string() });
                 }
                 trainer.predict(run, self.task, self.split)?
             }

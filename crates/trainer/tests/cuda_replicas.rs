@@ -16,7 +16,7 @@ use glue::{Glue, Task};
 use peft::{AdapterStyle, Bottleneck, Method};
 use support::model;
 use tempfile::TempDir;
-use trainer::{DeviceName, Error, Passes, Record, Run, Start, Stop, Trainer, Verbosity, replay};
+use trainer::{DeviceName, Error, Passes, Record, Run, Start, Stop, Trainer, replay};
 
 /// What a test that has not ended by then waits for never comes.
 const TIMEOUT: Duration = Duration::from_secs(200);
@@ -70,7 +70,7 @@ fn cards(name: &str) -> DeviceName {
 }
 
 fn trainer(runs: &Path, device: DeviceName) -> Trainer {
-    Trainer::new(Glue::synthetic("a test"), runs).verbosity(Verbosity::Silent).keep_weights(true).device(device)
+    Trainer::new(Glue::synthetic("a test"), runs).keep_weights(true).device(device)
 }
 
 /// The losses of a method's steps on the oracle's batches.

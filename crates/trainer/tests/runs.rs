@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use glue::{Glue, Metric, Split, Task};
 use peft::{AdaLora, InitLoraWeights, Lora, Method, Pooling, Pretrained, Targets, Vera};
-use trainer::{DEFAULT_MODEL, Evaluate, Record, Run, Stop, Trainer, Verbosity, evaluate};
+use trainer::{DEFAULT_MODEL, Evaluate, Record, Run, Stop, Trainer, evaluate};
 
 /// Whether the base model is here; without it these tests have nothing to run.
 fn has_model() -> bool {
@@ -19,7 +19,7 @@ fn has_model() -> bool {
 }
 
 fn trainer(runs: &Path) -> Trainer {
-    Trainer::new(Glue::synthetic("a test"), runs).verbosity(Verbosity::Silent).keep_weights(true)
+    Trainer::new(Glue::synthetic("a test"), runs).keep_weights(true)
 }
 
 /// Four short steps, with dropout.

@@ -12,10 +12,10 @@ use peft::{Lora, Method, Vera};
 use support::model;
 use tempfile::TempDir;
 use trainer::study::{SearchSpace, over_seeds, search};
-use trainer::{DeviceName, Evaluate, Record, Run, Stop, Trainer, Verbosity};
+use trainer::{DeviceName, Evaluate, Record, Run, Stop, Trainer};
 
 fn trainer(runs: &TempDir, device: DeviceName) -> Trainer {
-    Trainer::new(Glue::synthetic("a test"), runs.path()).verbosity(Verbosity::Silent).keep_weights(true).device(device)
+    Trainer::new(Glue::synthetic("a test"), runs.path()).keep_weights(true).device(device)
 }
 
 /// Six short steps, with dropout.
