@@ -55,7 +55,7 @@ fn step_seed(run_seed: u64, step: usize) -> u64 {
 /// With `group_by_length` as transformers' `LengthGroupedSampler`: shuffled, cut into pieces of up to 50 batches, each piece
 /// sorted by length, and the batch with the longest example first, so that a lack of memory shows at once; the other
 /// batches in random order.
-pub fn epoch_batches(
+fn epoch_batches(
     lengths: &[usize],
     batch_size: usize,
     group_by_length: bool,

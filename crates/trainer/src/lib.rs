@@ -14,6 +14,8 @@
 //! # }
 //! ```
 
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod batches;
 mod checkpoint;
 mod data;
@@ -42,7 +44,6 @@ mod tokenizer;
 mod trainer;
 mod training;
 
-pub use batches::epoch_batches;
 pub use data::{Labelled, TaskData};
 pub use device::DeviceName;
 pub use environment::environment;
@@ -59,7 +60,6 @@ pub use run::{Evaluate, Run, SavedAdapter, Settings, StartsFrom};
 pub use speed::Speed;
 pub use tokenizer::Tokenizer;
 pub use trainer::Trainer;
-pub use training::Schedule;
 
 pub use glue;
 pub use peft;

@@ -1,4 +1,4 @@
-//! A study as a profile and a processor allow it: its tasks, and its runs.
+//! The plan of a study: its tasks and runs, as many as a profile and this processor's speed allow.
 
 use glue::{Glue, Split, Task};
 use peft::{

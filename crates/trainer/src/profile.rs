@@ -1,4 +1,4 @@
-//! Budgets: the same study, larger or smaller.
+//! Profiles: how much time a study may take, from a smoke test to the whole of it.
 
 use std::str::FromStr;
 

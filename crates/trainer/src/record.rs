@@ -1,4 +1,5 @@
-//! What a run leaves behind: the one source of every table, chart and report.
+//! The record of a run: losses, evaluations, parameter counts, time, memory and environment. It is the one source of every table, chart
+//! and report.
 
 use std::fmt;
 
@@ -28,15 +29,15 @@ pub struct Record {
     pub best: Option<Evaluation>,
     /// Why it ended.
     pub stop: Stop,
-    /// Seconds spent in training steps, of all the times it was resumed. Where runs were under way at once ([`Environment::at_once`]) each waited
+    /// Seconds spent in training steps, of all the times it was resumed. Where runs were made concurrently ([`Environment::at_once`]) each waited
     /// for the others at times.
     pub train_seconds: f64,
     /// Tokens trained on, over all steps. There is no padding.
     pub tokens: usize,
     /// The highest memory use of the process so far, in bytes; on a GPU, of the card's memory; 0 where the system does not tell. It
-    /// is of all runs together that were under way at once.
+    /// is of all runs together that were made concurrently.
     pub peak_memory: u64,
-    /// Under what it ran.
+    /// By what it was computed.
     pub environment: Environment,
 }
 
@@ -189,7 +190,7 @@ impl fmt::Display for Stop {
     }
 }
 
-/// Under what a run ran.
+/// The machine and program that a run was computed by.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Environment {
     /// This crate's version.
@@ -207,7 +208,7 @@ pub struct Environment {
     /// How many GPUs shared each batch, if it was not one alone. The name is that of the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cards: Option<usize>,
-    /// How many runs were under way at once, if it was not this one alone: then times and memory are not its own.
+    /// How many runs were made concurrently, if it was not this one alone: then times and memory are not its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_once: Option<usize>,
     /// Threads of the computation on the CPU.

@@ -29,7 +29,7 @@ pub enum Passes {
     /// Forward and backward with dropout, and an update.
     #[default]
     Training,
-    /// Forward, without dropout and without an optimiser.
+    /// Forward, without dropout and without an optimizer.
     Forward {
         /// With LoRA's branches merged into the weights before the first batch ([`peft::Model::merge_and_unload`]).
         merged: bool,

@@ -1,4 +1,4 @@
-//! What a run is: the value that determines its result.
+//! A run as a value that determines its result: task, model, method, settings (hyper-parameters) and seed.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -6,7 +6,7 @@ use std::time::Instant;
 use peft::Precision;
 use serde::{Deserialize, Serialize};
 
-use crate::batches::epoch_batches;
+use crate::batches::RunBatches;
 use crate::data::TaskData;
 use crate::environment::environment;
 use crate::error::{Error, Result};
@@ -14,7 +14,7 @@ use crate::evaluation::evaluate;
 use crate::files;
 use crate::run::Run;
 use crate::trainer::Trainer;
-use crate::training::step::{Learner, Shard, Update};
+use crate::training::step::{Learner, Update};
 
 /// Tokens per second, of a method on a model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -84,15 +84,15 @@ fn measure(trainer: &mut Trainer, run: &Run) -> Result<Speed> {
     let data = trainer.data(run)?;
     let model = trainer.untrained_model(run)?;
     let mut learner = Learner::new(model, &run.settings)?;
-    let batches = epoch_batches(&data.train.lengths(), run.settings.batch_size, false, run.seed, 0);
+    let mut batches = RunBatches::new(run, &data.train);
+    let steps = batches.steps_per_epoch().min(1 + STEPS);
     let mut training = 0.0f64;
-    for (index, indices) in batches.iter().take(1 + STEPS).enumerate() {
-        let (batch, targets) = data.train.batch(indices)?;
+    for index in 0..steps {
+        let shard = batches.get(index)?;
         let began = Instant::now();
-        let shard = Shard::whole(batch, targets, run.seed);
         let loss = learner.step(&shard, Update { index, factor: 1.0 }, &mut None)?;
         loss.to_scalar::<f32>()?; // Waits for a GPU.
-        if index > 0 || batches.len() == 1 {
+        if index > 0 || steps == 1 {
             training = training.max(shard.batch.tokens() as f64 / began.elapsed().as_secs_f64());
         }
     }

@@ -1,4 +1,4 @@
-//! What GLUE's server is sent: each file predicted by the best run of its task, or the majority where there is none.
+//! The submission to GLUE's server: each file predicted by the best run of its task, or the majority where there is none.
 //!
 //! ```no_run
 //! use trainer::glue::Glue;

@@ -160,16 +160,16 @@ fn a_run_on_two_cards_interrupted_after_every_step_equals_the_uninterrupted_one_
     let weights = |trainer: &Trainer| std::fs::read(trainer.folder(&run).join("weights.safetensors")).unwrap();
     let mut uninterrupted = trainer(whole.path(), cards("cuda:0,1"));
     let expected = uninterrupted.run(&run).unwrap();
-    let mut sittings = 0;
+    let mut times = 0;
     let (record, interrupted) = loop {
         let mut interrupted = trainer(parts.path(), cards("cuda:0,1")).time_budget(Some(Duration::ZERO));
         let record = interrupted.run(&run).unwrap();
-        sittings += 1;
+        times += 1;
         if record.stop == Stop::Finished {
             break (record, interrupted);
         }
     };
-    assert_eq!(sittings, 8);
+    assert_eq!(times, 8);
     assert_eq!((&record.losses, &record.evaluations), (&expected.losses, &expected.evaluations));
     assert!(weights(&interrupted) == weights(&uninterrupted), "the trained weights differ");
 }

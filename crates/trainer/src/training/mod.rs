@@ -21,7 +21,7 @@ use crate::training::replicas::Replicas;
 use crate::training::step::{Learner, Shard, Update};
 
 pub(crate) use optimizer::Optimizer;
-pub use schedule::Schedule;
+use schedule::Schedule;
 
 /// A model in training.
 pub(crate) struct Training<'a> {
@@ -57,7 +57,7 @@ impl StepPlan {
 }
 
 impl<'a> Training<'a> {
-    /// Training that goes on from `state`, which the learner and its replicas have.
+    /// Training that goes on from `state`, in which the learner and its replicas are.
     pub fn new(
         learner: Learner,
         replicas: Replicas,
@@ -85,10 +85,9 @@ impl<'a> Training<'a> {
             self.take_step(&batch(self.steps_taken())?)?;
             let step = self.steps_taken();
             let due: Vec<_> = observers.iter_mut().filter(|observer| observer.is_due(step, steps)).collect();
-            if step == steps || !due.is_empty() || self.pending.is_due() {
-                if let ControlFlow::Break(stop) = self.read_losses()? {
-                    return Ok(stop);
-                }
+            let reads = step == steps || !due.is_empty() || self.pending.is_due();
+            if reads && let ControlFlow::Break(stop) = self.read_losses()? {
+                return Ok(stop);
             }
             self.state.train_seconds += began.elapsed().as_secs_f64();
             for observer in due {

@@ -1,4 +1,5 @@
-//! AdamW over a model's trained parameters, in groups, and what a method does after each step.
+//! The optimizer: AdamW over a model's trained parameters, each with its learning rate and weight decay; and AdaLoRA's rank allocation
+//! after each step.
 
 use candle_core::{Tensor, Var};
 use ops::{AdamWSettings, AdamWSlot, Gradients, ParameterMoments};

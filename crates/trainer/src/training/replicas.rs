@@ -281,7 +281,7 @@ fn assign(lengths: &[usize], cards: usize) -> Vec<Vec<usize>> {
 /// What a card adds to a step.
 struct Computed {
     loss: Tensor,           // ()
-    gradients: Vec<Tensor>, // in the order of the optimiser's parameters
+    gradients: Vec<Tensor>, // in the order of the optimizer's parameters
 }
 
 /// What a card's shard of a batch adds to the step; without one, zeros.
