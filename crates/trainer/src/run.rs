@@ -11,6 +11,9 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::provenance;
 
+/// A small encoder: all-MiniLM-L6-v2, 6 layers of width 384. What runs where nothing else is named.
+pub const DEFAULT_MODEL: &str = "all-MiniLM-L6-v2";
+
 /// A fine-tuning run. Equal runs give equal results, bit for bit, on one machine with one number of threads
 /// and of GPUs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -469,7 +469,11 @@ impl Trainer {
         Ok(data)
     }
 
-    pub(crate) fn pretrained(&mut self, name: &str) -> Result<Arc<Pretrained>> {
+    /// A pretrained model. It is kept for the runs that follow.
+    ///
+    /// # Errors
+    /// When it is missing or broken.
+    pub fn pretrained(&mut self, name: &str) -> Result<Arc<Pretrained>> {
         if let Some(pretrained) = self.pretrained.get(name) {
             return Ok(pretrained.clone());
         }

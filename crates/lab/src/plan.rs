@@ -5,19 +5,13 @@ use peft::{
     AdaLora, AdapterStyle, Bottleneck, Ia3, InitLoraWeights, LnTuning, Lora, Method, PTuning, Pooling, Precision,
     PrefixTuning, PromptTuning, PromptTuningInit, Targets, Vera,
 };
+use trainer::study::SearchSpace;
+use trainer::{DEFAULT_MODEL, Evaluate, Recipe, Result, Run, Settings, Speed, Trainer};
 
-use crate::error::Result;
 use crate::profile::Profile;
-use crate::recipe::Recipe;
-use crate::run::{Evaluate, Run, Settings};
-use crate::speed::Speed;
-use crate::study::SearchSpace;
-use crate::trainer::Trainer;
 
-/// A small encoder: all-MiniLM-L6-v2, 6 layers of width 384. What runs where nothing else is named.
-pub const DEFAULT_MODEL: &str = "all-MiniLM-L6-v2";
 /// The encoder of the study and of the recipes: all-mpnet-base-v2, 12 layers of width 768.
-pub const STUDY_MODEL: &str = "all-mpnet-base-v2";
+const STUDY_MODEL: &str = "all-mpnet-base-v2";
 
 /// With so many examples of either task both parameter-efficient methods reach its baseline: with 2500 of MRPC BitFit just does.
 const LEAST_EXAMPLES: usize = 3000;

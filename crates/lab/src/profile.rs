@@ -2,9 +2,9 @@
 
 use std::str::FromStr;
 
-use crate::error::{Error, Result};
+use trainer::{Error, Result, Trainer};
+
 use crate::plan::Plan;
-use crate::trainer::Trainer;
 
 /// How much a study may cost. The times are of training, on two processor cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
