@@ -195,13 +195,13 @@ impl Trainer {
         self.make_starts(runs)?;
         // Equal runs have one folder, one job and one record.
         let mut jobs: Vec<&Run> = Vec::new();
-        let mut job_of = Vec::new();
-        for run in runs {
-            job_of.push(jobs.iter().position(|job| *job == run).unwrap_or(jobs.len()));
-            if job_of.last() == Some(&jobs.len()) {
+        let mut job_of = |run| {
+            jobs.iter().position(|job| *job == run).unwrap_or_else(|| {
                 jobs.push(run);
-            }
-        }
+                jobs.len() - 1
+            })
+        };
+        let job_of: Vec<usize> = runs.iter().map(&mut job_of).collect();
         let (of, at_once) = (jobs.len(), self.at_once);
         let trainer = Mutex::new(self);
         let records = scheduler::run_all(&jobs, at_once, |index, run, slot| {

@@ -39,3 +39,23 @@ impl Observer for Budget {
         Ok(self.stop().map_or(ControlFlow::Continue(()), ControlFlow::Break))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+    use super::*;
+
+    #[test]
+    fn time_that_is_spent_or_a_stop_file_stops_a_run_but_not_after_its_last_step() {
+        let folder = tempfile::tempdir().unwrap();
+        let stop_file = folder.path().join("stop");
+        let budget = |time| Budget::new(time, vec![folder.path().join("other"), stop_file.clone()]);
+        assert_eq!((budget(None).stop(), budget(Some(Duration::MAX)).stop()), (None, None));
+        assert!(!budget(None).is_due(1, 10));
+        assert_eq!(budget(Some(Duration::ZERO)).stop(), Some(Stop::TimeBudget));
+        std::fs::write(&stop_file, "").unwrap();
+        assert_eq!(budget(None).stop(), Some(Stop::StopFile));
+        assert!(budget(None).is_due(9, 10) && !budget(None).is_due(10, 10));
+    }
+}

@@ -48,3 +48,23 @@ impl EvaluationSteps {
         step == steps || step.is_multiple_of(self.every)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::Settings;
+
+    #[test]
+    fn a_model_is_evaluated_after_each_epoch_or_so_many_steps_and_after_the_last() {
+        let plan = StepPlan::new(&Settings::default(), 10, 4);
+        for (evaluate, expected) in [
+            (Evaluate::Epoch, vec![4, 8, 10]),
+            (Evaluate::Steps(3), vec![3, 6, 9, 10]),
+            (Evaluate::Steps(20), vec![10]),
+        ] {
+            let steps = EvaluationSteps::new(evaluate, &plan);
+            let found: Vec<usize> = (1..=10).filter(|&step| steps.contain(step, 10)).collect();
+            assert_eq!(found, expected);
+        }
+    }
+}
