@@ -65,7 +65,7 @@ TESTS = {
     "trainer-replay": ([], {}),
     "trainer-cuda_memory": ([], {}),
     "trainer-cuda_replicas": ([], {}),
-    "trainer-several": ([], {}),
+    "trainer-concurrent_runs": ([], {}),
     "peft-model": (
         [
             "equal_those_of", "pefts_logits", "pefts_gradients", "adapterhub_on_every", "unmerged", "share_a_batch",

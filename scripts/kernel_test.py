@@ -27,7 +27,7 @@ IMPORT = ':dep lab = { path = "../crates/lab" }\nuse lab::prelude::*;'
 # The same small run twice: as arguments outside a notebook, as cells inside one. Its data are the project's own.
 RUN_ARGUMENTS = "run --task synthetic --method lora --r 4 --lr 2e-3 --epochs 1 --batch-size 16 --train-limit 128 --seed 3".split()
 RUN_CELLS = [
-    'let mut trainer = Trainer::new(Glue::locate()?, "../target/kernel-test/notebook").verbosity(Verbosity::Silent);',
+    'let mut trainer = Trainer::new(Glue::locate()?, "../target/kernel-test/notebook");',
     'let run = Run::new(Task::Synthetic, "all-MiniLM-L6-v2", Method::lora(4)).seed(3).with(|s| {\n'
     "    s.learning_rate = 2e-3;\n    s.epochs = 1;\n    s.batch_size = 16;\n    s.train_limit = Some(128);\n});",
     "let record = trainer.run(&run)?;",

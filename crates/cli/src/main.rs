@@ -3,6 +3,7 @@
 mod adapter;
 mod arguments;
 mod method;
+mod progress;
 mod recipes;
 mod submit;
 
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use trainer::glue::Glue;
-use trainer::{Passes, Record, Start, Trainer, Verbosity};
+use trainer::{Passes, Record, Start, Trainer};
 
 use crate::arguments::{Arguments, Command, RunArguments, SeveralArguments};
 
@@ -55,12 +56,11 @@ fn perform(arguments: Arguments) -> Result<()> {
 
 /// A trainer as the arguments say. With `--json` only the record goes to the standard output.
 fn trainer(arguments: &RunArguments) -> Result<Trainer> {
-    let verbosity = if arguments.json { Verbosity::Silent } else { Verbosity::Lines };
-    Ok(Trainer::new(Glue::locate()?, &arguments.runs)
+    let trainer = Trainer::new(Glue::locate()?, &arguments.runs)
         .keep_weights(arguments.keep_weights)
         .device(arguments.device.clone())
-        .time_budget(arguments.time_budget.map(Duration::from_secs))
-        .verbosity(verbosity))
+        .time_budget(arguments.time_budget.map(Duration::from_secs));
+    Ok(if arguments.json { trainer } else { trainer.logger(progress::logger()) })
 }
 
 fn run(arguments: &RunArguments, several: &SeveralArguments, save_adapter: Option<&Path>) -> Result<()> {

@@ -6,6 +6,7 @@ use trainer::statistics::mean_and_deviation;
 use trainer::{Recipe, Record, Run, StartsFrom, Stop, Trainer, results};
 
 use crate::arguments::GlueArguments;
+use crate::progress;
 
 /// A run of a recipe.
 struct Planned {
@@ -28,7 +29,8 @@ pub fn perform(arguments: &GlueArguments) -> Result<()> {
         table(&recipes, &published);
         return Ok(());
     }
-    let mut trainer = Trainer::new(Glue::locate()?, &arguments.runs).device(arguments.device.clone());
+    let mut trainer =
+        Trainer::new(Glue::locate()?, &arguments.runs).device(arguments.device.clone()).logger(progress::logger());
     let plan: Vec<Planned> = recipes
         .iter()
         .flat_map(|recipe| recipe.runs().into_iter().map(|run| (format!("{}-{}", recipe.name, run.seed), run)))

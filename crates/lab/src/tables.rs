@@ -6,9 +6,10 @@ use std::path::Path;
 use glue::{Example, Glue, Task};
 use peft::{Method, Precision, TrainableReport, thousands};
 use trainer::study::Search;
-use trainer::{Plan, Record, Tokenizer, Trainer};
+use trainer::{Record, Tokenizer, Trainer};
 
 use crate::groups::{by_method, caveats, main_metric, tasks};
+use crate::plan::Plan;
 use crate::table::Table;
 use crate::text;
 

@@ -1,15 +1,61 @@
-//! Which examples make up each step of an epoch.
+//! The batches of a run: examples shuffled anew for each epoch, all by the run's seed.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+
+use crate::data::Labelled;
+use crate::error::Result;
+use crate::run::Run;
+use crate::training::step::Shard;
+
+/// The batch of each step of a run.
+pub(crate) struct RunBatches<'a> {
+    run: &'a Run,
+    examples: &'a Labelled,
+    lengths: Vec<usize>,
+    /// The epoch that is under way, and its batches.
+    epoch: Option<(usize, Vec<Vec<usize>>)>,
+}
+
+impl<'a> RunBatches<'a> {
+    pub fn new(run: &'a Run, examples: &'a Labelled) -> Self {
+        Self { run, examples, lengths: examples.lengths(), epoch: None }
+    }
+
+    pub fn steps_per_epoch(&self) -> usize {
+        self.run.settings.steps_per_epoch(self.lengths.len())
+    }
+
+    /// The batch of a step, counted from 0.
+    ///
+    /// # Errors
+    /// When a tensor cannot be made.
+    pub fn get(&mut self, step: usize) -> Result<Shard> {
+        let (settings, seed) = (&self.run.settings, self.run.seed);
+        let (epoch, index) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
+        let batches = match self.epoch.take() {
+            Some((same, batches)) if same == epoch => batches,
+            _ => epoch_batches(&self.lengths, settings.batch_size.max(1), settings.group_by_length, seed, epoch),
+        };
+        let (_, batches) = self.epoch.insert((epoch, batches));
+        let (batch, targets) = self.examples.batch(&batches[index])?;
+        Ok(Shard::whole(batch, targets, step_seed(seed, step)))
+    }
+}
+
+/// The seed of a step's dropout. The steps are 2^20 apart: the parts that a batch may be taken in add the number of the sequences before
+/// them. The factor, 2^64 divided by the golden ratio, spreads the runs' small seeds over all bits.
+fn step_seed(run_seed: u64, step: usize) -> u64 {
+    run_seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ ((step as u64) << 20)
+}
 
 /// The batches of one epoch, as indices of examples: all examples once, in an order that follows from seed and epoch.
 ///
 /// With `group_by_length` as transformers' `LengthGroupedSampler`: shuffled, cut into pieces of up to 50 batches, each piece
 /// sorted by length, and the batch with the longest example first, so that a lack of memory shows at once; the other
 /// batches in random order.
-pub fn epoch_batches(
+fn epoch_batches(
     lengths: &[usize],
     batch_size: usize,
     group_by_length: bool,

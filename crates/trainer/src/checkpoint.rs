@@ -1,4 +1,5 @@
-//! The state of a run between two steps, in one safetensors file, so that it is whole or not there.
+//! Checkpoint files: parameters, optimizer state and progress of a run between two steps, in one safetensors file, so that it is whole
+//! or not there; and files of trained weights.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -12,12 +13,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::optimizer::Optimizer;
 use crate::record::{Evaluation, StepLoss};
+use crate::training::Optimizer;
 
 /// What a run has logged and counted so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Progress {
+pub(crate) struct State {
     /// Steps taken.
     pub step: usize,
     pub losses: Vec<StepLoss>,
@@ -61,8 +62,8 @@ fn content(path: &Path, expected: &'static str, found: impl ToString) -> Error {
     Error::Content { path: path.into(), expected, found: found.to_string() }
 }
 
-/// Writes parameters, optimiser state and progress.
-pub(crate) fn save(path: &Path, optimizer: &mut Optimizer, progress: &Progress) -> Result<()> {
+/// Writes parameters, optimizer state and what was logged.
+pub(crate) fn save(path: &Path, optimizer: &mut Optimizer, state: &State) -> Result<()> {
     let mut tensors = BTreeMap::new();
     for slot in &optimizer.slots {
         let shape = slot.variable.dims().to_vec();
@@ -75,13 +76,12 @@ pub(crate) fn save(path: &Path, optimizer: &mut Optimizer, progress: &Progress) 
     for (name, values) in optimizer.after_step.iter_mut().flat_map(|after_step| after_step.state()) {
         tensors.insert(name, (vec![values.len()], bytes(values)));
     }
-    let progress =
-        serde_json::to_string(progress).map_err(|error| content(path, "a progress that serialises", error))?;
+    let progress = serde_json::to_string(state).map_err(|error| content(path, "a progress that serialises", error))?;
     write(path, tensors, HashMap::from([("progress".to_string(), progress)]))
 }
 
-/// Restores what [`save`] wrote into parameters and optimiser; `None` if there is no checkpoint.
-pub(crate) fn load(path: &Path, optimizer: &mut Optimizer) -> Result<Option<Progress>> {
+/// Restores what [`save`] wrote into parameters and optimizer; `None` if there is no checkpoint.
+pub(crate) fn load(path: &Path, optimizer: &mut Optimizer) -> Result<Option<State>> {
     let Some(bytes) = files::read(path)? else { return Ok(None) };
     let expected = "a checkpoint of this run";
     let file = SafeTensors::deserialize(&bytes).map_err(|error| content(path, expected, error))?;
@@ -146,7 +146,7 @@ pub(crate) fn load_weights(path: &Path, parameters: &Parameters) -> Result<bool>
 }
 
 /// Sets the parameters that no checkpoint holds to the values in a file, which must hold each of them and nothing else.
-pub(crate) fn load_start(path: &Path, parameters: &Parameters) -> Result<()> {
+pub(crate) fn load_initial_values(path: &Path, parameters: &Parameters) -> Result<()> {
     let expected = "a value for each new parameter";
     let bytes = files::read(path)?.ok_or_else(|| content(path, expected, "no such file"))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| content(path, expected, error))?;

@@ -1,4 +1,4 @@
-//! A task's data, tokenised.
+//! The tokenised training and validation data of a task, and packed batches of it.
 
 use candle_core::{Device, Tensor};
 use glue::{Dataset, Glue, Split, Targets, Task};

@@ -1,4 +1,4 @@
-//! Where runs are computed.
+//! The devices that runs are computed on, CPU or GPUs: their names and their memory.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,7 +17,7 @@ pub enum DeviceName {
     Cpu,
     /// The NVIDIA GPU of that number, counted from 0.
     Cuda(usize),
-    /// Several of them, which share each batch of a run. The first evaluates.
+    /// Several of them, each with a shard of every batch of a run. The first evaluates.
     Cards(Vec<usize>),
 }
 
@@ -35,7 +35,7 @@ impl FromStr for DeviceName {
                     numbers.split(',').map(|number| number.parse().map_err(|_| wrong())).collect::<Result<_>>()?;
                 match numbers.as_slice() {
                     [number] => Ok(Self::Cuda(*number)),
-                    several if are_different(several) => Ok(Self::Cards(numbers)),
+                    cards if are_different(cards) => Ok(Self::Cards(numbers)),
                     _ => Err(wrong()),
                 }
             }
@@ -73,6 +73,7 @@ impl DeviceName {
     /// # Errors
     /// When there is no such GPU, its driver or the card itself is too old, or this was built without `cuda`.
     pub fn open(&self) -> Result<Vec<Device>> {
+        ops::keep_freed_memory();
         match self {
             Self::Cpu => Ok(vec![Device::Cpu]),
             Self::Cuda(number) => Ok(vec![gpu(*number)?]),
@@ -106,17 +107,17 @@ fn gpu(number: usize) -> Result<Device> {
     })
 }
 
-/// The device as one of several runs at once has it: of a GPU with a stream of its own, counted from 0, which is the device itself.
-pub(crate) fn stream(device: &Device, number: usize) -> Result<Device> {
+/// The device of a slot for concurrent runs: of a GPU with a stream of its own. Slot 0 has the device itself.
+pub(crate) fn stream(device: &Device, slot: usize) -> Result<Device> {
     #[cfg(feature = "cuda")]
     if let candle_core::DeviceLocation::Cuda { gpu_id } = device.location() {
-        return Ok(ops::cuda_stream(gpu_id, number)?);
+        return Ok(ops::cuda_stream(gpu_id, slot)?);
     }
-    let _ = number;
+    let _ = slot;
     Ok(device.clone())
 }
 
-/// What a device is called by, as in `cuda:0`.
+/// A device's name, as in `cuda:0`.
 pub(crate) fn name(device: &Device) -> String {
     match device.location() {
         candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),

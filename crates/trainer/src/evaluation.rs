@@ -1,4 +1,4 @@
-//! A model on data, without dropout.
+//! Evaluation and prediction: a model's loss, metrics and predictions on examples, without dropout.
 
 use candle_core::{DType, Device, Tensor};
 use glue::{Scores, Targets, Task};
@@ -33,8 +33,8 @@ pub fn evaluate(model: &Model, task: Task, data: &Labelled) -> Result<(f64, Scor
     for indices in by_length(&data.sequences).chunks(BATCH_SIZE) {
         let (batch, targets) = data.batch(indices)?;
         let logits = model.predict(&batch)?;
-        total += exact(&loss(&logits, &targets)?)?.to_scalar::<f64>()? * indices.len() as f64;
-        for (&index, row) in indices.iter().zip(exact(&logits)?.to_vec2::<f64>()?) {
+        total += to_f64(&loss(&logits, &targets)?)?.to_scalar::<f64>()? * indices.len() as f64;
+        for (&index, row) in indices.iter().zip(to_f64(&logits)?.to_vec2::<f64>()?) {
             rows[index] = row;
         }
     }
@@ -46,7 +46,7 @@ pub fn predict(model: &Model, task: Task, sequences: &[Sequence]) -> Result<Targ
     let mut rows = vec![Vec::new(); sequences.len()];
     for indices in by_length(sequences).chunks(BATCH_SIZE) {
         let batch = Batch::new(indices.iter().map(|&index| &sequences[index]))?;
-        let logits = exact(&model.predict(&batch)?)?.to_vec2::<f64>()?;
+        let logits = to_f64(&model.predict(&batch)?)?.to_vec2::<f64>()?;
         for (&index, row) in indices.iter().zip(logits) {
             rows[index] = row;
         }
@@ -55,14 +55,14 @@ pub fn predict(model: &Model, task: Task, sequences: &[Sequence]) -> Result<Targ
 }
 
 /// The same numbers in f64 on the CPU.
-fn exact(numbers: &Tensor) -> candle_core::Result<Tensor> {
+fn to_f64(numbers: &Tensor) -> candle_core::Result<Tensor> {
     numbers.to_device(&Device::Cpu)?.to_dtype(DType::F64)
 }
 
 /// The class of the highest logit (the first of equals), or the score itself.
 fn decide(task: Task, rows: &[Vec<f64>]) -> Targets {
     if task.is_regression() {
-        return Targets::Values(rows.iter().map(|row| row[0]).collect());
+        return Targets::Values(rows.iter().map(|row| row.first().copied().unwrap_or(f64::NAN)).collect());
     }
     let highest = |row: &Vec<f64>| {
         row.iter().enumerate().fold((0, f64::NEG_INFINITY), |best, (i, &x)| if x > best.1 { (i, x) } else { best }).0

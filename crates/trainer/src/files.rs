@@ -1,8 +1,35 @@
-//! Files of a run, with this crate's errors.
+//! The files of a run, with this crate's errors.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+
+/// The folder of one run, and where its files lie.
+pub(crate) struct RunFolder(PathBuf);
+
+impl RunFolder {
+    pub fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    pub fn record(&self) -> PathBuf {
+        self.0.join("record.json")
+    }
+
+    pub fn checkpoint(&self) -> PathBuf {
+        self.0.join("checkpoint.safetensors")
+    }
+
+    /// The trained weights of the best evaluation.
+    pub fn weights(&self) -> PathBuf {
+        self.0.join("weights.safetensors")
+    }
+
+    /// The file that ends the run after its present step.
+    pub fn stop(&self) -> PathBuf {
+        self.0.join("stop")
+    }
+}
 
 /// Writes `bytes` to `path`; a reader sees the old file or the new one, whenever the process is killed.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {

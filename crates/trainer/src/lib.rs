@@ -14,52 +14,48 @@
 //! # }
 //! ```
 
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod batches;
 mod checkpoint;
 mod data;
 mod device;
+mod environment;
 mod error;
 mod evaluation;
+mod events;
 mod files;
-mod optimizer;
-mod plan;
-mod profile;
-mod progress;
+mod job;
+mod line_logger;
 pub mod provenance;
 mod recipe;
 mod record;
 mod replay;
-mod replicas;
 pub mod results;
 mod run;
-mod schedule;
-mod several;
-mod sitting;
+mod scheduler;
 mod speed;
 pub mod statistics;
-mod step;
 pub mod study;
 pub mod submission;
 mod tokenizer;
 mod trainer;
 mod training;
 
-pub use batches::epoch_batches;
 pub use data::{Labelled, TaskData};
 pub use device::DeviceName;
+pub use environment::environment;
 pub use error::{Error, Result};
 pub use evaluation::{evaluate, predict};
-pub use plan::{DEFAULT_MODEL, Plan, STUDY_MODEL};
-pub use profile::Profile;
-pub use progress::Verbosity;
+pub use events::{Event, JobLogger, Logger, Place, Silent};
+pub use line_logger::LineLogger;
 pub use recipe::Recipe;
 pub use record::{DataSummary, Environment, Evaluation, ParameterCounts, Record, StepLoss, Stop};
 pub use replay::{Passes, Replayed, Start, replay};
-pub use run::{Evaluate, Run, SavedAdapter, Settings, StartsFrom};
-pub use schedule::Schedule;
+pub use run::{DEFAULT_MODEL, Evaluate, Run, SavedAdapter, Settings, StartsFrom};
 pub use speed::Speed;
 pub use tokenizer::Tokenizer;
-pub use trainer::{Trainer, environment};
+pub use trainer::Trainer;
 
 pub use glue;
 pub use peft;

@@ -1,4 +1,4 @@
-//! The run that made what lies in a folder: `run.json`, beside an adapter's files or a merged checkpoint's. PEFT and transformers pass
+//! Provenance: the run that made an adapter or a merged checkpoint, in a file `run.json` beside its files. PEFT and transformers pass
 //! over it.
 
 use std::path::Path;

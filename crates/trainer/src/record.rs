@@ -1,4 +1,5 @@
-//! What a run leaves behind: the one source of every table, chart and report.
+//! The record of a run: losses, evaluations, parameter counts, time, memory and environment. It is the one source of every table, chart
+//! and report.
 
 use std::fmt;
 
@@ -6,6 +7,7 @@ use glue::{Completeness, Metric, Scores, Split};
 use serde::{Deserialize, Serialize};
 
 use crate::run::Run;
+use crate::statistics::best_by;
 
 /// Everything about a run: what it was, what it logged, what it reached, and under which conditions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,15 +29,15 @@ pub struct Record {
     pub best: Option<Evaluation>,
     /// Why it ended.
     pub stop: Stop,
-    /// Seconds spent in training steps, over all sittings. Where runs were under way at once ([`Environment::at_once`]) each waited
+    /// Seconds spent in training steps, of all the times it was resumed. Where runs were made concurrently ([`Environment::at_once`]) each waited
     /// for the others at times.
     pub train_seconds: f64,
     /// Tokens trained on, over all steps. There is no padding.
     pub tokens: usize,
     /// The highest memory use of the process so far, in bytes; on a GPU, of the card's memory; 0 where the system does not tell. It
-    /// is of all runs together that were under way at once.
+    /// is of all runs together that were made concurrently.
     pub peak_memory: u64,
-    /// Under what it ran.
+    /// By what it was computed.
     pub environment: Environment,
 }
 
@@ -148,6 +150,11 @@ pub struct Evaluation {
     pub other_scores: Vec<(Split, Scores)>,
 }
 
+/// The best evaluation: the highest score, the first of equals; never one that is not a number.
+pub(crate) fn best_evaluation(evaluations: &[Evaluation]) -> Option<&Evaluation> {
+    best_by(evaluations, |evaluation| evaluation.scores.mean())
+}
+
 /// Why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -183,7 +190,7 @@ impl fmt::Display for Stop {
     }
 }
 
-/// Under what a run ran.
+/// The machine and program that a run was computed by.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Environment {
     /// This crate's version.
@@ -201,11 +208,30 @@ pub struct Environment {
     /// How many GPUs shared each batch, if it was not one alone. The name is that of the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cards: Option<usize>,
-    /// How many runs were under way at once, if it was not this one alone: then times and memory are not its own.
+    /// How many runs were made concurrently, if it was not this one alone: then times and memory are not its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_once: Option<usize>,
     /// Threads of the computation on the CPU.
     pub threads: usize,
     /// When the run ended, in seconds since 1970.
     pub finished_at: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+    use super::*;
+
+    fn scored(step: usize, value: f64) -> Evaluation {
+        let scores = Scores([(Metric::Pearson, value)].into());
+        Evaluation { step, epoch: 0.0, loss: 0.0, scores, other_scores: Vec::new() }
+    }
+
+    #[test]
+    fn a_score_that_is_not_a_number_never_wins_and_never_blocks() {
+        let evaluations = [scored(1, f64::NAN), scored(2, 0.3), scored(3, f64::NAN), scored(4, 0.5), scored(5, 0.5)];
+        assert_eq!(best_evaluation(&evaluations).unwrap().step, 4);
+        assert!(best_evaluation(&evaluations[..1]).is_none());
+    }
 }

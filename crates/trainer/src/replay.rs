@@ -1,25 +1,27 @@
-//! The steps or forward passes that another implementation took, taken again: on its batches, from its start.
+//! Replays the training steps or forward passes of another implementation, such as PEFT's: its batches from a file, its initial values.
 
 use std::path::Path;
 use std::time::Instant;
 
 use candle_core::npy::NpzTensors;
 use candle_core::{DType, Device, Tensor};
-use peft::{Batch, Model, ModelOptions, Sequence};
+use peft::{Batch, Model, ModelOptions, Pretrained, Sequence};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint;
+use crate::checkpoint::{self, State};
 use crate::device;
+use crate::environment::peak_memory;
 use crate::error::{Error, Result};
 use crate::evaluation::loss;
-use crate::optimizer::Optimizer;
-use crate::replicas::Replicas;
+use crate::events::Silent;
+use crate::job::build_model;
+use crate::record::Stop;
 use crate::run::Run;
-use crate::schedule::Schedule;
-use crate::several::Seat;
-use crate::sitting;
-use crate::step::Step;
-use crate::trainer::{Trainer, peak_memory};
+use crate::scheduler::Slot;
+use crate::trainer::Trainer;
+use crate::training::replicas::Replicas;
+use crate::training::step::{Learner, Shard};
+use crate::training::{StepPlan, Training};
 
 /// What a replay does with each batch: its step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,7 +29,7 @@ pub enum Passes {
     /// Forward and backward with dropout, and an update.
     #[default]
     Training,
-    /// Forward, without dropout and without an optimiser.
+    /// Forward, without dropout and without an optimizer.
     Forward {
         /// With LoRA's branches merged into the weights before the first batch ([`peft::Model::merge_and_unload`]).
         merged: bool,
@@ -47,13 +49,13 @@ pub enum Start<'a> {
 }
 
 /// What a replay measured.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Replayed {
     /// The loss of each step.
     pub losses: Vec<f64>,
     /// The time of each step in seconds: from the batch in memory to the updated parameters, or to the loss where nothing is
-    /// trained. A GPU works on while the next step is prepared: there the last one has what was left to wait for, and only the
-    /// sum says how fast it is.
+    /// trained. A GPU works on while the next step is prepared: there a step may wait for those before it, and only the sum says
+    /// how fast it is.
     pub step_seconds: Vec<f64>,
     /// The sequences of each step.
     pub examples: Vec<usize>,
@@ -74,7 +76,7 @@ pub struct Replayed {
 /// steps. What was trained is written to `save_adapter`, if that is given.
 ///
 /// # Errors
-/// When a file lacks a tensor or has one of another shape, or the model is missing.
+/// When a file lacks a tensor or has one of another shape, the model is missing, or a loss is not finite.
 pub fn replay(
     trainer: &mut Trainer,
     run: &Run,
@@ -85,75 +87,101 @@ pub fn replay(
 ) -> Result<Replayed> {
     let batches = read_batches(run, batches)?;
     let run = &Run { method: run.method.clone().over(batches.len()), ..run.clone() };
-    let (pretrained, options) = (trainer.pretrained(&run.model)?, trainer.options(run, Seat::ALONE)?);
+    let (pretrained, options) = (trainer.pretrained(&run.model)?, trainer.options(run, Slot::ALONE)?);
     let mut warnings = Vec::new();
-    let mut built = |device: &Device| -> Result<Model> {
+    let mut build = |device: &Device| {
         let options = ModelOptions { device: device.clone(), ..options.clone() };
-        if let Start::Adapter(folder) = start {
-            let model = Model::new(&pretrained, &options)?;
-            warnings = model.load_adapter(folder)?.iter().map(ToString::to_string).collect();
-            return Ok(model);
-        }
-        // A start from data that has not settled by then goes over the batches again.
-        let again = batches.iter().cycle().take(10 * batches.len());
-        let model = sitting::start(run, &pretrained, &options, again.map(|(sequences, _)| Ok(Batch::new(sequences)?)))?;
-        if let Start::Values(file) = start {
-            checkpoint::load_start(file, model.parameters())?;
-        }
+        let (model, passed_over) = build(run, &pretrained, &options, start, &batches)?;
+        warnings = passed_over;
         Ok(model)
     };
-    let model = built(&options.device)?;
-    let cards = if passes == Passes::Training { trainer.devices()?.split_off(1) } else { Vec::new() };
-    let others = cards.iter().map(built).collect::<Result<_>>()?;
-    let replicas = Replicas::start(&model, others, &run.settings, None)?;
-    let schedule = Schedule::new(batches.len(), run.settings.warmup_ratio);
-    let model = if passes == (Passes::Forward { merged: true }) { model.merge_and_unload()? } else { model };
-    let mut optimizer = (passes == Passes::Training).then(|| Optimizer::new(&model, &run.settings)).transpose()?;
-    let mut replayed = Replayed {
-        losses: Vec::new(),
-        step_seconds: Vec::new(),
-        examples: Vec::new(),
-        tokens: Vec::new(),
-        peak_memory: 0,
-        logits: Vec::new(),
-        warnings,
+    let model = build(&options.device)?;
+    let (model, replayed) = match passes {
+        Passes::Training => {
+            let others = trainer.devices()?.iter().skip(1).map(build).collect::<Result<_>>()?;
+            train(run, model, others, &batches)?
+        }
+        Passes::Forward { merged } => {
+            let model = if merged { model.merge_and_unload()? } else { model };
+            let replayed = predict(&model, &batches)?;
+            (model, replayed)
+        }
     };
-    let mut losses = Vec::with_capacity(batches.len()); // Unread: on a GPU, reading one is to wait for its step.
-    for (step, (sequences, targets)) in batches.iter().enumerate() {
-        let began = Instant::now();
-        let batch = Batch::new(sequences)?;
-        losses.push(match &mut optimizer {
-            Some(optimizer) => {
-                let this = Step { index: step, seed: run.seed + step as u64, factor: schedule.factor(step) };
-                replicas.step(&model, optimizer, &batch, targets, this, &mut None)?
-            }
-            None => {
-                let logits = model.predict(&batch)?;
-                replayed.logits.push(logits.to_vec2()?);
-                loss(&logits, targets)?
-            }
-        });
-        replayed.step_seconds.push(began.elapsed().as_secs_f64());
-        replayed.examples.push(sequences.len());
-        replayed.tokens.push(batch.tokens());
-    }
-    let began = Instant::now();
-    replicas.wait(&model)?;
-    for loss in losses {
-        replayed.losses.push(f64::from(loss.to_scalar::<f32>()?));
-    }
-    if let Some(last) = replayed.step_seconds.last_mut() {
-        *last += began.elapsed().as_secs_f64();
-    }
-    replayed.peak_memory = device::peak_memory(model.device()).unwrap_or_else(peak_memory);
     if let Some(folder) = save_adapter {
         model.save_adapter(folder)?;
+    }
+    Ok(Replayed {
+        examples: batches.iter().map(|(sequences, _)| sequences.len()).collect(),
+        tokens: batches.iter().map(|(sequences, _)| sequences.iter().map(Sequence::len).sum()).collect(),
+        peak_memory: device::peak_memory(model.device()).unwrap_or_else(peak_memory),
+        warnings,
+        ..replayed
+    })
+}
+
+/// The sequences of a step, and their labels.
+type Examples = (Vec<Sequence>, Tensor);
+
+/// The model as it starts, and what of the adapter that it starts from was passed over.
+fn build(
+    run: &Run,
+    pretrained: &Pretrained,
+    options: &ModelOptions,
+    start: Start,
+    batches: &[Examples],
+) -> Result<(Model, Vec<String>)> {
+    if let Start::Adapter(folder) = start {
+        let model = Model::new(pretrained, options)?;
+        let warnings = model.load_adapter(folder)?.iter().map(ToString::to_string).collect();
+        return Ok((model, warnings));
+    }
+    // A start from data that has not settled by then goes over the batches again.
+    let again = batches.iter().cycle().take(10 * batches.len());
+    let model = build_model(run, pretrained, options, again.map(|(sequences, _)| Ok(Batch::new(sequences)?)))?;
+    if let Start::Values(file) = start {
+        checkpoint::load_initial_values(file, model.parameters())?;
+    }
+    Ok((model, Vec::new()))
+}
+
+/// The training loop on these batches.
+fn train(run: &Run, model: Model, others: Vec<Model>, batches: &[Examples]) -> Result<(Model, Replayed)> {
+    let learner = Learner::new(model, &run.settings)?;
+    let replicas = Replicas::start(&learner, others, &run.settings, None)?;
+    let plan = StepPlan::new(&run.settings, batches.len(), batches.len());
+    let mut silent = Silent;
+    let mut training = Training::new(learner, replicas, plan, State::default(), &mut silent);
+    let mut began = Vec::with_capacity(batches.len() + 1);
+    let batch = |step: usize| {
+        began.push(Instant::now());
+        let (sequences, targets) = &batches[step];
+        Ok(Shard::whole(Batch::new(sequences)?, targets.clone(), run.seed + step as u64))
+    };
+    let stop = training.run(batch, &mut [])?;
+    began.push(Instant::now());
+    if stop == Stop::Diverged {
+        return Err(Error::Diverged { step: training.state.step + 1 });
+    }
+    let losses = training.state.losses.iter().map(|step| step.loss).collect();
+    let step_seconds = began.windows(2).map(|times| (times[1] - times[0]).as_secs_f64()).collect();
+    Ok((training.learner.model, Replayed { losses, step_seconds, ..Replayed::default() }))
+}
+
+/// A forward pass over each batch.
+fn predict(model: &Model, batches: &[Examples]) -> Result<Replayed> {
+    let mut replayed = Replayed::default();
+    for (sequences, targets) in batches {
+        let began = Instant::now();
+        let logits = model.predict(&Batch::new(sequences)?)?;
+        replayed.logits.push(logits.to_vec2()?);
+        replayed.losses.push(f64::from(loss(&logits, targets)?.to_scalar::<f32>()?));
+        replayed.step_seconds.push(began.elapsed().as_secs_f64());
     }
     Ok(replayed)
 }
 
 /// Each step's sequences without their padding, and their labels.
-fn read_batches(run: &Run, path: &Path) -> Result<Vec<(Vec<Sequence>, Tensor)>> {
+fn read_batches(run: &Run, path: &Path) -> Result<Vec<Examples>> {
     let content = |found: String| Error::Batches { path: path.into(), found };
     let file = NpzTensors::new(path).map_err(|error| content(error.to_string()))?;
     let read = |name: &str| file.get(name).map_err(|error| content(format!("{name}: {error}")));

@@ -1,4 +1,4 @@
-//! What a run is: the value that determines its result.
+//! A run as a value that determines its result: task, model, method, settings (hyper-parameters) and seed.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,9 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::provenance;
+
+/// A small encoder: all-MiniLM-L6-v2, 6 layers of width 384. What runs where nothing else is named.
+pub const DEFAULT_MODEL: &str = "all-MiniLM-L6-v2";
 
 /// A fine-tuning run. Equal runs give equal results, bit for bit, on one machine with one number of threads
 /// and of GPUs.
@@ -146,6 +149,18 @@ impl Run {
         format!("{}, {}, seed {}", self.task, self.method_name(), self.seed)
     }
 
+    /// The run in one line: task, method, and the settings that are usually varied.
+    pub(crate) fn description(&self) -> String {
+        let Self { task, method, settings, seed, .. } = self;
+        format!(
+            "{task}, {method}, learning rate {}, batch size {}, warm-up {} %, {} epochs, seed {seed}",
+            settings.learning_rate,
+            settings.batch_size,
+            settings.warmup_ratio * 100.0,
+            settings.epochs,
+        )
+    }
+
     /// Whether the methods have one name and one configuration.
     pub fn has_method_of(&self, other: &Self) -> bool {
         self.method == other.method && self.settings.loraplus_lr_ratio == other.settings.loraplus_lr_ratio
@@ -242,6 +257,49 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// The steps of a run with these settings on so many examples.
+    pub fn steps(&self, examples: usize) -> usize {
+        self.epochs * self.steps_per_epoch(examples)
+    }
+
+    /// The steps of an epoch on so many examples.
+    pub(crate) fn steps_per_epoch(&self, examples: usize) -> usize {
+        examples.div_ceil(self.batch_size.max(1))
+    }
+
+    /// Fails if no run can have these settings.
+    pub(crate) fn check(&self) -> Result<()> {
+        let wrong =
+            |name, found: String, expected: &str| Err(Error::Setting { name, found, expected: expected.into() });
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        match self {
+            s if !positive(s.learning_rate) => wrong("learning_rate", s.learning_rate.to_string(), "a number above 0"),
+            Settings { head_learning_rate: Some(rate), .. } if !positive(*rate) => {
+                wrong("head_learning_rate", rate.to_string(), "a number above 0")
+            }
+            Settings { loraplus_lr_ratio: Some(ratio), .. } if !positive(*ratio) => {
+                wrong("loraplus_lr_ratio", ratio.to_string(), "a number above 0")
+            }
+            Settings { epochs: 0, .. } => wrong("epochs", "0".into(), "at least 1"),
+            Settings { batch_size: 0, .. } => wrong("batch_size", "0".into(), "at least 1"),
+            s if !(0.0..=1.0).contains(&s.warmup_ratio) => wrong("warmup_ratio", s.warmup_ratio.to_string(), "0 to 1"),
+            s if !(0.0..=1.0).contains(&s.weight_decay) => wrong("weight_decay", s.weight_decay.to_string(), "0 to 1"),
+            Settings { max_grad_norm: Some(norm), .. } if !positive(*norm) => {
+                wrong("max_grad_norm", norm.to_string(), "a number above 0")
+            }
+            Settings { dropout: Some(p), .. } if !(0.0..1.0).contains(p) => {
+                wrong("dropout", p.to_string(), "at least 0 and below 1")
+            }
+            Settings { evaluate: Evaluate::Steps(0), .. } => {
+                wrong("evaluate", "every 0 steps".into(), "at least every 1")
+            }
+            Settings { patience: Some(0), .. } => wrong("patience", "0".into(), "at least 1"),
+            _ => Ok(()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,5 +324,11 @@ mod tests {
         assert_eq!(serde_json::from_str::<Run>(&json).unwrap(), run);
         let short = r#"{"task":"mrpc","model":"m","method":{"name":"full"},"settings":{"epochs":1},"seed":1}"#;
         assert_eq!(serde_json::from_str::<Run>(short).unwrap().settings.batch_size, 32);
+    }
+
+    #[test]
+    fn a_learning_rate_of_zero_is_refused_by_name() {
+        let error = Settings { learning_rate: 0.0, ..Settings::default() }.check().unwrap_err().to_string();
+        assert!(error.contains("learning_rate") && error.contains("above 0"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! How fast this processor or card trains and evaluates, measured and remembered, so that a budget of time becomes a number of examples.
+//! Measures how fast this processor or GPU trains and evaluates, and remembers it, so that a budget of time becomes a number of examples.
 
 use std::path::Path;
 use std::time::Instant;
@@ -6,15 +6,15 @@ use std::time::Instant;
 use peft::Precision;
 use serde::{Deserialize, Serialize};
 
-use crate::batches::epoch_batches;
+use crate::batches::RunBatches;
 use crate::data::TaskData;
+use crate::environment::environment;
 use crate::error::{Error, Result};
 use crate::evaluation::evaluate;
 use crate::files;
-use crate::optimizer::Optimizer;
 use crate::run::Run;
-use crate::step::{Step, take_step};
-use crate::trainer::{Trainer, environment};
+use crate::trainer::Trainer;
+use crate::training::step::{Learner, Update};
 
 /// Tokens per second, of a method on a model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,23 +83,23 @@ pub(crate) fn speed(trainer: &mut Trainer, run: &Run, path: &Path) -> Result<Spe
 fn measure(trainer: &mut Trainer, run: &Run) -> Result<Speed> {
     let data = trainer.data(run)?;
     let model = trainer.untrained_model(run)?;
-    let mut optimizer = Optimizer::new(&model, &run.settings)?;
-    let batches = epoch_batches(&data.train.lengths(), run.settings.batch_size, false, run.seed, 0);
+    let mut learner = Learner::new(model, &run.settings)?;
+    let mut batches = RunBatches::new(run, &data.train);
+    let steps = batches.steps_per_epoch().min(1 + STEPS);
     let mut training = 0.0f64;
-    for (index, indices) in batches.iter().take(1 + STEPS).enumerate() {
-        let (batch, targets) = data.train.batch(indices)?;
+    for index in 0..steps {
+        let shard = batches.get(index)?;
         let began = Instant::now();
-        let step = Step { index, seed: run.seed, factor: 1.0 };
-        let loss = take_step(&model, &mut optimizer, &batch, &targets, step, &mut None)?;
+        let loss = learner.step(&shard, Update { index, factor: 1.0 }, &mut None)?;
         loss.to_scalar::<f32>()?; // Waits for a GPU.
-        if index > 0 || batches.len() == 1 {
-            training = training.max(batch.tokens() as f64 / began.elapsed().as_secs_f64());
+        if index > 0 || steps == 1 {
+            training = training.max(shard.batch.tokens() as f64 / began.elapsed().as_secs_f64());
         }
     }
     let TaskData { task, train, .. } = &*data;
     let few = train.selected(&(0..train.len().min(64)).collect::<Vec<_>>());
     let began = Instant::now();
-    evaluate(&model, *task, &few)?;
+    evaluate(&learner.model, *task, &few)?;
     let evaluation = few.lengths().iter().sum::<usize>() as f64 / began.elapsed().as_secs_f64();
     Ok(Speed { training, evaluation })
 }

@@ -1,4 +1,4 @@
-//! Means and their spread over seeds.
+//! Mean and standard deviation over seeds, and the best of several.
 
 /// The mean and the sample standard deviation (n - 1 in the denominator; 0 for a single value) of the values that are
 /// numbers; not numbers if there are none.

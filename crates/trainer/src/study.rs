@@ -1,4 +1,4 @@
-//! Studies: many runs that differ in a few settings.
+//! Studies of many runs: hyper-parameter search, and runs over seeds or ranks.
 
 use glue::Task;
 use peft::Method;

@@ -1,4 +1,4 @@
-//! What GLUE's server is sent: each file predicted by the best run of its task, or the majority where there is none.
+//! The submission to GLUE's server: each file predicted by the best run of its task, or the majority where there is none.
 //!
 //! ```no_run
 //! use trainer::glue::Glue;
@@ -21,7 +21,6 @@ use glue::{Glue, Split, Task};
 use crate::error::{Error, Result};
 use crate::record::{Record, Stop};
 use crate::run::{Run, StartsFrom};
-use crate::sitting::describe;
 use crate::statistics::best_by;
 use crate::trainer::Trainer;
 
@@ -120,7 +119,7 @@ impl File<'_> {
             Source::Run(Record { run, .. }) => {
                 let stop = trainer.run(run)?.stop;
                 if !has_end(stop) {
-                    return Err(Error::Unfinished { run: describe(run), stop: stop.to_string() });
+                    return Err(Error::Unfinished { run: run.description(), stop: stop.to_string() });
                 }
                 trainer.predict(run, self.task, self.split)?
             }
@@ -141,8 +140,8 @@ mod tests {
     use peft::Method;
 
     use super::*;
+    use crate::environment::environment;
     use crate::record::{DataSummary, Evaluation, ParameterCounts};
-    use crate::trainer::environment;
 
     fn record(task: Task, method: Method, seed: u64, score: f64) -> Record {
         let scores = Scores(task.metrics().iter().map(|&metric| (metric, score)).collect());

@@ -1,4 +1,4 @@
-//! From text to tokens.
+//! Tokenisation of examples by a model's own `tokenizer.json`.
 
 use glue::Example;
 use peft::{Pretrained, Sequence};

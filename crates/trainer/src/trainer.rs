@@ -1,13 +1,12 @@
-//! Runs and their records.
+//! The trainer: turns runs into records, and holds what they share: data, pretrained models and devices.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use candle_core::Device;
-use glue::{Glue, Split, Targets, Task, project_root};
+use glue::{Glue, Split, Targets, Task};
 use peft::{Model, ModelOptions, Pretrained, Warning};
 
 use crate::checkpoint;
@@ -15,16 +14,15 @@ use crate::data::TaskData;
 use crate::device::{self, DeviceName};
 use crate::error::{Error, Result};
 use crate::evaluation::predict;
-use crate::files;
-use crate::progress::{Verbosity, Voice};
+use crate::events::{Event, Logger, Place, Silent};
+use crate::files::{self, RunFolder};
+use crate::job::{Job, build_model, training_batches};
 use crate::provenance;
-use crate::record::{Environment, Record};
+use crate::record::Record;
 use crate::run::{Run, Settings, StartsFrom};
-use crate::several::{self, Leaves, Seat};
-use crate::sitting::{Sitting, describe, start, training_batches};
+use crate::scheduler::{self, Slot};
 use crate::speed::{self, Speed};
 use crate::tokenizer::Tokenizer;
-use crate::training::{Conditions, steps};
 
 /// Turns runs into records. A run that has a finished record is not run again; one that was interrupted goes on.
 ///
@@ -37,25 +35,43 @@ pub struct Trainer {
     published: Vec<Record>,
     keep_weights: bool,
     time_budget: Option<Duration>,
-    verbosity: Verbosity,
+    logger: Box<dyn Logger>,
     device: DeviceName,
     at_once: usize,
     opened: Option<Vec<Device>>,
     pretrained: HashMap<String, Arc<Pretrained>>,
-    data: HashMap<String, Arc<TaskData>>,
+    data: HashMap<DataKey, Arc<TaskData>>,
+}
+
+/// What the tokenised data of a run depends on.
+#[derive(PartialEq, Eq, Hash)]
+struct DataKey {
+    task: Task,
+    model: String,
+    max_length: usize,
+    train_limit: Option<usize>,
+    train_extra: bool,
+}
+
+/// What a run is made for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// Its record; the weights if the trainer keeps them.
+    Record,
+    /// The weights too, whatever the trainer keeps: another run starts from them.
+    Weights,
 }
 
 impl Trainer {
     /// A trainer on this data, its records below `runs`.
     pub fn new(glue: Glue, runs: impl Into<PathBuf>) -> Self {
-        ops::keep_freed_memory();
         Self {
             glue,
             runs: runs.into(),
             published: Vec::new(),
             keep_weights: false,
             time_budget: None,
-            verbosity: Verbosity::default(),
+            logger: Box::new(Silent),
             device: DeviceName::default(),
             at_once: 1,
             opened: None,
@@ -83,26 +99,26 @@ impl Trainer {
         self
     }
 
-    /// How much runs say.
-    pub fn verbosity(mut self, verbosity: Verbosity) -> Self {
-        self.verbosity = verbosity;
+    /// Tell this logger what happens to runs, such as a [`LineLogger`](crate::LineLogger); by default nobody is told.
+    pub fn logger(mut self, logger: impl Logger + 'static) -> Self {
+        self.logger = Box::new(logger);
         self
     }
 
     /// Where runs are computed; by default [`DeviceName::Auto`]. It is opened when the first model is built.
     ///
-    /// Several GPUs share each batch of a run by its sequences, and have the losses of one GPU but for rounding, since sums are taken in
+    /// Several GPUs have a shard of each batch of a run, by its sequences, and the losses of one GPU but for rounding, since sums are taken in
     /// another order; with dropout its masks are others too. Equal runs on equally many GPUs give equal bits.
     pub fn device(mut self, name: DeviceName) -> Self {
         (self.device, self.opened) = (name, None);
         self
     }
 
-    /// How many of several runs [`Trainer::run_all`] has under way at once, each on a thread of its own, with a model and, of a GPU,
+    /// How many of several runs [`Trainer::run_all`] makes concurrently, each on a thread of its own, with a model and, of a GPU,
     /// a stream of its own; by default 1, as which 0 counts. Each gives the bits that it gives alone.
     ///
     /// It pays on a GPU that one small run does not fill. Each run takes its share of the memory: one that finds too little left
-    /// takes its batches in parts, and says so. On the CPU one run works on all cores, and several at once gain next to nothing.
+    /// takes its batches in parts, and logs it. On the CPU one run works on all cores, and several at once gain next to nothing.
     pub fn at_once(mut self, runs: usize) -> Self {
         self.at_once = runs.max(1);
         self
@@ -128,6 +144,10 @@ impl Trainer {
         self.runs.join(run.key())
     }
 
+    fn files(&self, run: &Run) -> RunFolder {
+        RunFolder::new(self.folder(run))
+    }
+
     /// The finished record of a run, if it has one: of its own, else a published one.
     ///
     /// # Errors
@@ -138,7 +158,7 @@ impl Trainer {
     }
 
     fn own_record(&self, run: &Run) -> Result<Option<Record>> {
-        let path = self.folder(run).join("record.json");
+        let path = self.files(run).record();
         let Some(bytes) = files::read(&path)? else { return Ok(None) };
         let record: Record = serde_json::from_slice(&bytes).map_err(|error| Error::Content {
             path,
@@ -154,7 +174,7 @@ impl Trainer {
     /// When there is a record that does not parse.
     pub fn has_weights(&self, run: &Run) -> Result<bool> {
         // Where there are weights without a record beside them, the run is on its way: it may not have been at its best yet.
-        Ok(self.own_record(run)?.is_some() && self.conditions(run, Leaves::Weights).weights().exists())
+        Ok(self.own_record(run)?.is_some() && self.files(run).weights().exists())
     }
 
     /// The record of a run: the one it has, or that of running it now.
@@ -162,47 +182,111 @@ impl Trainer {
     /// # Errors
     /// When data or model are missing or broken, a setting makes no sense, or a file cannot be written.
     pub fn run(&mut self, run: &Run) -> Result<Record> {
-        let voice = Voice::new(self.verbosity);
-        several::record(&Mutex::new(self), run, Seat::ALONE, voice, Leaves::Record)
+        Ok(self.run_all(std::slice::from_ref(run))?.swap_remove(0))
     }
 
-    /// The records of several runs, in their order; [`Trainer::at_once`] says how many are under way at the same time.
+    /// The records of several runs, in their order; [`Trainer::at_once`] says how many are made concurrently. Runs that others start from
+    /// are made before all.
     ///
     /// # Errors
     /// As [`Trainer::run`], of the first run that failed. No run begins after a failure; those that are under way by then go on to
     /// their end, and have their records.
     pub fn run_all(&mut self, runs: &[Run]) -> Result<Vec<Record>> {
-        several::records(self, runs, self.verbosity, self.at_once)
+        self.make_starts(runs)?;
+        // Equal runs have one folder, one job and one record.
+        let mut jobs: Vec<&Run> = Vec::new();
+        let mut job_of = |run| {
+            jobs.iter().position(|job| *job == run).unwrap_or_else(|| {
+                jobs.push(run);
+                jobs.len() - 1
+            })
+        };
+        let job_of: Vec<usize> = runs.iter().map(&mut job_of).collect();
+        let (of, at_once) = (jobs.len(), self.at_once);
+        let trainer = Mutex::new(self);
+        let records = scheduler::run_all(&jobs, at_once, |index, run, slot| {
+            let place = (of > 1).then_some(Place { number: index + 1, of });
+            Self::make(&trainer, run, Need::Record, slot, place)
+        })?;
+        Ok(job_of.into_iter().map(|job| records[job].clone()).collect())
     }
 
-    /// The record that a run has, if nothing of it is missing.
-    pub(crate) fn found(&self, run: &Run, voice: &Voice, leaves: Leaves) -> Result<Option<Record>> {
-        let weights_missing = self.conditions(run, leaves).keep_weights && !self.has_weights(run)?;
-        let record = self.record(run)?.filter(|_| !weights_missing);
-        if record.is_some() {
-            voice.say(&format!("{}: found its record", describe(run)));
+    /// Makes the runs that those without a record start from, each once.
+    fn make_starts(&mut self, runs: &[Run]) -> Result<()> {
+        let mut starts = Vec::new();
+        for run in runs {
+            self.add_starts(run, Need::Record, &mut starts)?;
         }
-        Ok(record)
+        for (run, start) in starts {
+            let record = Self::make(&Mutex::new(&mut *self), start, Need::Weights, Slot::ALONE, None)?;
+            if !record.stop.is_final() {
+                let [run, start] = [run, start].map(Run::description);
+                return Err(Error::StartUnfinished { run, start, stop: record.stop.to_string() });
+            }
+        }
+        Ok(())
     }
 
-    /// All that a run needs.
-    pub(crate) fn sitting(&mut self, run: &Run, seat: Seat, voice: Voice, leaves: Leaves) -> Result<Sitting> {
+    /// Adds what a run starts from, after what that starts from; nothing where the run is not made again.
+    fn add_starts<'a>(&self, run: &'a Run, need: Need, starts: &mut Vec<(&'a Run, &'a Run)>) -> Result<()> {
+        if let Some(StartsFrom::Run(start)) = &run.starts_from
+            && !starts.iter().any(|(_, other)| *other == &**start)
+            && self.finished(run, need)?.is_none()
+        {
+            self.add_starts(start, Need::Weights, starts)?;
+            starts.push((run, start));
+        }
+        Ok(())
+    }
+
+    /// The record of a run, by a job of its own if it has none. The trainer is held until all that the job needs is there, and free
+    /// while it trains.
+    fn make(trainer: &Mutex<&mut Self>, run: &Run, need: Need, slot: Slot, place: Option<Place>) -> Result<Record> {
+        let mut logger = lock(trainer).logger.job(place);
+        if let Some(record) = lock(trainer).finished(run, need)? {
+            logger.log(&Event::Found { run });
+            return Ok(record);
+        }
+        let job = lock(trainer).job(run, need, slot);
+        let record = job.and_then(|job| job.run(&mut *logger));
+        if let (Err(error), true) = (&record, slot.at_once > 1) {
+            logger.log(&Event::Failed { error });
+        }
+        record
+    }
+
+    /// The record that a run has, if nothing of what is needed is missing.
+    fn finished(&self, run: &Run, need: Need) -> Result<Option<Record>> {
+        let weights_missing = self.needs_weights(need) && !self.has_weights(run)?;
+        Ok(self.record(run)?.filter(|_| !weights_missing))
+    }
+
+    fn needs_weights(&self, need: Need) -> bool {
+        self.keep_weights || need == Need::Weights
+    }
+
+    /// A run with all that it needs.
+    fn job(&mut self, run: &Run, need: Need, slot: Slot) -> Result<Job> {
         let cards = self.devices()?.split_off(1);
-        if seat.at_once > 1 && !cards.is_empty() {
+        if slot.at_once > 1 && !cards.is_empty() {
             // Sums of two runs that each wait for a card which the other holds would never end.
             let (found, expected) =
-                (seat.at_once.to_string(), format!("1 with the device {}, or one GPU", self.device));
+                (slot.at_once.to_string(), format!("1 with the device {}, or one GPU", self.device));
             return Err(Error::Setting { name: "at_once", found, expected });
         }
-        Ok(Sitting {
+        let folder = self.files(run);
+        Ok(Job {
             run: run.clone(),
             data: self.data(run)?,
             pretrained: self.base(run)?,
-            options: self.options(run, seat)?,
+            options: self.options(run, slot)?,
             first: self.first_model(run)?,
             cards,
-            conditions: Conditions { voice, ..self.conditions(run, leaves) },
-            at_once: seat.at_once,
+            keep_weights: self.needs_weights(need),
+            time_budget: self.time_budget,
+            stop_files: vec![folder.stop(), self.runs.join("stop")],
+            folder,
+            at_once: slot.at_once,
         })
     }
 
@@ -223,8 +307,8 @@ impl Trainer {
         if !run.method.starts_from_data() {
             return self.blank_model(run);
         }
-        let (data, options) = (self.data(run)?, self.options(run, Seat::ALONE)?);
-        start(run, &*self.base(run)?, &options, training_batches(run, &data))
+        let (data, options) = (self.data(run)?, self.options(run, Slot::ALONE)?);
+        build_model(run, &*self.base(run)?, &options, training_batches(run, &data))
     }
 
     /// What a run starts from besides the pretrained model, if there is such.
@@ -250,7 +334,7 @@ impl Trainer {
 
     /// The model of a run that an adapter is to be loaded into.
     fn blank_model(&mut self, run: &Run) -> Result<Model> {
-        let options = self.options(run, Seat::ALONE)?;
+        let options = self.options(run, Slot::ALONE)?;
         Ok(Model::new(&*self.base(run)?, &options)?)
     }
 
@@ -270,10 +354,10 @@ impl Trainer {
         }
     }
 
-    pub(crate) fn options(&mut self, run: &Run, seat: Seat) -> Result<ModelOptions> {
-        let device = device::stream(&self.opened_device()?, seat.number)?;
+    pub(crate) fn options(&mut self, run: &Run, slot: Slot) -> Result<ModelOptions> {
+        let device = device::stream(&self.opened_device()?, slot.number)?;
         let method = match run.method.needs_total_steps() {
-            true => run.method.clone().over(steps(&run.settings, self.data(run)?.train.len())),
+            true => run.method.clone().over(run.settings.steps(self.data(run)?.train.len())),
             false => run.method.clone(),
         };
         Ok(ModelOptions {
@@ -293,7 +377,7 @@ impl Trainer {
     /// When no weights were kept.
     pub fn trained_model(&mut self, run: &Run) -> Result<Model> {
         let model = self.new_model(run)?;
-        let weights = self.conditions(run, Leaves::Weights).weights();
+        let weights = self.files(run).weights();
         let found = checkpoint::load_weights(&weights, model.parameters())?;
         if found { Ok(model) } else { Err(Error::NoWeights { key: run.key() }) }
     }
@@ -372,8 +456,8 @@ impl Trainer {
     /// When a file is missing or broken.
     pub fn data(&mut self, run: &Run) -> Result<Arc<TaskData>> {
         let settings = &run.settings;
-        let Settings { max_length, train_limit, train_extra, .. } = settings;
-        let key = format!("{} {} {max_length} {train_limit:?} {train_extra}", run.task, run.model);
+        let Settings { max_length, train_limit, train_extra, .. } = *settings;
+        let key = DataKey { task: run.task, model: run.model.clone(), max_length, train_limit, train_extra };
         if let Some(data) = self.data.get(&key) {
             return Ok(data.clone());
         }
@@ -383,7 +467,11 @@ impl Trainer {
         Ok(data)
     }
 
-    pub(crate) fn pretrained(&mut self, name: &str) -> Result<Arc<Pretrained>> {
+    /// A pretrained model. It is kept for the runs that follow.
+    ///
+    /// # Errors
+    /// When it is missing or broken.
+    pub fn pretrained(&mut self, name: &str) -> Result<Arc<Pretrained>> {
         if let Some(pretrained) = self.pretrained.get(name) {
             return Ok(pretrained.clone());
         }
@@ -391,56 +479,9 @@ impl Trainer {
         self.pretrained.insert(name.into(), pretrained.clone());
         Ok(pretrained)
     }
-
-    fn conditions(&self, run: &Run, leaves: Leaves) -> Conditions {
-        let folder = self.folder(run);
-        Conditions {
-            stop_files: vec![folder.join("stop"), self.runs.join("stop")],
-            folder,
-            time_budget: self.time_budget,
-            keep_weights: self.keep_weights || leaves == Leaves::Weights,
-            voice: Voice::new(self.verbosity),
-        }
-    }
 }
 
-/// The first value of a line `key ...: value` in one of Linux' process files.
-fn system_value(file: &str, key: &str) -> Option<String> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let line = text.lines().find(|line| line.starts_with(key))?;
-    Some(line.split_once(':')?.1.trim().to_string())
-}
-
-/// The most memory this process has held, in bytes; 0 where the system does not tell.
-pub(crate) fn peak_memory() -> u64 {
-    let kibibytes = system_value("/proc/self/status", "VmHWM");
-    kibibytes.and_then(|value| value.split(' ').next()?.parse::<u64>().ok()).map_or(0, |value| value * 1024)
-}
-
-/// Seconds since 1970.
-pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
-}
-
-/// The commit of the repository that the program works in.
-fn commit() -> Option<String> {
-    let arguments = ["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"];
-    let output = Command::new("git").args(arguments).current_dir(project_root()).output().ok()?;
-    let name = String::from_utf8(output.stdout).ok()?.trim().to_string();
-    (output.status.success() && !name.is_empty()).then_some(name)
-}
-
-/// The conditions of this process, on the CPU.
-pub fn environment() -> Environment {
-    Environment {
-        version: env!("CARGO_PKG_VERSION").into(),
-        commit: commit(),
-        platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-        processor: system_value("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".into()),
-        gpu: None,
-        cards: None,
-        at_once: None,
-        threads: ops::threads(),
-        finished_at: now(),
-    }
+/// A job that panicked left the trainer whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

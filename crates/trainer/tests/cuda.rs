@@ -14,7 +14,7 @@ use peft::{
     AdaLora, AdapterStyle, Bias, Bottleneck, Ia3, InitLoraWeights, LnTuning, Lora, Method, PTuning, Precision,
     PrefixTuning, PromptTuning, Vera,
 };
-use trainer::{DeviceName, Passes, Replayed, Run, Start, Trainer, Verbosity, replay};
+use trainer::{DeviceName, Passes, Replayed, Run, Start, Trainer, replay};
 
 fn tests(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -24,7 +24,7 @@ fn tests(path: &str) -> PathBuf {
 fn losses(method: &Method, device: DeviceName, precision: Precision, encoder: &str, batches: &Path) -> Vec<f64> {
     let folder = tempfile::tempdir().unwrap();
     let glue = Glue::synthetic("a test");
-    let mut trainer = Trainer::new(glue, folder.path()).verbosity(Verbosity::Silent).device(device);
+    let mut trainer = Trainer::new(glue, folder.path()).device(device);
     let run = Run::new(Task::Mrpc, tests(encoder).to_str().unwrap(), method.clone()).with(|s| {
         s.learning_rate = 1e-3;
         s.dropout = Some(0.1);

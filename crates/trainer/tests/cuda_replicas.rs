@@ -16,7 +16,7 @@ use glue::{Glue, Task};
 use peft::{AdapterStyle, Bottleneck, Method};
 use support::model;
 use tempfile::TempDir;
-use trainer::{DeviceName, Error, Passes, Record, Run, Start, Stop, Trainer, Verbosity, replay};
+use trainer::{DeviceName, Error, Passes, Record, Run, Start, Stop, Trainer, replay};
 
 /// What a test that has not ended by then waits for never comes.
 const TIMEOUT: Duration = Duration::from_secs(200);
@@ -70,7 +70,7 @@ fn cards(name: &str) -> DeviceName {
 }
 
 fn trainer(runs: &Path, device: DeviceName) -> Trainer {
-    Trainer::new(Glue::synthetic("a test"), runs).verbosity(Verbosity::Silent).keep_weights(true).device(device)
+    Trainer::new(Glue::synthetic("a test"), runs).keep_weights(true).device(device)
 }
 
 /// The losses of a method's steps on the oracle's batches.
@@ -160,16 +160,16 @@ fn a_run_on_two_cards_interrupted_after_every_step_equals_the_uninterrupted_one_
     let weights = |trainer: &Trainer| std::fs::read(trainer.folder(&run).join("weights.safetensors")).unwrap();
     let mut uninterrupted = trainer(whole.path(), cards("cuda:0,1"));
     let expected = uninterrupted.run(&run).unwrap();
-    let mut sittings = 0;
+    let mut times = 0;
     let (record, interrupted) = loop {
         let mut interrupted = trainer(parts.path(), cards("cuda:0,1")).time_budget(Some(Duration::ZERO));
         let record = interrupted.run(&run).unwrap();
-        sittings += 1;
+        times += 1;
         if record.stop == Stop::Finished {
             break (record, interrupted);
         }
     };
-    assert_eq!(sittings, 8);
+    assert_eq!(times, 8);
     assert_eq!((&record.losses, &record.evaluations), (&expected.losses, &expected.evaluations));
     assert!(weights(&interrupted) == weights(&uninterrupted), "the trained weights differ");
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use glue::{Glue, Task};
 use peft::{AdaLora, AdapterConfig, AdapterStyle, Bottleneck, Lora, Method};
 use serde::Deserialize;
-use trainer::{Passes, Replayed, Result, Run, Start, Trainer, Verbosity, replay};
+use trainer::{Passes, Replayed, Result, Run, Start, Trainer, replay};
 
 #[derive(Deserialize)]
 struct Oracle {
@@ -45,7 +45,7 @@ fn replayed(method: Method, batches: &str, start: &str) -> Result<Replayed> {
 
 fn passed(passes: Passes, method: Method, batches: &str, start: &str) -> Result<Replayed> {
     let folder = tempfile::tempdir().unwrap();
-    let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path()).verbosity(Verbosity::Silent);
+    let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path());
     replay(&mut trainer, &run(method), &oracle(batches), Start::Values(&oracle(start)), passes, None)
 }
 
@@ -70,7 +70,7 @@ fn every_method_has_the_losses_of_torch_transformers_and_peft_at_every_step() {
 fn lora_plus_has_the_losses_of_pefts_groups_at_every_step() {
     let expected: Oracle = serde_json::from_slice(&std::fs::read(oracle("oracle.json")).unwrap()).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path()).verbosity(Verbosity::Silent);
+    let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path());
     let run = run(lora()).with(|s| s.loraplus_lr_ratio = Some(4.0));
     let (batches, start) = (oracle("batches.npz"), oracle("lora.safetensors"));
     let replayed = replay(&mut trainer, &run, &batches, Start::Values(&start), Passes::Training, None).unwrap();
@@ -89,7 +89,7 @@ fn adalora_has_pefts_losses_at_every_step_and_keeps_what_peft_keeps() {
     let expected: Oracle = serde_json::from_slice(&std::fs::read(oracle("oracle.json")).unwrap()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let adapter = folder.path().join("adapter");
-    let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path()).verbosity(Verbosity::Silent);
+    let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path());
     let adalora = AdaLora {
         init_r: 4,
         target_r: 2,
@@ -123,7 +123,7 @@ fn what_a_replay_trained_goes_on_from_the_adapter_that_it_saved() {
     for method in [lora(), bottleneck(AdapterStyle::Houlsby), bottleneck(AdapterStyle::Parallel)] {
         let folder = tempfile::tempdir().unwrap();
         let adapter = folder.path().join("adapter");
-        let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path()).verbosity(Verbosity::Silent);
+        let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path());
         let mut replay = |start, passes, save: Option<&std::path::Path>| {
             replay(&mut trainer, &run(method.clone()), &oracle("batches.npz"), start, passes, save).unwrap()
         };
@@ -140,7 +140,7 @@ fn what_a_replay_trained_goes_on_from_the_adapter_that_it_saved() {
 #[test]
 fn an_adapter_that_cannot_be_merged_is_an_error_before_the_first_batch() {
     let folder = tempfile::tempdir().unwrap();
-    let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path()).verbosity(Verbosity::Silent);
+    let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path());
     let (run, merged) = (run(bottleneck(AdapterStyle::Pfeiffer)), Passes::Forward { merged: true });
     let error = replay(&mut trainer, &run, &oracle("batches.npz"), Start::New, merged, None).unwrap_err().to_string();
     assert!(error.contains("Pfeiffer adapter /16 cannot be merged"), "{error}");

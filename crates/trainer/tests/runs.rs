@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use glue::{Glue, Metric, Split, Task};
 use peft::{AdaLora, InitLoraWeights, Lora, Method, Pooling, Pretrained, Targets, Vera};
-use trainer::{DEFAULT_MODEL, Evaluate, Record, Run, Stop, Trainer, Verbosity, evaluate};
+use trainer::{DEFAULT_MODEL, Evaluate, Record, Run, Stop, Trainer, evaluate};
 
 /// Whether the base model is here; without it these tests have nothing to run.
 fn has_model() -> bool {
@@ -19,7 +19,7 @@ fn has_model() -> bool {
 }
 
 fn trainer(runs: &Path) -> Trainer {
-    Trainer::new(Glue::synthetic("a test"), runs).verbosity(Verbosity::Silent).keep_weights(true)
+    Trainer::new(Glue::synthetic("a test"), runs).keep_weights(true)
 }
 
 /// Four short steps, with dropout.
@@ -57,12 +57,12 @@ fn a_run_interrupted_after_every_step_equals_the_uninterrupted_one_bit_for_bit()
         let expected = uninterrupted.run(&run).unwrap();
         assert_eq!((expected.stop, expected.losses.len()), (Stop::Finished, 4));
 
-        for sitting in 1..=4 {
-            // Each sitting is a new process as far as the library can tell: a new trainer, nothing kept in memory.
+        for times in 1..=4 {
+            // Each time is a new process as far as the library can tell: a new trainer, nothing kept in memory.
             let mut interrupted = trainer(parts.path()).time_budget(Some(Duration::ZERO));
             let record = interrupted.run(&run).unwrap();
-            if sitting < 4 {
-                assert_eq!((record.stop, record.losses.len()), (Stop::TimeBudget, sitting));
+            if times < 4 {
+                assert_eq!((record.stop, record.losses.len()), (Stop::TimeBudget, times));
                 assert!(record.best.is_some(), "a run that was stopped has been measured");
                 continue;
             }

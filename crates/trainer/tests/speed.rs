@@ -8,12 +8,12 @@ use std::time::Instant;
 
 use glue::{Glue, Task};
 use peft::Method;
-use trainer::{Run, Trainer, Verbosity};
+use trainer::{Run, Trainer};
 
 #[test]
 fn a_speed_is_measured_once_for_each_method_and_remembered_beside_the_records() {
     let (model, runs) = (support::model(), tempfile::tempdir().unwrap());
-    let trainer = || Trainer::new(Glue::synthetic("a test"), runs.path()).verbosity(Verbosity::Silent);
+    let trainer = || Trainer::new(Glue::synthetic("a test"), runs.path());
     let run = |method| {
         let settings = |s: &mut trainer::Settings| (s.max_length, s.batch_size) = (40, 8);
         Run::new(Task::Synthetic, &model.path().to_string_lossy(), method).with(settings)

@@ -10,7 +10,7 @@ use std::time::Duration;
 use candle_core::Tensor;
 use glue::{Glue, Task};
 use peft::{Method, Model, Pretrained};
-use trainer::{Run, StartsFrom, Trainer, Verbosity, provenance};
+use trainer::{Run, StartsFrom, Trainer, provenance};
 
 /// Rows of pairs, in the columns of these tasks.
 fn glue(folder: &Path) -> Glue {
@@ -47,7 +47,7 @@ impl Place {
     }
 
     fn trainer(&self) -> Trainer {
-        Trainer::new(glue(self.data.path()), self.runs.path()).verbosity(Verbosity::Silent)
+        Trainer::new(glue(self.data.path()), self.runs.path())
     }
 
     fn run(&self, task: Task, method: Method) -> Run {
@@ -100,7 +100,7 @@ fn runs_with_one_start_have_it_made_once_and_the_same_bits_whether_at_once_or_no
     let runs = [rte.clone(), rte.clone().seed(2)];
     let losses = |at_once: usize| {
         let folder = tempfile::tempdir().unwrap();
-        let trainer = Trainer::new(glue(place.data.path()), folder.path()).verbosity(Verbosity::Silent);
+        let trainer = Trainer::new(glue(place.data.path()), folder.path());
         let records = trainer.at_once(at_once).run_all(&runs).unwrap();
         records.into_iter().map(|record| record.losses).collect::<Vec<_>>()
     };

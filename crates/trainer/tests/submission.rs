@@ -10,7 +10,7 @@ use std::path::Path;
 use glue::submission::{file_name, majority, splits};
 use glue::{Glue, Split, Task};
 use peft::Method;
-use trainer::{Run, StartsFrom, Trainer, Verbosity, submission};
+use trainer::{Run, StartsFrom, Trainer, submission};
 
 /// So many rows of pairs below a header, whose last column is the label where there are labels.
 fn rows(header: &str, count: usize, labels: &[&str]) -> String {
@@ -64,7 +64,7 @@ fn run(task: Task, model: &Path, method: Method) -> Run {
 }
 
 fn trainer(glue: &Glue, runs: &Path) -> Trainer {
-    Trainer::new(glue.clone(), runs).verbosity(Verbosity::Silent).keep_weights(true)
+    Trainer::new(glue.clone(), runs).keep_weights(true)
 }
 
 /// The names and texts of a zip's files.

@@ -1,4 +1,4 @@
-//! Several runs at once against the same ones alone, on a tiny checkpoint; with the feature `cuda` on a GPU too. Without one:
+//! Concurrent runs against the same ones alone, on a tiny checkpoint; with the feature `cuda` on a GPU too. Without one:
 //! `eval "$(scripts/cuda_emulator.sh)"` first.
 
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
@@ -12,10 +12,10 @@ use peft::{Lora, Method, Vera};
 use support::model;
 use tempfile::TempDir;
 use trainer::study::{SearchSpace, over_seeds, search};
-use trainer::{DeviceName, Evaluate, Record, Run, Stop, Trainer, Verbosity};
+use trainer::{DeviceName, Evaluate, Record, Run, Stop, Trainer};
 
 fn trainer(runs: &TempDir, device: DeviceName) -> Trainer {
-    Trainer::new(Glue::synthetic("a test"), runs.path()).verbosity(Verbosity::Silent).keep_weights(true).device(device)
+    Trainer::new(Glue::synthetic("a test"), runs.path()).keep_weights(true).device(device)
 }
 
 /// Six short steps, with dropout.
@@ -69,12 +69,12 @@ fn runs_at_once_that_are_interrupted_after_every_step_go_on_as_if_they_were_not(
     let runs = [Method::lora(2), vera, Method::Head].map(|method| run(&model, method));
     let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let mut alone = trainer(&folders[0], DeviceName::Cpu);
-    for sitting in 1..=6 {
+    for times in 1..=6 {
         let mut interrupted = trainer(&folders[1], DeviceName::Cpu).time_budget(Some(Duration::ZERO)).at_once(2);
         let records = interrupted.run_all(&runs).unwrap();
         for (run, record) in runs.iter().zip(&records) {
-            assert_eq!(record.losses.len(), sitting);
-            if sitting == 6 {
+            assert_eq!(record.losses.len(), times);
+            if times == 6 {
                 let expected = alone.run(run).unwrap();
                 assert!(outcome(&interrupted, record) == outcome(&alone, &expected), "{} differs", run.key());
             }

@@ -1,5 +1,5 @@
-//! One run on several cards: each has the model and the optimiser, computes the gradients of a part of every batch, and takes the
-//! same step with the sum of all cards' gradients, so that all stay equal to the bit.
+//! Data parallelism over several GPUs: each has a replica of the model and the optimizer, computes the gradients of a shard of every
+//! batch, and takes the same step with the sum of all gradients (all-reduce by NCCL), so that all stay equal to the bit.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,14 +10,13 @@ use candle_core::{DType, Device, Tensor};
 #[cfg(feature = "cuda")]
 use ops::Communicators;
 use ops::Gradients;
-use peft::{Batch, Model};
+use peft::Model;
 
 use crate::checkpoint;
 use crate::device;
 use crate::error::{Error, Result};
-use crate::optimizer::Optimizer;
 use crate::run::Settings;
-use crate::step::{self, Share, Step, take_step};
+use crate::training::step::{Learner, Shard, Update};
 
 /// The models of a run that are on other cards than its own, which is the first of all. Each is a thread's.
 ///
@@ -31,11 +30,17 @@ pub(crate) struct Replicas {
 }
 
 impl Replicas {
-    /// Makes `others` equal to `model`, and their optimisers as the checkpoint says, if there is one.
+    /// Makes `others` equal to the learner's model, and their optimizers as the checkpoint says, if there is one.
     ///
     /// # Errors
     /// When cards cannot be connected, for which they need NVIDIA's library NCCL, or the checkpoint is broken.
-    pub fn start(model: &Model, others: Vec<Model>, settings: &Settings, checkpoint: Option<&Path>) -> Result<Self> {
+    pub fn start(
+        learner: &Learner,
+        others: Vec<Model>,
+        settings: &Settings,
+        checkpoint: Option<&Path>,
+    ) -> Result<Self> {
+        let model = &learner.model;
         if others.is_empty() {
             return Ok(Self::default());
         }
@@ -44,60 +49,64 @@ impl Replicas {
         let mut workers = Vec::new();
         for (index, other) in others.into_iter().enumerate() {
             checkpoint::copy_parameters(model.parameters(), other.parameters())?;
-            let mut optimizer = Optimizer::new(&other, settings)?;
+            let mut learner = Learner::new(other, settings)?;
             if let Some(path) = checkpoint {
-                checkpoint::load(path, &mut optimizer)?;
+                checkpoint::load(path, &mut learner.optimizer)?;
             }
-            let replica = Replica { rank: 1 + index, model: other, optimizer, communicators: communicators.clone() };
+            let replica = Replica { rank: 1 + index, learner, communicators: communicators.clone() };
             workers.push(Worker::start(replica));
         }
         Ok(Self { others: workers, communicators: Some(communicators) })
     }
 
-    /// The step of a batch, as [`take_step`]; on several cards the loss is there on the first when all have come to it.
+    /// Takes the step of a batch, as [`Learner::step`]; on several cards the loss is there on the first when all have come to it.
     ///
-    /// Each card has its share of the sequences, and dropout of its own on them. Cards are not asked for more than memory holds: each
-    /// cuts its share into parts if it must.
+    /// Each card has its shard of the sequences, and dropout of its own on them. Cards are not asked for more than memory holds: each
+    /// cuts its shard into parts if it must.
     ///
     /// # Errors
     /// The first card's that failed. When memory does not suffice for one sequence, no card has taken the step.
     pub fn step(
         &self,
-        model: &Model,
-        optimizer: &mut Optimizer,
-        batch: &Batch,
-        targets: &Tensor,
-        step: Step,
+        learner: &mut Learner,
+        batch: &Shard,
+        step: Update,
         part_tokens: &mut Option<usize>,
     ) -> Result<Tensor> {
         let Some(communicators) = &self.communicators else {
-            return take_step(model, optimizer, batch, targets, step, part_tokens);
+            return learner.step(batch, step, part_tokens);
         };
-        let mut pieces = cut(batch, targets, step.seed, 1 + self.others.len())?.into_iter();
-        let own = pieces.next().flatten();
+        let mut computed = self.gradients(learner, batch, part_tokens)?;
+        // From here on a card that does not go on would leave the others waiting.
+        let asked: Result<()> = self.others.iter().try_for_each(|worker| worker.ask(Request::Update(step)));
+        let updated = asked.and_then(|()| update(communicators, 0, learner, &mut computed, step));
+        updated.or_else(|error| {
+            if communicators.abort() {
+                return Err(on(learner.model.device(), error));
+            }
+            self.wait(&learner.model).and(Err(error)) // Another card was the first to fail, and knows why.
+        })
+    }
+
+    /// The first card's part of a step, when every card has computed its own.
+    fn gradients(&self, learner: &Learner, batch: &Shard, part_tokens: &mut Option<usize>) -> Result<Computed> {
+        let mut shards = split(batch, 1 + self.others.len())?.into_iter();
+        let own = shards.next().flatten();
         let asked: Vec<Result<()>> = self
             .others
             .iter()
-            .zip(pieces)
-            .map(|(worker, piece)| worker.ask(Request::Gradients(piece, *part_tokens)))
+            .zip(shards)
+            .map(|(worker, shard)| worker.ask(Request::Gradients(shard, *part_tokens)))
             .collect();
         let mut least = *part_tokens;
-        let computed = compute(model, optimizer, own.as_ref(), &mut least);
+        let computed = compute(learner, own.as_ref(), &mut least);
         let reports = self.answers(asked);
-        let mut computed = computed.map_err(|error| on(model.device(), error))?;
+        let computed = computed.map_err(|error| on(learner.model.device(), error))?;
         for report in reports {
             least = [least, report?].into_iter().flatten().min();
         }
         *part_tokens = least;
-        // From here on a card that does not go on would leave the others waiting.
-        let asked: Result<()> = self.others.iter().try_for_each(|worker| worker.ask(Request::Update(step)));
-        let updated = asked.and_then(|()| update(communicators, 0, optimizer, &mut computed, step));
-        updated.or_else(|error| {
-            if communicators.abort() {
-                return Err(on(model.device(), error));
-            }
-            self.wait(model).and(Err(error)) // Another card was the first to fail, and knows why.
-        })
+        Ok(computed)
     }
 
     /// Waits until every card is done with all steps so far.
@@ -120,10 +129,10 @@ impl Replicas {
 
 /// What the first card asks of another.
 enum Request {
-    /// The gradients of its share of a step, if it has one, in parts of so many tokens.
-    Gradients(Option<Piece>, Option<usize>),
+    /// The gradients of its shard of a step, if it has one, in parts of so many tokens.
+    Gradients(Option<Shard>, Option<usize>),
     /// The step with the sum of what all cards have computed. It is not answered.
-    Update(Step),
+    Update(Update),
     /// To be done with all that was asked before.
     Wait,
 }
@@ -144,7 +153,7 @@ impl Worker {
     fn start(replica: Replica) -> Self {
         let (requests, asked) = channel();
         let (answer, reports) = channel();
-        let device = device::name(replica.model.device());
+        let device = device::name(replica.learner.model.device());
         let thread = thread::spawn(move || replica.serve(&asked, &answer));
         Self { device, requests: Some(requests), reports, thread: Some(thread) }
     }
@@ -176,8 +185,7 @@ impl Drop for Worker {
 /// What a worker has.
 struct Replica {
     rank: usize,
-    model: Model,
-    optimizer: Optimizer,
+    learner: Learner,
     communicators: Arc<Communicators>,
 }
 
@@ -196,21 +204,20 @@ impl Replica {
         let mut computed = None;
         let mut failed = Ok(()); // Of the step before: told by the next answer.
         while let Ok(request) = requests.recv() {
-            let device = self.model.device().clone();
+            let device = self.learner.model.device().clone();
             let report = match request {
-                Request::Gradients(piece, mut part_tokens) => {
+                Request::Gradients(shard, mut part_tokens) => {
                     let found = std::mem::replace(&mut failed, Ok(()))
-                        .and_then(|()| compute(&self.model, &self.optimizer, piece.as_ref(), &mut part_tokens));
+                        .and_then(|()| compute(&self.learner, shard.as_ref(), &mut part_tokens));
                     found.map(|found| {
                         computed = Some(found);
                         part_tokens
                     })
                 }
                 Request::Update(step) => {
-                    let Self { rank, optimizer, communicators, .. } = &mut self;
-                    let updated = computed
-                        .take()
-                        .map(|mut computed| update(communicators, *rank, optimizer, &mut computed, step));
+                    let Self { rank, learner, communicators } = &mut self;
+                    let updated =
+                        computed.take().map(|mut computed| update(communicators, *rank, learner, &mut computed, step));
                     if let Some(Err(error)) = updated
                         && communicators.abort()
                     {
@@ -230,75 +237,63 @@ impl Replica {
     }
 }
 
-/// A card's share of a batch.
-struct Piece {
-    batch: Batch,
-    targets: Tensor, // (sequences)
-    seed: u64,
-    share: f64,
-}
-
-/// A batch in one piece for each card, by whole sequences; none where there are fewer sequences than cards.
-fn cut(batch: &Batch, targets: &Tensor, seed: u64, cards: usize) -> Result<Vec<Option<Piece>>> {
-    let lengths: Vec<usize> = batch.segments.ranges().map(|rows| rows.len()).collect();
+/// A batch in one shard for each card, by whole sequences; none where there are fewer sequences than cards.
+fn split(batch: &Shard, cards: usize) -> Result<Vec<Option<Shard>>> {
+    let lengths: Vec<usize> = batch.batch.segments.ranges().map(|rows| rows.len()).collect();
     let mut before = 0;
-    let mut pieces = Vec::new();
-    for (card, places) in deal(&lengths, cards).into_iter().enumerate() {
+    let mut shards = Vec::new();
+    for (card, places) in assign(&lengths, cards).into_iter().enumerate() {
         if places.is_empty() && card > 0 {
-            pieces.push(None);
+            shards.push(None);
             continue;
         }
         let rows: Vec<u32> = places.iter().map(|&place| place as u32).collect();
-        pieces.push(Some(Piece {
-            batch: batch.select(&places)?,
-            targets: targets.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?,
-            // Dropout of a batch's parts is told apart by how many sequences are before them (`step::gradients`).
-            seed: seed.wrapping_add(before),
-            share: places.len() as f64 / lengths.len() as f64,
+        shards.push(Some(Shard {
+            batch: batch.batch.select(&places)?,
+            targets: batch.targets.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?,
+            // Dropout of a batch's parts is told apart by how many sequences are before them, as in `Learner::gradients`.
+            seed: batch.seed.wrapping_add(before),
+            weight: places.len() as f64 / lengths.len() as f64,
         }));
         before += places.len() as u64;
     }
-    Ok(pieces)
+    Ok(shards)
 }
 
 /// Which sequences each card has, in their order: the longest first, each to the card that has the fewest tokens by then.
-fn deal(lengths: &[usize], cards: usize) -> Vec<Vec<usize>> {
+fn assign(lengths: &[usize], cards: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&place| std::cmp::Reverse(lengths[place]));
-    let mut hands = vec![(0, Vec::new()); cards]; // tokens, sequences
+    let mut assigned = vec![(0, Vec::new()); cards]; // tokens, sequences
     for place in order {
-        if let Some((tokens, hand)) = hands.iter_mut().min_by_key(|(tokens, _)| *tokens) {
+        if let Some((tokens, sequences)) = assigned.iter_mut().min_by_key(|(tokens, _)| *tokens) {
             *tokens += lengths[place];
-            hand.push(place);
+            sequences.push(place);
         }
     }
-    let sorted = |(_, mut hand): (usize, Vec<usize>)| {
-        hand.sort_unstable();
-        hand
+    let sorted = |(_, mut sequences): (usize, Vec<usize>)| {
+        sequences.sort_unstable();
+        sequences
     };
-    hands.into_iter().map(sorted).collect()
+    assigned.into_iter().map(sorted).collect()
 }
 
 /// What a card adds to a step.
 struct Computed {
     loss: Tensor,           // ()
-    gradients: Vec<Tensor>, // in the order of the optimiser's parameters
+    gradients: Vec<Tensor>, // in the order of the optimizer's parameters
 }
 
-/// What a card's piece of a batch adds to the step; without one, zeros.
-fn compute(
-    model: &Model,
-    optimizer: &Optimizer,
-    piece: Option<&Piece>,
-    part_tokens: &mut Option<usize>,
-) -> Result<Computed> {
-    let Some(Piece { batch, targets, seed, share }) = piece else {
-        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, model.device());
-        let gradients = optimizer.slots.iter().map(|slot| zeros(slot.variable.dims()));
+/// What a card's shard of a batch adds to the step; without one, zeros.
+fn compute(learner: &Learner, shard: Option<&Shard>, part_tokens: &mut Option<usize>) -> Result<Computed> {
+    let slots = &learner.optimizer.slots;
+    let Some(shard) = shard else {
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, learner.model.device());
+        let gradients = slots.iter().map(|slot| zeros(slot.variable.dims()));
         return Ok(Computed { loss: zeros(&[])?, gradients: gradients.collect::<candle_core::Result<_>>()? });
     };
-    let (loss, found) = step::gradients(model, Share { batch, targets, seed: *seed, share: *share }, part_tokens)?;
-    let gradients = optimizer.slots.iter().map(|slot| slot.gradient(&found).cloned()).collect::<Result<_>>()?;
+    let (loss, found) = learner.gradients(shard, part_tokens)?;
+    let gradients = slots.iter().map(|slot| slot.gradient(&found).cloned()).collect::<Result<_>>()?;
     Ok(Computed { loss, gradients })
 }
 
@@ -306,14 +301,14 @@ fn compute(
 fn update(
     communicators: &Communicators,
     rank: usize,
-    optimizer: &mut Optimizer,
+    learner: &mut Learner,
     Computed { loss, gradients }: &mut Computed,
-    step: Step,
+    step: Update,
 ) -> Result<Tensor> {
     communicators.sum(rank, [&mut *loss].into_iter().chain(&mut *gradients))?;
-    let parameters = optimizer.slots.iter().map(|slot| slot.variable.as_tensor());
+    let parameters = learner.optimizer.slots.iter().map(|slot| slot.variable.as_tensor());
     let sums = Gradients::of(parameters.zip(gradients.iter().cloned()));
-    optimizer.step(&sums, loss, step.factor, step.index)?;
+    learner.optimizer.step(&sums, loss, step)?;
     Ok(loss.clone())
 }
 
@@ -355,13 +350,13 @@ impl Communicators {
 
 #[cfg(test)]
 mod tests {
-    use super::deal;
+    use super::assign;
 
     #[test]
-    fn sequences_are_dealt_by_tokens_and_each_card_has_them_in_the_order_of_the_batch() {
-        assert_eq!(deal(&[5, 9, 2, 7, 4], 2), [vec![1, 4], vec![0, 2, 3]]);
-        assert_eq!(deal(&[3, 3, 3, 3], 2), [vec![0, 2], vec![1, 3]]);
-        assert_eq!(deal(&[8, 1, 1, 1, 1], 2), [vec![0], vec![1, 2, 3, 4]]);
-        assert_eq!(deal(&[2, 6], 3), [vec![1], vec![0], vec![]]);
+    fn sequences_are_assigned_by_tokens_and_each_card_has_them_in_the_order_of_the_batch() {
+        assert_eq!(assign(&[5, 9, 2, 7, 4], 2), [vec![1, 4], vec![0, 2, 3]]);
+        assert_eq!(assign(&[3, 3, 3, 3], 2), [vec![0, 2], vec![1, 3]]);
+        assert_eq!(assign(&[8, 1, 1, 1, 1], 2), [vec![0], vec![1, 2, 3, 4]]);
+        assert_eq!(assign(&[2, 6], 3), [vec![1], vec![0], vec![]]);
     }
 }

@@ -1,4 +1,5 @@
-//! AdamW over a model's trained parameters, in groups, and what a method does after each step.
+//! The optimizer: AdamW over a model's trained parameters, each with its learning rate and weight decay; and AdaLoRA's rank allocation
+//! after each step.
 
 use candle_core::{Tensor, Var};
 use ops::{AdamWSettings, AdamWSlot, Gradients, ParameterMoments};
@@ -6,6 +7,7 @@ use peft::{AfterStep, Model};
 
 use crate::error::{Error, Result};
 use crate::run::Settings;
+use crate::training::step::Update;
 
 /// A trained parameter with its state and the group it belongs to.
 pub(crate) struct Slot {
@@ -59,8 +61,12 @@ impl Optimizer {
         Ok(Self { slots, after_step: model.after_step()?, max_grad_norm: settings.max_grad_norm })
     }
 
-    /// One step, counted from 0, at `factor` times the learning rates; none if the loss is not finite.
-    pub fn step(&mut self, found: &Gradients, loss: &Tensor, factor: f64, step: usize) -> Result<()> {
+    /// Updates the parameters; not if the loss is not finite.
+    ///
+    /// # Errors
+    /// When a parameter has no gradient.
+    pub fn step(&mut self, found: &Gradients, loss: &Tensor, update: Update) -> Result<()> {
+        let Update { index: step, factor } = update;
         let gradients = self.slots.iter().map(|slot| slot.gradient(found)).collect::<Result<Vec<_>>>()?;
         let mut slots = Vec::with_capacity(gradients.len());
         for (Slot { variable: parameter, moments, learning_rate, weight_decay, .. }, gradient) in

@@ -1,23 +1,17 @@
-//! A study as a profile and a processor allow it: its tasks, and its runs.
+//! The plan of a study: its tasks and runs, as many as a profile and this processor's speed allow.
 
 use glue::{Glue, Split, Task};
 use peft::{
     AdaLora, AdapterStyle, Bottleneck, Ia3, InitLoraWeights, LnTuning, Lora, Method, PTuning, Pooling, Precision,
     PrefixTuning, PromptTuning, PromptTuningInit, Targets, Vera,
 };
+use trainer::study::SearchSpace;
+use trainer::{DEFAULT_MODEL, Evaluate, Recipe, Result, Run, Settings, Speed, Trainer};
 
-use crate::error::Result;
 use crate::profile::Profile;
-use crate::recipe::Recipe;
-use crate::run::{Evaluate, Run, Settings};
-use crate::speed::Speed;
-use crate::study::SearchSpace;
-use crate::trainer::Trainer;
 
-/// A small encoder: all-MiniLM-L6-v2, 6 layers of width 384. What runs where nothing else is named.
-pub const DEFAULT_MODEL: &str = "all-MiniLM-L6-v2";
 /// The encoder of the study and of the recipes: all-mpnet-base-v2, 12 layers of width 768.
-pub const STUDY_MODEL: &str = "all-mpnet-base-v2";
+const STUDY_MODEL: &str = "all-mpnet-base-v2";
 
 /// With so many examples of either task both parameter-efficient methods reach its baseline: with 2500 of MRPC BitFit just does.
 const LEAST_EXAMPLES: usize = 3000;
@@ -293,18 +287,7 @@ impl Plan {
     }
 
     fn learning_rate(&self, method: &Method) -> f64 {
-        match (method, self.is_base) {
-            (Method::Full, true) => 3e-5,
-            (Method::Full, false) => 1e-4,
-            (Method::Lora(_), true) => 5e-4,
-            (Method::Lora(_) | Method::Bottleneck(_), _) => 1e-3,
-            (Method::BitFit(_), true) => 1e-3,
-            (Method::BitFit(_) | Method::Ia3(_) | Method::LnTuning(_) | Method::Head, _) => 3e-3,
-            // What they train first, a vector or singular values, starts at zero between matrices of small numbers.
-            (Method::AdaLora(_) | Method::Vera(_), _) => 1e-2,
-            (Method::PrefixTuning(PrefixTuning { prefix_projection: true, .. }), _) => 1e-3,
-            (Method::PrefixTuning(_) | Method::PromptTuning(_) | Method::PTuning(_), _) => 1e-2,
-        }
+        method.default_learning_rate(if self.is_base { 768 } else { 384 })
     }
 }
 

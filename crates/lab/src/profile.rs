@@ -1,10 +1,10 @@
-//! Budgets: the same study, larger or smaller.
+//! Profiles: how much time a study may take, from a smoke test to the whole of it.
 
 use std::str::FromStr;
 
-use crate::error::{Error, Result};
+use trainer::{Error, Result, Trainer};
+
 use crate::plan::Plan;
-use crate::trainer::Trainer;
 
 /// How much a study may cost. The times are of training, on two processor cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,8 @@
-//! The learning rate over a run.
+//! The learning-rate schedule: linear warm-up, then linear decay.
 
 /// A linear rise from 0, then a linear fall to 0, as transformers' `get_linear_schedule_with_warmup`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     steps: usize,
     warmup: usize,
 }
@@ -15,7 +15,7 @@ impl Schedule {
     }
 
     /// What the learning rate is multiplied by at `step`, counted from 0.
-    pub fn factor(&self, step: usize) -> f64 {
+    pub fn factor(self, step: usize) -> f64 {
         if step < self.warmup {
             step as f64 / self.warmup as f64
         } else {

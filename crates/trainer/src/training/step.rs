@@ -1,4 +1,4 @@
-//! One training step: gradients, taken in as few parts as the device's memory holds, and an update.
+//! One training step: forward and backward pass, in as few parts as the device's memory holds, and the optimizer's update.
 
 use std::ops::Range;
 
@@ -9,91 +9,103 @@ use peft::{Batch, Model, Pass};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::evaluation::loss;
-use crate::optimizer::Optimizer;
+use crate::run::Settings;
+use crate::training::Optimizer;
 
-/// Which step it is.
-#[derive(Clone, Copy)]
-pub(crate) struct Step {
-    /// From 0.
-    pub index: usize,
+/// A model and its optimizer.
+pub(crate) struct Learner {
+    pub model: Model,
+    pub optimizer: Optimizer,
+}
+
+/// The examples of a step that one device computes: a whole batch, or a part of one that several devices share.
+pub(crate) struct Shard {
+    pub batch: Batch,
+    /// (sequences)
+    pub targets: Tensor,
     /// Of dropout.
     pub seed: u64,
+    /// The part of the step's sequences, from 0 to 1.
+    pub weight: f64,
+}
+
+impl Shard {
+    /// A whole batch.
+    pub fn whole(batch: Batch, targets: Tensor, seed: u64) -> Self {
+        Self { batch, targets, seed, weight: 1.0 }
+    }
+}
+
+/// Which update of the parameters a step makes.
+#[derive(Clone, Copy)]
+pub(crate) struct Update {
+    /// Counted from 0.
+    pub index: usize,
     /// What multiplies the learning rates.
     pub factor: f64,
 }
 
-/// The loss, a scalar on the model's device, and an update if it is finite. On a GPU nobody waits for it.
-///
-/// Where memory does not suffice for the whole batch, its gradient is added up over parts of at most `part_tokens` tokens, which
-/// is lowered until they fit. Their dropout differs from that of the whole.
-///
-/// # Errors
-/// When memory does not suffice for one sequence.
-pub(crate) fn take_step(
-    model: &Model,
-    optimizer: &mut Optimizer,
-    batch: &Batch,
-    targets: &Tensor,
-    step: Step,
-    part_tokens: &mut Option<usize>,
-) -> Result<Tensor> {
-    ops::on_workers(|| {
-        let whole = Share { batch, targets, seed: step.seed, share: 1.0 };
-        let (loss, gradients) = gradients(model, whole, part_tokens)?;
-        optimizer.step(&gradients, &loss, step.factor, step.index)?;
-        Ok(loss)
-    })
-}
+impl Learner {
+    /// # Errors
+    /// As [`Optimizer::new`].
+    pub fn new(model: Model, settings: &Settings) -> Result<Self> {
+        let optimizer = Optimizer::new(&model, settings)?;
+        Ok(Self { model, optimizer })
+    }
 
-/// What one model computes of a step: a batch, or the share of one that a device among several has.
-#[derive(Clone, Copy)]
-pub(crate) struct Share<'a> {
-    pub batch: &'a Batch,
-    /// (sequences)
-    pub targets: &'a Tensor,
-    /// Of dropout.
-    pub seed: u64,
-    /// The share of the step's sequences.
-    pub share: f64,
-}
+    /// Takes a step: the loss, a scalar on the model's device, and an update if it is finite. On a GPU nobody waits for it.
+    ///
+    /// Where memory does not suffice for the whole batch, its gradient is added up over parts of at most `part_tokens` tokens, which
+    /// is lowered until they fit. Their dropout differs from that of the whole.
+    ///
+    /// # Errors
+    /// When memory does not suffice for one sequence.
+    pub fn step(&mut self, shard: &Shard, update: Update, part_tokens: &mut Option<usize>) -> Result<Tensor> {
+        ops::on_workers(|| {
+            let (loss, gradients) = self.gradients(shard, part_tokens)?;
+            self.optimizer.step(&gradients, &loss, update)?;
+            Ok(loss)
+        })
+    }
 
-/// What a batch adds to a step's loss, a scalar on the model's device, and to its gradients. Where memory does not suffice, in parts of
-/// `part_tokens`, as [`take_step`].
-///
-/// # Errors
-/// When memory does not suffice for one sequence.
-pub(crate) fn gradients(model: &Model, share: Share, part_tokens: &mut Option<usize>) -> Result<(Tensor, Gradients)> {
-    let segments = &share.batch.segments;
-    loop {
-        let parts = parts(segments, *part_tokens);
-        match from_parts(model, share, &parts) {
-            Err(error) if device::is_out_of_memory(&error) => {
-                *part_tokens = Some(smaller(segments, &parts).ok_or_else(|| Error::OutOfMemory {
-                    needed: format!("a step on one sequence of at most {} tokens", longest(segments)),
-                    found: device::memory(model.device()),
-                })?);
+    /// What a shard adds to a step's loss, a scalar on the model's device, and to its gradients. Where memory does not suffice, in parts
+    /// of `part_tokens`, as [`Learner::step`].
+    ///
+    /// # Errors
+    /// When memory does not suffice for one sequence.
+    pub fn gradients(&self, shard: &Shard, part_tokens: &mut Option<usize>) -> Result<(Tensor, Gradients)> {
+        let segments = &shard.batch.segments;
+        loop {
+            let parts = parts(segments, *part_tokens);
+            match gradients_in_parts(&self.model, shard, &parts) {
+                Err(error) if device::is_out_of_memory(&error) => {
+                    *part_tokens = Some(smaller(segments, &parts).ok_or_else(|| Error::OutOfMemory {
+                        needed: format!("a step on one sequence of at most {} tokens", longest(segments)),
+                        found: device::memory(self.model.device()),
+                    })?);
+                }
+                other => return other,
             }
-            other => return other,
         }
     }
 }
 
-/// The same from these parts.
-fn from_parts(model: &Model, share: Share, parts: &[Range<usize>]) -> Result<(Tensor, Gradients)> {
-    let Share { batch, targets, seed, share } = share;
+/// The loss and gradients of a shard, added up over these parts of its sequences.
+fn gradients_in_parts(model: &Model, shard: &Shard, parts: &[Range<usize>]) -> Result<(Tensor, Gradients)> {
+    let &Shard { ref batch, ref targets, seed, weight } = shard;
     let [first, others @ ..] = parts else {
         return Err(Error::Setting { name: "batch", found: "no sequence".into(), expected: "at least one".into() });
     };
     if others.is_empty() {
         let recorded = record(model, batch, targets, seed)?;
-        return Ok((times(recorded.value(), share)?, recorded.gradients_times(share)?));
+        return Ok((times(recorded.value(), weight)?, recorded.gradients_times(weight)?));
     }
     let part = |part: &Range<usize>| -> Result<(f64, Gradients)> {
         let places: Vec<usize> = part.clone().collect();
         let targets = targets.narrow(0, part.start, part.len())?;
         let recorded = record(model, &batch.select(&places)?, &targets, seed.wrapping_add(part.start as u64))?;
-        let share = share * part.len() as f64 / batch.segments.len() as f64;
-        Ok((share * f64::from(recorded.value().to_scalar::<f32>()?), recorded.gradients_times(share)?))
+        let weight = weight * part.len() as f64 / batch.segments.len() as f64;
+        Ok((weight * f64::from(recorded.value().to_scalar::<f32>()?), recorded.gradients_times(weight)?))
     };
     let (mut loss, mut sum) = part(first)?;
     for other in others {
@@ -113,7 +125,7 @@ fn times(value: &Tensor, factor: f64) -> Result<Tensor> {
     Ok(ops::without_gradients(|| ops::gate(value, &factor))?)
 }
 
-/// The loss of one pass.
+/// The loss of one forward pass, recorded for the backward pass.
 fn record(model: &Model, batch: &Batch, targets: &Tensor, seed: u64) -> Result<ops::Recorded> {
     ops::record(|| -> Result<Tensor> {
         let logits = model.forward(batch, &Pass::training(&batch.segments, seed))?; // (sequences, num_labels)

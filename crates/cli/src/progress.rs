@@ -1,0 +1,73 @@
+//! Shows the progress of runs: a bar for each on a terminal, whole lines in a file or a pipe.
+
+use std::io::{IsTerminal, stdout};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use trainer::{Event, JobLogger, LineLogger, Logger, Place};
+
+/// The logger for where the standard output goes.
+pub fn logger() -> Box<dyn Logger> {
+    if stdout().is_terminal() {
+        return Box::new(Bars(MultiProgress::with_draw_target(ProgressDrawTarget::stdout())));
+    }
+    Box::new(LineLogger::new(stdout()))
+}
+
+/// A bar for each run that trains, below the lines of what happened to all.
+struct Bars(MultiProgress);
+
+impl Logger for Bars {
+    fn job(&self, place: Option<Place>) -> Box<dyn JobLogger> {
+        let place = place.map(|place| place.to_string()).unwrap_or_default();
+        Box::new(JobBar { bars: self.0.clone(), bar: None, place })
+    }
+}
+
+/// The bar of one run; there is none before its first step.
+struct JobBar {
+    bars: MultiProgress,
+    bar: Option<ProgressBar>,
+    place: String,
+}
+
+impl JobLogger for JobBar {
+    fn log(&mut self, event: &Event) {
+        if let Event::Step { loss, steps, tokens_per_second, .. } = event {
+            let bar = self.bar.get_or_insert_with(|| {
+                let bar = ProgressBar::new(*steps as u64).with_style(style()).with_prefix(self.place.clone());
+                bar.set_position(loss.step as u64 - 1);
+                bar.reset_eta(); // Steps from before the run was resumed took no time.
+                self.bars.add(bar)
+            });
+            bar.set_message(format!("loss {:.4}  {tokens_per_second:.0} tokens/s", loss.loss));
+            bar.set_position(loss.step as u64);
+            return;
+        }
+        for line in event.to_string().lines() {
+            // A line that a terminal does not take is lost: no run fails for that.
+            let _ = self.bars.println(format!("{}{line}", self.place));
+        }
+    }
+}
+
+impl Drop for JobBar {
+    fn drop(&mut self) {
+        self.bar.iter().for_each(ProgressBar::finish_and_clear);
+    }
+}
+
+const TEMPLATE: &str = "{prefix}  step {pos}/{len} {wide_bar} {msg}  {eta} left";
+
+fn style() -> ProgressStyle {
+    ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_template_of_a_bar_is_understood() {
+        assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
+    }
+}

@@ -1,0 +1,197 @@
+//! A job: one prepared run, from its start or its checkpoint to its record. It knows no trainer, so that several run concurrently.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use candle_core::Device;
+use peft::{Batch, Model, ModelOptions, Pretrained};
+
+use crate::batches::RunBatches;
+use crate::checkpoint::{self, State};
+use crate::data::TaskData;
+use crate::device;
+use crate::environment::{environment, now, peak_memory};
+use crate::error::{Error, Result};
+use crate::events::{Event, JobLogger};
+use crate::files::{self, RunFolder};
+use crate::provenance;
+use crate::record::{Environment, ParameterCounts, Record, Stop, best_evaluation};
+use crate::run::Run;
+use crate::training::observers::{Budget, Checkpoints, EarlyStopping, EvaluationSteps, Evaluations};
+use crate::training::replicas::Replicas;
+use crate::training::step::Learner;
+use crate::training::{StepPlan, Training};
+
+/// Weights are kept without being asked for where a run trains at most one in this many parameters.
+const SMALL_PART: usize = 10;
+
+/// A run with all that it needs.
+pub(crate) struct Job {
+    pub run: Run,
+    pub data: Arc<TaskData>,
+    pub pretrained: Arc<Pretrained>,
+    pub options: ModelOptions,
+    /// What it starts from besides the pretrained model.
+    pub first: Option<Model>,
+    /// The cards that share its batches with the model's own.
+    pub cards: Vec<Device>,
+    pub folder: RunFolder,
+    /// Keep the weights of the best evaluation, even where they are many.
+    pub keep_weights: bool,
+    /// Stop after this much time; the next job of the run goes on.
+    pub time_budget: Option<Duration>,
+    /// Stop when one of these files exists; the next job of the run goes on.
+    pub stop_files: Vec<PathBuf>,
+    /// How many jobs run concurrently.
+    pub at_once: usize,
+}
+
+impl Job {
+    /// Trains the model, and writes the record.
+    ///
+    /// # Errors
+    /// When model, settings or checkpoint are broken, memory does not suffice, or a file cannot be written.
+    pub fn run(mut self, logger: &mut dyn JobLogger) -> Result<Record> {
+        self.run.settings.check()?;
+        // The commit of a run is that of its beginning: files may change while it trains.
+        let environment = environment();
+        let model_made_by = provenance::read(self.pretrained.folder())?;
+        let mut training = self.begin(model_made_by.as_ref(), logger)?;
+        let report = training.learner.model.trainable_report();
+        self.keep_weights |= report.trainable() * SMALL_PART <= report.total;
+        let stop = self.train(&mut training)?;
+        let environment = self.environment(environment);
+        let Training { state, logger, .. } = training;
+        let record = Record {
+            model_made_by,
+            parameters: ParameterCounts {
+                trainable: report.trainable(),
+                without_head: report.trainable_without_head(),
+                total: report.total,
+            },
+            data: self.data.summary.clone(),
+            best: best_evaluation(&state.evaluations).cloned(),
+            losses: state.losses,
+            evaluations: state.evaluations,
+            stop,
+            train_seconds: state.train_seconds,
+            tokens: state.tokens,
+            peak_memory: self.devices().filter_map(device::peak_memory).max().unwrap_or_else(peak_memory),
+            environment,
+            run: self.run,
+        };
+        write(&self.folder, &record)?;
+        logger.log(&Event::Ended { stop, train_seconds: record.train_seconds });
+        Ok(record)
+    }
+
+    /// The model and its replicas, as they start or as the checkpoint has them.
+    fn begin<'a>(&mut self, model_made_by: Option<&Run>, logger: &'a mut dyn JobLogger) -> Result<Training<'a>> {
+        let Self { run, data, .. } = &*self;
+        let build = |device: &Device| {
+            let options = ModelOptions { device: device.clone(), ..self.options.clone() };
+            build_model(run, &self.pretrained, &options, training_batches(run, data))
+        };
+        let model = build(&self.options.device)?;
+        let others = self.cards.iter().map(build).collect::<Result<_>>()?;
+        let start = match (&self.first, &run.starts_from) {
+            (Some(first), Some(start)) => Some((start, model.start_from(first, start.has_labels_of(run.task))?)),
+            _ => None,
+        };
+        let mut learner = Learner::new(model, &run.settings)?;
+        let replicas = Replicas::start(&learner, others, &run.settings, Some(&self.folder.checkpoint()))?;
+        // Made again for its weights, a run has no record until it ends: beside the weights of a half it would seem whole.
+        let _ = std::fs::remove_file(self.folder.record());
+        logger.log(&Event::Begun { run, start, model_made_by });
+        let state = checkpoint::load(&self.folder.checkpoint(), &mut learner.optimizer)?;
+        let examples = data.train.len();
+        let (steps, per_epoch) = (run.settings.steps(examples), run.settings.steps_per_epoch(examples));
+        if let Some(State { step, .. }) = state {
+            logger.log(&Event::Resumed { step, steps });
+        }
+        let plan = StepPlan::new(&run.settings, steps, per_epoch);
+        self.first = None; // Its memory is not needed any more.
+        Ok(Training::new(learner, replicas, plan, state.unwrap_or_default(), logger))
+    }
+
+    /// Takes the steps that are left, or as many as the budget allows. A run that does not come to its end has a checkpoint.
+    fn train(&self, training: &mut Training) -> Result<Stop> {
+        let Self { run, data, folder, .. } = self;
+        let evaluation_steps = EvaluationSteps::new(run.settings.evaluate, &training.plan);
+        let weights = self.keep_weights.then(|| folder.weights());
+        let mut evaluations = Evaluations::new(data.clone(), evaluation_steps, weights);
+        let mut early_stopping = EarlyStopping::new(evaluation_steps, run.settings.patience);
+        let mut checkpoints = Checkpoints::new(folder.checkpoint());
+        let mut budget = Budget::new(self.time_budget, self.stop_files.clone());
+        let mut batches = RunBatches::new(run, &data.train);
+        let stop = training
+            .run(|step| batches.get(step), &mut [&mut evaluations, &mut early_stopping, &mut checkpoints, &mut budget]);
+        match stop {
+            Err(error @ Error::OutOfMemory { .. }) => {
+                if let ControlFlow::Break(stop) = training.read_losses()? {
+                    return Ok(stop);
+                }
+                checkpoints.save(training)?;
+                Err(error)
+            }
+            Ok(stop) if !stop.is_final() => {
+                checkpoints.save(training)?;
+                evaluations.measure_interrupted(training)?;
+                Ok(stop)
+            }
+            other => other,
+        }
+    }
+
+    fn devices(&self) -> impl Iterator<Item = &Device> {
+        [&self.options.device].into_iter().chain(&self.cards)
+    }
+
+    /// The environment with the devices and the end of this job.
+    fn environment(&self, environment: Environment) -> Environment {
+        Environment {
+            gpu: device::card(&self.options.device),
+            cards: (!self.cards.is_empty()).then_some(1 + self.cards.len()),
+            at_once: (self.at_once > 1).then_some(self.at_once),
+            finished_at: now(),
+            ..environment
+        }
+    }
+}
+
+/// Writes the record of a run; the checkpoint of one that came to its end goes.
+fn write(folder: &RunFolder, record: &Record) -> Result<()> {
+    let path = folder.record();
+    let json = serde_json::to_vec_pretty(record).map_err(|error| Error::Content {
+        path: path.clone(),
+        expected: "a record that serialises",
+        found: error.to_string(),
+    })?;
+    files::write_atomically(&path, &json)?;
+    if record.stop.is_final() {
+        // The record is written first: killed in between, the run is finished all the same.
+        let _ = std::fs::remove_file(folder.checkpoint());
+    }
+    Ok(())
+}
+
+/// The model that a run starts from; these batches are for a method whose start depends on data.
+pub(crate) fn build_model(
+    run: &Run,
+    pretrained: &Pretrained,
+    options: &ModelOptions,
+    batches: impl Iterator<Item = Result<Batch>>,
+) -> Result<Model> {
+    if run.method.starts_from_data() {
+        return Model::with_data(pretrained, options, batches);
+    }
+    Ok(Model::new(pretrained, options)?)
+}
+
+/// A run's batches in the order of its steps, in memory that the device need not hold at once.
+pub(crate) fn training_batches<'a>(run: &'a Run, data: &'a TaskData) -> impl Iterator<Item = Result<Batch>> + 'a {
+    let mut batches = RunBatches::new(run, &data.train);
+    (0..run.settings.steps(data.train.len())).map(move |step| Ok(batches.get(step)?.batch))
+}

@@ -1,0 +1,61 @@
+//! Stops a run when its wall-clock budget is spent or a stop file is there. Asked for again, the run goes on.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::error::Result;
+use crate::record::Stop;
+use crate::training::Training;
+use crate::training::observers::Observer;
+
+/// What may stop a run from outside.
+pub(crate) struct Budget {
+    began: Instant,
+    time: Option<Duration>,
+    stop_files: Vec<PathBuf>,
+}
+
+impl Budget {
+    /// A budget of so much time from now on, if it is limited, and until one of the files exists.
+    pub fn new(time: Option<Duration>, stop_files: Vec<PathBuf>) -> Self {
+        Self { began: Instant::now(), time, stop_files }
+    }
+
+    fn stop(&self) -> Option<Stop> {
+        if self.time.is_some_and(|time| self.began.elapsed() >= time) {
+            return Some(Stop::TimeBudget);
+        }
+        self.stop_files.iter().any(|file| file.exists()).then_some(Stop::StopFile)
+    }
+}
+
+impl Observer for Budget {
+    fn is_due(&self, step: usize, steps: usize) -> bool {
+        step < steps && self.stop().is_some()
+    }
+
+    fn after_step(&mut self, _training: &mut Training) -> Result<ControlFlow<Stop>> {
+        Ok(self.stop().map_or(ControlFlow::Continue(()), ControlFlow::Break))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+    use super::*;
+
+    #[test]
+    fn time_that_is_spent_or_a_stop_file_stops_a_run_but_not_after_its_last_step() {
+        let folder = tempfile::tempdir().unwrap();
+        let stop_file = folder.path().join("stop");
+        let budget = |time| Budget::new(time, vec![folder.path().join("other"), stop_file.clone()]);
+        assert_eq!((budget(None).stop(), budget(Some(Duration::MAX)).stop()), (None, None));
+        assert!(!budget(None).is_due(1, 10));
+        assert_eq!(budget(Some(Duration::ZERO)).stop(), Some(Stop::TimeBudget));
+        std::fs::write(&stop_file, "").unwrap();
+        assert_eq!(budget(None).stop(), Some(Stop::StopFile));
+        assert!(budget(None).is_due(9, 10) && !budget(None).is_due(10, 10));
+    }
+}
