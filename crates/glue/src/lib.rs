@@ -30,6 +30,7 @@ mod task;
 mod tsv;
 
 pub use dataset::{Completeness, Dataset, Example};
+pub use download::DownloadEvent;
 pub use error::{Error, Result};
 pub use location::{Glue, Origin, project_root};
 pub use metrics::{Metric, Scores, Targets};
