@@ -34,7 +34,7 @@ PDF := report/report.pdf
 FIGURE := report/comparison.svg
 endif
 
-.PHONY: help setup data glue glue-notebook report export submission methods test test-rust lint docs test-crates package test-cuda test-scripts test-kernel test-report test-submission notebook cuda bench interop model-mpnet clean
+.PHONY: help setup data glue glue-notebook report export submission methods test test-rust lint docs test-crates deny package test-cuda test-scripts test-kernel test-report test-submission notebook cuda bench interop model-mpnet clean
 # One step after the other: they share two cores and one kernel.
 .NOTPARALLEL:
 
@@ -140,6 +140,9 @@ bench/.venv/.installed: bench/requirements.txt
 	@python3 -m venv bench/.venv
 	@bench/.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement bench/requirements.txt
 	@touch $@
+
+deny:  ## licenses, sources and known faults of the dependencies (cargo install --locked cargo-deny)
+	cargo deny check
 
 package:  ## pack every crate that is published, and build each from its package
 	cargo package --workspace --exclude lab --locked
