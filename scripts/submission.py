@@ -85,7 +85,7 @@ to `rerun/`, and leaves `main.ipynb` and `report.pdf` alone. Each run of a train
 
 ## Where GLUE is looked for
 
-In the folder that the variable `GLUE_DIR` names; then in `data/glue` here; then in `../shared/glue`, beside this folder; then it is
+In the folder that the variable `GLUE_DIR` names; then in `data/glue` here; then it is
 downloaded to `data/glue` (not with `GLUE_OFFLINE=1`). The layout is that of GLUE's download: a folder for each task, tab-separated
 files. Where there is none, a small synthetic task takes its place, and is called that. No data and no weights of a model are in here.
 

@@ -9,10 +9,10 @@ repository=$PWD
 say() { printf '[submission] %s\n' "$*"; }
 fail() { printf '[submission] error: %s\n' "$*" >&2; exit 1; }
 
-# The first place of GLUE with a task's file, as the crate `glue` looks for it; the unpacked folder has no such places.
+# The first place of GLUE with a task's file, as the crate `glue` looks for it; the unpacked folder has none of its own.
 glue_folder() {
     local folder
-    for folder in "${GLUE_DIR:-}" data/glue ../shared/glue; do
+    for folder in "${GLUE_DIR:-}" data/glue; do
         if compgen -G "$folder/*/*.tsv" >/dev/null; then
             realpath "$folder"
             return

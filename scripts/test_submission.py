@@ -29,7 +29,7 @@ def notebook(*outputs, count=2, profile="standard"):
         {"cell_type": "code", "execution_count": number, "metadata": {}, "outputs": outputs, "source": source}
         for source, number, outputs in sources
     ]
-    text = {"cell_type": "markdown", "metadata": {}, "source": ["# Data of `../shared/glue`"]}
+    text = {"cell_type": "markdown", "metadata": {}, "source": ["# Data of `../data/glue`"]}
     return {"cells": [text, *code], "metadata": {"report": {"profile": profile}}, "nbformat": 4, "nbformat_minor": 5}
 
 
@@ -47,7 +47,7 @@ class HandIn(unittest.TestCase):
     def submit(self, student="F1234567", executed=None, report=None):
         """The exit status, and what is said."""
         path = self.folder / "main.ipynb"
-        path.write_text(executed if isinstance(executed, str) else json.dumps(executed or notebook(result("of ../shared/glue"))))
+        path.write_text(executed if isinstance(executed, str) else json.dumps(executed or notebook(result("of ../data/glue"))))
         command = [student] if student is not None else []
         command += ["--notebook", str(path), "--report", str(report or self.report), "--output", str(self.folder)]
         said = io.StringIO()
@@ -81,8 +81,8 @@ class Contents(HandIn):
     def test_paths_in_code_are_those_of_the_top_and_what_was_shown_stays(self):
         cells = json.loads(self.read("main.ipynb"))["cells"]
         self.assertEqual(cells[1]["source"][0], ':dep lab = { path = "crates/lab" }\n')
-        self.assertEqual(cells[0]["source"], ["# Data of `../shared/glue`"])
-        self.assertEqual(cells[2]["outputs"], [result("of ../shared/glue")])
+        self.assertEqual(cells[0]["source"], ["# Data of `../data/glue`"])
+        self.assertEqual(cells[2]["outputs"], [result("of ../data/glue")])
 
     def test_the_kernels_settings_are_those_of_the_repository_one_folder_further_up(self):
         settings = tomllib.loads(self.read("evcxr.toml"))["evcxr"]
@@ -124,7 +124,7 @@ class Contents(HandIn):
         locked = {(package["name"], package["version"]) for package in tomllib.loads(self.read("Cargo.lock"))["package"]}
         self.assertLessEqual(listed, locked)
         names = {name for name, _ in listed}
-        self.assertLessEqual({"lab", "glue", "ops", "peft", "trainer", "candle-core", "polars", "plotly", "tokenizers"}, names)
+        self.assertLessEqual({"lab", "peft-glue-data", "peft-glue-ops", "peft-glue-tuners", "peft-glue-trainer", "candle-core", "polars", "plotly", "tokenizers"}, names)
         self.assertFalse({"cli", "clap", "candle-transformers"} & names)
 
     def test_the_readme_says_how_the_handed_in_results_are_repeated(self):

@@ -54,9 +54,14 @@ fn perform(arguments: Arguments) -> Result<()> {
     }
 }
 
+/// GLUE, downloaded where it is not here. The standard output is the command's own, so a download is told on the other.
+fn locate_glue() -> Result<Glue> {
+    Ok(Glue::locate_with(|event| eprintln!("{event}"))?)
+}
+
 /// A trainer as the arguments say. With `--json` only the record goes to the standard output.
 fn trainer(arguments: &RunArguments) -> Result<Trainer> {
-    let trainer = Trainer::new(Glue::locate()?, &arguments.runs)
+    let trainer = Trainer::new(locate_glue()?, &arguments.runs)
         .keep_weights(arguments.keep_weights)
         .device(arguments.device.clone())
         .time_budget(arguments.time_budget.map(Duration::from_secs));
@@ -157,7 +162,7 @@ fn replay(
 }
 
 fn data() -> Result<()> {
-    let glue = Glue::locate()?;
+    let glue = locate_glue()?;
     println!("data: {}", glue.origin());
     for task in glue.tasks() {
         for split in glue.splits(task) {

@@ -1,7 +1,7 @@
 //! `peft-glue glue`: every recipe, in any number of sittings.
 
 use anyhow::Result;
-use trainer::glue::{Baseline, Glue, Split};
+use trainer::glue::{Baseline, Split};
 use trainer::statistics::mean_and_deviation;
 use trainer::{Recipe, Record, Run, StartsFrom, Stop, Trainer, results};
 
@@ -29,8 +29,9 @@ pub fn perform(arguments: &GlueArguments) -> Result<()> {
         table(&recipes, &published);
         return Ok(());
     }
-    let mut trainer =
-        Trainer::new(Glue::locate()?, &arguments.runs).device(arguments.device.clone()).logger(progress::logger());
+    let mut trainer = Trainer::new(crate::locate_glue()?, &arguments.runs)
+        .device(arguments.device.clone())
+        .logger(progress::logger());
     let plan: Vec<Planned> = recipes
         .iter()
         .flat_map(|recipe| recipe.runs().into_iter().map(|run| (format!("{}-{}", recipe.name, run.seed), run)))

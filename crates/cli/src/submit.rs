@@ -13,7 +13,7 @@ pub fn perform(arguments: &SubmitArguments) -> Result<()> {
     let SubmitArguments { list, results: folder, runs, output, method, device } = arguments;
     let records = results::load(folder)?;
     let mut trainer =
-        Trainer::new(Glue::locate()?, runs).device(device.clone()).keep_weights(true).logger(progress::logger());
+        Trainer::new(crate::locate_glue()?, runs).device(device.clone()).keep_weights(true).logger(progress::logger());
     let files = submission::files(trainer.glue(), &records, method.as_deref());
     println!("data: {}", trainer.glue().origin());
     if !files.iter().any(|file| matches!(file.source, Source::Run(_))) {

@@ -1,5 +1,6 @@
 //! Fetching GLUE from where it was published.
 
+use std::fmt;
 use std::io::{Cursor, Read};
 use std::path::Path;
 use std::time::Duration;
@@ -11,10 +12,32 @@ use crate::task::Task;
 const GLUE: &str = "https://dl.fbaipublicfiles.com/glue/data";
 const SENT_EVAL: &str = "https://dl.fbaipublicfiles.com/senteval/senteval_data";
 
+/// A step of a download, for a caller to show. `Display` is one line.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum DownloadEvent {
+    /// No copy of GLUE was found, and a download into the project's `data/glue` begins.
+    Started,
+    /// This task is next.
+    Task(Task),
+    /// It came to an end before every task was there; calling again goes on from there.
+    Failed(Error),
+}
+
+impl fmt::Display for DownloadEvent {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Started => f.write_str("no GLUE in GLUE_DIR or data/glue: downloading it to data/glue"),
+            Self::Task(task) => write!(f, "  {task}"),
+            Self::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
 /// Downloads every task into `root`. A task that is there already is left as it is, so that a download that failed goes on.
-pub(crate) fn all(root: &Path) -> Result<()> {
+pub(crate) fn all(root: &Path, mut report: impl FnMut(&DownloadEvent)) -> Result<()> {
     for task in Task::ALL.into_iter().filter(|task| !root.join(task.name()).is_dir()) {
-        println!("  {task}");
+        report(&DownloadEvent::Task(task));
         download(task, root)?;
     }
     Ok(())

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 /// An error of this crate. Each message names the file and says what to do next.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A line that is not what the task's format says.
     #[error(

@@ -16,6 +16,11 @@
 //! # }
 //! ```
 
+// The Rust of the README is compiled with this crate's examples.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod dataset;
 mod download;
 mod error;
@@ -30,6 +35,7 @@ mod task;
 mod tsv;
 
 pub use dataset::{Completeness, Dataset, Example};
+pub use download::DownloadEvent;
 pub use error::{Error, Result};
 pub use location::{Glue, Origin, project_root};
 pub use metrics::{Metric, Scores, Targets};

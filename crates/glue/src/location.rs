@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::dataset::Dataset;
-use crate::download;
+use crate::download::{self, DownloadEvent};
 use crate::error::{Error, Result};
 use crate::synthetic;
 use crate::task::{Split, Task};
@@ -18,13 +18,12 @@ pub struct Glue {
 
 /// Which copy it is. `Display` says so without a machine's own paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Origin {
     /// The folder that the variable `GLUE_DIR` names.
     Variable,
     /// `data/glue` of the project.
     Project,
-    /// `../shared/glue` beside the project.
-    Shared,
     /// A folder named by the caller.
     Folder,
     /// Downloaded into `data/glue` just now.
@@ -38,7 +37,6 @@ impl fmt::Display for Origin {
         match self {
             Self::Variable => f.write_str("the folder GLUE_DIR names"),
             Self::Project => f.write_str("data/glue"),
-            Self::Shared => f.write_str("../shared/glue"),
             Self::Folder => f.write_str("the folder given"),
             Self::Downloaded => f.write_str("downloaded to data/glue"),
             Self::Synthetic(reason) => write!(f, "synthetic, made by this project ({reason})"),
@@ -47,22 +45,38 @@ impl fmt::Display for Origin {
 }
 
 impl Glue {
-    /// Finds GLUE: the folder that `GLUE_DIR` names, then the project's `data/glue`, then `../shared/glue` beside the project,
-    /// then a download into `data/glue` (not with `GLUE_OFFLINE=1`). Where all fail there is the synthetic task.
+    /// Finds GLUE: the folder that `GLUE_DIR` names, then the project's `data/glue`, then a download into `data/glue` (not with
+    /// `GLUE_OFFLINE=1`). Where all fail there is the synthetic task. A download takes minutes and says nothing:
+    /// [`Glue::locate_with`] tells of it.
     ///
     /// # Errors
     /// When `GLUE_DIR` is set and there is no GLUE.
     pub fn locate() -> Result<Self> {
+        Self::locate_with(|_| ())
+    }
+
+    /// [`Glue::locate`], which reports each step of a download, its failure among them.
+    ///
+    /// ```no_run
+    /// # fn main() -> glue::Result<()> {
+    /// let glue = glue::Glue::locate_with(|event| eprintln!("{event}"))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// When `GLUE_DIR` is set and there is no GLUE.
+    pub fn locate_with(mut report: impl FnMut(&DownloadEvent)) -> Result<Self> {
         if let Some(glue) = Self::find()? {
             return Ok(glue);
         }
         if std::env::var_os("GLUE_OFFLINE").is_some_and(|value| value == "1") {
             return Ok(Self::synthetic("no GLUE found, and GLUE_OFFLINE is set"));
         }
-        println!("No GLUE found in GLUE_DIR, data/glue or ../shared/glue: trying to download it.");
         let own = project_root().join("data/glue");
-        if let Err(error) = download::all(&own) {
-            println!("{error}");
+        report(&DownloadEvent::Started);
+        if let Err(error) = download::all(&own, &mut report) {
+            report(&DownloadEvent::Failed(error));
         }
         // Tasks that arrived before a failure are of use.
         Ok(Self::in_folder(own, Origin::Downloaded)
@@ -78,9 +92,7 @@ impl Glue {
         if let Some(folder) = std::env::var_os("GLUE_DIR") {
             return Ok(Some(Self { origin: Origin::Variable, ..Self::at(folder)? }));
         }
-        let project = project_root();
-        Ok(Self::in_folder(project.join("data/glue"), Origin::Project)
-            .or_else(|| Self::in_folder(project.join("../shared/glue"), Origin::Shared)))
+        Ok(Self::in_folder(project_root().join("data/glue"), Origin::Project))
     }
 
     /// A folder with at least one file of a task.

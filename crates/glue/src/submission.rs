@@ -80,7 +80,7 @@ pub fn majority(glue: &Glue, task: Task, split: Split) -> Result<Targets> {
 }
 
 /// Checks a submission file: that its name is one of the eleven, and that it has the header, the index from 0, a label
-/// that the server takes for the task (as [`write`] writes them; for STS-B a number from 0 to 5), and as many rows as GLUE's test
+/// that the server takes for the task (as [`write()`] writes them; for STS-B a number from 0 to 5), and as many rows as GLUE's test
 /// file, not as the part of it that may be here.
 ///
 /// # Errors

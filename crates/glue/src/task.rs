@@ -11,7 +11,7 @@ use crate::metrics::Metric;
 /// A task of the GLUE benchmark (Wang et al. 2019), or the project's own synthetic one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs)] // The names are GLUE's.
+#[allow(missing_docs, reason = "the names are GLUE's")]
 pub enum Task {
     Cola,
     Sst2,

@@ -6,10 +6,13 @@ use std::process::Command;
 
 use glue::{Glue, Origin, Split, Task};
 
-/// Runs the test of that name below in `folder`, with these variables. The proxy refuses connections: no network.
-fn locate_in(folder: &Path, test: &str, variables: &[(&str, &str)]) {
+/// The variable that tells a process which case it is.
+const CASE: &str = "GLUE_TEST_CASE";
+
+/// Runs a case of `in_a_process_of_its_own` in `folder`, with these variables. The proxy refuses connections: no network.
+fn locate_in(folder: &Path, case: &str, variables: &[(&str, &str)]) {
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", test, "--ignored"]).current_dir(folder);
+    child.args(["--exact", "in_a_process_of_its_own"]).current_dir(folder).env(CASE, case);
     for name in ["GLUE_DIR", "GLUE_OFFLINE", "NO_PROXY", "no_proxy"] {
         child.env_remove(name);
     }
@@ -22,21 +25,21 @@ fn locate_in(folder: &Path, test: &str, variables: &[(&str, &str)]) {
 #[test]
 fn with_neither_glue_nor_network_there_is_the_synthetic_task() {
     let folder = tempfile::tempdir().unwrap();
-    locate_in(folder.path(), "the_synthetic_task_is_located", &[]);
+    locate_in(folder.path(), "failed download", &[]);
     assert!(!folder.path().join("data/glue/CoLA").exists(), "a failed download leaves no task folder");
 }
 
 #[test]
 fn glue_offline_leaves_the_download_out() {
     let folder = tempfile::tempdir().unwrap();
-    locate_in(folder.path(), "the_synthetic_task_is_located", &[("GLUE_OFFLINE", "1")]);
+    locate_in(folder.path(), "offline", &[("GLUE_OFFLINE", "1")]);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 #[test]
 fn a_glue_dir_without_glue_is_an_error_and_not_a_fallback() {
     let folder = tempfile::tempdir().unwrap();
-    locate_in(folder.path(), "glue_dir_is_refused", &[("GLUE_DIR", "not_here")]);
+    locate_in(folder.path(), "refused", &[("GLUE_DIR", "not_here")]);
 }
 
 #[test]
@@ -47,36 +50,43 @@ fn a_glue_dir_goes_before_the_projects_own_data() {
         std::fs::create_dir_all(&path).unwrap();
         std::fs::write(path.join("test.tsv"), "index\tsentence1\tsentence2\n0\ta\tb\n").unwrap();
     }
-    locate_in(folder.path(), "wnli_is_located", &[("GLUE_DIR", "elsewhere")]);
-    locate_in(folder.path(), "rte_is_located", &[]);
+    locate_in(folder.path(), "wnli", &[("GLUE_DIR", "elsewhere")]);
+    locate_in(folder.path(), "rte", &[]);
 }
 
+/// The cases of the tests above. By itself, without a case, it does nothing.
 #[test]
-#[ignore = "run by the tests above"]
-fn the_synthetic_task_is_located() {
-    let glue = Glue::locate().unwrap();
+fn in_a_process_of_its_own() {
+    let Ok(case) = std::env::var(CASE) else { return };
+    let mut events = Vec::new();
+    let glue = Glue::locate_with(|event| events.push(event.to_string()));
+    match case.as_str() {
+        "refused" => {
+            let error = glue.unwrap_err().to_string();
+            assert!(error.contains("not_here") && error.contains("no folder") && error.contains("GLUE_DIR"), "{error}");
+        }
+        "failed download" => {
+            is_synthetic(&glue.unwrap());
+            let [started, task, failed] = events.as_slice() else { panic!("{events:?}") };
+            assert!(started.contains("data/glue") && task.contains("CoLA"), "{events:?}");
+            assert!(failed.contains("CoLA.zip") && failed.contains("GLUE_DIR"), "{failed}");
+        }
+        "offline" => {
+            is_synthetic(&glue.unwrap());
+            assert!(events.is_empty(), "{events:?}");
+        }
+        "wnli" => is(&glue.unwrap(), Origin::Variable, Task::Wnli),
+        "rte" => is(&glue.unwrap(), Origin::Project, Task::Rte),
+        case => panic!("no case {case}"),
+    }
+}
+
+fn is_synthetic(glue: &Glue) {
     assert!(matches!(glue.origin(), Origin::Synthetic(_)), "{}", glue.origin());
     assert_eq!(glue.tasks(), [Task::Synthetic]);
     assert_eq!(glue.load(Task::Synthetic, Split::Validation).unwrap().len(), 200);
 }
 
-#[test]
-#[ignore = "run by the tests above"]
-fn glue_dir_is_refused() {
-    let error = Glue::locate().unwrap_err().to_string();
-    assert!(error.contains("not_here") && error.contains("no folder") && error.contains("GLUE_DIR"), "{error}");
-}
-
-#[test]
-#[ignore = "run by the tests above"]
-fn wnli_is_located() {
-    let glue = Glue::locate().unwrap();
-    assert_eq!((glue.origin(), glue.tasks()), (&Origin::Variable, vec![Task::Wnli]));
-}
-
-#[test]
-#[ignore = "run by the tests above"]
-fn rte_is_located() {
-    let glue = Glue::locate().unwrap();
-    assert_eq!((glue.origin(), glue.tasks()), (&Origin::Project, vec![Task::Rte]));
+fn is(glue: &Glue, origin: Origin, task: Task) {
+    assert_eq!((glue.origin(), glue.tasks()), (&origin, vec![task]));
 }

@@ -1,4 +1,8 @@
-"""Makes metrics_oracle.json: metrics of pseudo-random and of degenerate labels by scikit-learn and scipy."""
+"""Makes metrics_oracle.json: metrics of pseudo-random and of degenerate labels by scikit-learn and scipy.
+
+Run it in this folder:
+  pip install --require-hashes --requirement ../../../interop/oracles.txt && python metrics_oracle.py
+"""
 
 import json
 import math

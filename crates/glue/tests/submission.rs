@@ -7,7 +7,7 @@ use std::path::Path;
 use glue::submission::{check, file_name, majority, splits, write, write_zip};
 use glue::{Glue, Split, Targets, Task};
 
-/// The files that the server asks for, and the rows of GLUE's test files, as the README of `../shared/glue` lists them.
+/// The files that the server asks for, and the rows of GLUE's test files, as its documentation lists them.
 const FILES: [(&str, usize); 11] = [
     ("CoLA.tsv", 1063),
     ("SST-2.tsv", 1821),

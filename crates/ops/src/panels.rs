@@ -360,6 +360,7 @@ struct Output(*mut f32);
 
 // SAFETY: the tasks of one product write to elements that no other task reads or writes.
 unsafe impl Send for Output {}
+// SAFETY: as above.
 unsafe impl Sync for Output {}
 
 /// A sum of products that is being taken.

@@ -16,6 +16,17 @@
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+// The Rust of the README and of docs/ is compiled with this crate's examples.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct CrateReadme;
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/adapters.md")]
+struct AdaptersGuide;
+
 mod batches;
 mod checkpoint;
 mod data;

@@ -83,6 +83,7 @@ pub(super) struct Products {
 
 // SAFETY: the library's handles may be used from any thread; the choices are behind a lock.
 unsafe impl Send for Products {}
+// SAFETY: as above.
 unsafe impl Sync for Products {}
 
 /// What NVIDIA recommends on Hopper and later ("cublasSetWorkspace").

@@ -9,7 +9,7 @@ Writes, beside this script:
                          that this crate uses
 
 Logits and gradients are computed in f64 from the f32 weights, without dropout. Run it in this folder:
-  pip install torch transformers peft safetensors numpy && python make_adapters.py
+  pip install --require-hashes --requirement ../../../../interop/oracles.txt && python make_adapters.py
 """
 
 import copy

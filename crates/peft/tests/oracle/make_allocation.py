@@ -6,7 +6,7 @@ Writes, beside this script, for the tiny BERT that make_oracle.py made:
   allocation.safetensors  the branches' first values (start.NAME) and gradients (gradient.STEP.NAME), under this crate's names
 
 In f32. A step is p - 0.1 * gradient, and then PEFT's update_and_allocate. Run it in this folder:
-  pip install torch transformers peft safetensors numpy && python make_allocation.py
+  pip install --require-hashes --requirement ../../../../interop/oracles.txt && python make_allocation.py
 """
 
 import json

@@ -8,7 +8,7 @@ Writes, beside this script:
 Everything is computed in f64 from f32 values, without dropout; what transformers rounds to f32 in between is patched to f64, where
 a comment says so. That a checkpoint gives its own oracle's logits is checked before an adapter is put in. Run it in this folder,
 in an environment of its own, since `adapters` wants a transformers of its own:
-  pip install torch adapters safetensors numpy && python make_bottleneck.py
+  pip install --require-hashes --requirement ../../../../interop/oracles-adapterhub.txt && python make_bottleneck.py
 """
 
 import json

@@ -6,7 +6,7 @@ Writes, beside this script:
   oracle.safetensors  gradients, and the LoRA matrices that were set, under the names that this crate uses
 
 Everything is computed in f64 from the f32 weights, without dropout. Run it in this folder:
-  pip install torch transformers peft safetensors numpy && python make_oracle.py
+  pip install --require-hashes --requirement ../../../../interop/oracles.txt && python make_oracle.py
 """
 
 import json

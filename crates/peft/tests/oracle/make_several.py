@@ -8,7 +8,7 @@ Writes, beside this script:
   several.safetensors    the tensors of combinations that do without a singular value decomposition (CASE.NAME)
 
 PEFT combines in f32; logits are computed in f64 from the f32 weights, without dropout. Run it in this folder:
-  pip install torch transformers peft safetensors numpy && python make_several.py
+  pip install --require-hashes --requirement ../../../../interop/oracles.txt && python make_several.py
 """
 
 import copy

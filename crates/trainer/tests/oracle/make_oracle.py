@@ -6,7 +6,7 @@ Writes, beside this script, for the random checkpoint of ../../../peft/tests/ora
   oracle.json                 versions, the loss of each step by method, and which of AdaLoRA's singular values are left at the end
 
 In f32 and without dropout; learning rate, decay, warm-up and clipping as below. Run it in this folder:
-  pip install torch transformers peft safetensors numpy && python make_oracle.py
+  pip install --require-hashes --requirement ../../../../interop/oracles.txt && python make_oracle.py
 """
 
 import json

@@ -9,7 +9,7 @@ and buckets.json: the rows that relative distances look up at the sizes of publi
 
 Everything is computed in f64 from the f32 weights, without dropout; what transformers rounds to f32 in between is patched to
 f64, where a comment says so. Run it in this folder:
-  pip install torch transformers peft safetensors numpy && python make_encoders.py
+  pip install --require-hashes --requirement ../../../../../interop/oracles.txt && python make_encoders.py
 """
 
 import json

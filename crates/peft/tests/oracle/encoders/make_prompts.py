@@ -10,7 +10,7 @@ follows from Li and Liang 2021, section 4.2, in transformers' own code: as many 
 they are, in each layer their keys and values are replaced by the prefix, and the head does not see them.
 
 As in make_encoders.py, everything is computed in f64 from f32 weights, without dropout. Run it in this folder:
-  pip install torch transformers peft safetensors numpy && python make_prompts.py
+  pip install --require-hashes --requirement ../../../../../interop/oracles.txt && python make_prompts.py
 """
 
 import inspect
