@@ -1,10 +1,10 @@
-//! GLUE's table: every task, from the records that the recipes' runs have; a run without a record is a gap that says so.
+//! Tables and the chart of GLUE's ten rows, from the records of the recipes' runs; a run without a record is a gap that says so.
 
 use glue::{Baseline, Glue, Overlap, PublishedModel, Split, Task};
 use peft::thousands;
 use trainer::{Recipe, Record, Run, Stop};
 
-use crate::chart::{Axis, Chart, Figure, Mark, Point, Reference, Series};
+use crate::chart::{Axis, Chart, Figure, Mark, Point, Series};
 use crate::groups::{Group, by_method, caveats};
 use crate::palette::Style;
 use crate::table::Table;
@@ -145,22 +145,23 @@ pub fn chart(records: &[Record]) -> Figure {
             Some(Point::new(x(place, mark), mean).deviation(deviation))
         };
         let points = places.iter().enumerate().filter_map(point).collect();
-        chart = chart.series(Series::new(run.method_name(), Mark::Markers, Style::of(&run.method), points));
+        let group = groups.iter().find(|group| group.records[0].run.has_method_of(run));
+        let style = group.map_or_else(|| Style::of(&run.method), |group| group.style.clone());
+        chart = chart.series(Series::new(run.method_name(), Mark::Markers, style, points));
     }
-    for (number, model) in PublishedModel::ALL.into_iter().enumerate() {
+    for (index, model) in PublishedModel::ALL.into_iter().enumerate() {
         let point = |(place, (task, b)): (usize, &(Task, Baseline))| {
             let mut published = task.published().iter();
             let found = published.find(|found| (found.model, found.split, found.metric) == (model, b.split, b.metric));
-            found.map(|found| Point::new(x(place, methods.len() + number), found.value))
+            found.map(|found| Point::new(x(place, methods.len() + index), found.value))
         };
         let points = places.iter().enumerate().filter_map(point).collect();
         chart =
-            chart.series(Series::new(format!("{model}, published"), Mark::Markers, Style::published(number), points));
+            chart.series(Series::new(format!("{model}, published"), Mark::Markers, Style::published(index), points));
     }
-    chart.references.extend(places.iter().enumerate().map(|(place, (_, baseline))| {
-        let span = Some((place as f64 - 0.42, place as f64 + 0.42));
-        Reference { label: "baseline".into(), y: baseline.value, span }
-    }));
+    for (place, (_, baseline)) in places.iter().enumerate() {
+        chart = chart.reference("baseline", baseline.value, Some((place as f64 - 0.42, place as f64 + 0.42)));
+    }
     let mut figure = Figure::new("GLUE: every task against its baseline").panel(chart).note(PUBLISHED);
     let absent = Task::ALL.into_iter().filter(|task| records.iter().all(|record| record.run.task != *task));
     let absent: Vec<String> = absent.filter(|task| *task != Task::Ax).map(|task| task.to_string()).collect();
@@ -458,9 +459,9 @@ mod tests {
         assert_eq!(names, ["LoRA r=8", "BERT-base, published", "RoBERTa-base, published"]);
         assert!((chart.series[0].points[0].x - 1.0).abs() < 0.5);
         assert!(figure.all_notes().iter().any(|note| note.starts_with("no record yet: CoLA, MRPC, ")));
-        let svg = figure.svg().unwrap();
-        assert!(svg.contains("no record yet: CoLA") && figure.plotly_json().is_ok());
-        assert!(svg.contains("F1") && svg.contains("Spearman"), "twelve names fit beside each other");
+        let layout = &figure.plotly_json().unwrap()["layout"];
+        assert!(layout["title"]["subtitle"]["text"].to_string().contains("no record yet: CoLA"));
+        assert_eq!(layout["xaxis"]["ticktext"][3], "STS-B<br>Pearson");
     }
 
     #[test]

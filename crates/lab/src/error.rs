@@ -8,14 +8,6 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Why something cannot be shown.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The drawing library refused.
-    #[error("the chart {title:?} could not be drawn: {reason}")]
-    Drawing {
-        /// The chart's title.
-        title: String,
-        /// What the library says.
-        reason: String,
-    },
     /// A chart could not be written as JSON.
     #[error("the chart {title:?} could not be written for plotly")]
     Json {

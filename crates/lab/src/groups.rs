@@ -1,14 +1,18 @@
-//! Records that belong together.
+//! Groups of run records by task and method, with their mean, standard deviation and style.
 
 use glue::{Metric, Split, Task};
 use peft::Method;
-use trainer::Record;
 use trainer::statistics::mean_and_deviation;
+use trainer::{Record, Run};
+
+use crate::palette::Style;
 
 /// The runs of one method on one task; see [`trainer::Run::has_method_of`].
 pub(crate) struct Group<'a> {
     pub task: Task,
     pub method: &'a Method,
+    /// The method's own, the same on every task.
+    pub style: Style,
     pub records: Vec<&'a Record>,
 }
 
@@ -60,10 +64,21 @@ pub(crate) fn by_method(records: &[Record]) -> Vec<Group<'_>> {
         let (task, method) = (record.run.task, &record.run.method);
         match groups.iter_mut().find(|group| group.task == task && group.records[0].run.has_method_of(&record.run)) {
             Some(group) => group.records.push(record),
-            None => groups.push(Group { task, method, records: vec![record] }),
+            None => groups.push(Group { task, method, style: style(&groups, &record.run), records: vec![record] }),
         }
     }
     groups
+}
+
+/// The style of a run's method: the one it has on another task, or one that no other method has.
+fn style(groups: &[Group], run: &Run) -> Style {
+    match groups.iter().find(|group| group.records[0].run.has_method_of(run)) {
+        Some(same) => same.style.clone(),
+        None => {
+            let taken: Vec<Style> = groups.iter().map(|group| group.style.clone()).collect();
+            Style::of(&run.method).unlike(&taken)
+        }
+    }
 }
 
 /// The tasks of some records, in the order in which they first appear.
