@@ -211,7 +211,7 @@ impl TickTexts {
 }
 
 /// From where to where a linear vertical axis goes, with room around reference lines and for texts, where plotly leaves none. `None` leaves
-/// it to plotly: bars stand on zero, and a single value tells no range.
+/// it to plotly: bars stand on zero, and no values tell no range.
 fn y_range(chart: &Chart) -> Option<(f64, f64)> {
     let has_bars = chart.series.iter().any(|series| series.mark == Mark::Bars);
     if chart.y.scale != Scale::Linear || has_bars {
@@ -222,8 +222,8 @@ fn y_range(chart: &Chart) -> Option<(f64, f64)> {
     let values: Vec<f64> = ends.chain(chart.references.iter().map(|line| line.y)).collect();
     let low = values.iter().copied().fold(f64::INFINITY, f64::min);
     let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let room = high - low;
-    (room > 0.0).then_some((low - 0.06 * room, high + 0.12 * room))
+    let room = if high > low { high - low } else { 0.1 };
+    (high >= low).then_some((low - 0.06 * room, high + 0.12 * room))
 }
 
 fn panel_title(chart: &Chart, number: &str) -> Value {
@@ -339,6 +339,9 @@ mod tests {
         let (low, high) = y_range(&example().panels[0]).unwrap();
         assert!(low < 0.5 && high > 0.8);
         assert_eq!(y_range(&example().panels[1]), None);
+        let single = Series::new("", Mark::Markers, crate::Style::indexed(0), vec![Point::new(1.0, 0.5)]);
+        let (low, high) = y_range(&Chart::new("", Axis::new("x"), Axis::new("y")).series(single)).unwrap();
+        assert!(0.4 < low && low < 0.5 && 0.5 < high && high < 0.6);
     }
 
     #[test]
