@@ -5,7 +5,7 @@ use peft::thousands;
 use trainer::{Recipe, Record, Run, Stop};
 
 use crate::chart::{Axis, Chart, Figure, Mark, Point, Series};
-use crate::groups::{Group, by_method, caveats};
+use crate::groups::{Group, baseline, by_method, caveats};
 use crate::palette::Style;
 use crate::table::Table;
 use crate::text;
@@ -63,25 +63,19 @@ pub fn scores(recipes: &[Recipe], records: &[Record]) -> Table {
         for run in methods(recipes, records).into_iter().filter(|run| run.task == task) {
             let group = of(&groups, task, run);
             for &metric in task.metrics() {
-                let baseline = task.baselines().iter().find(|b| (b.split, b.metric) == (split, metric));
-                let (mean, score) = match group {
-                    Some(group) => {
-                        let (mean, deviation) = group.mean_and_deviation_on(split, metric);
-                        (mean, text::mean_and_deviation(mean, deviation, group.records.len()))
-                    }
-                    None => (f64::NAN, NO_RECORD.into()),
-                };
-                let above = baseline.filter(|_| mean.is_finite());
+                let baseline = baseline(task, split, metric);
+                let has_score = |group: &&Group| group.mean_and_deviation_on(split, metric).0.is_finite();
+                let above = group.filter(has_score).zip(baseline).map(|(group, baseline)| group.is_above(baseline));
                 table.push([
                     set_name(task, split).to_string(),
                     run.method_name(),
                     metric.to_string(),
-                    score,
+                    group.map_or(NO_RECORD.into(), |group| group.score_on(split, metric)),
                     baseline.map_or("–".into(), |baseline| baseline.value.to_string()),
-                    above.map_or("–", |baseline| if mean > baseline.value { "yes" } else { "no" }).into(),
+                    above.map_or("–", text::yes_or_no).into(),
                     group.map_or("–".into(), |group| group.records.len().to_string()),
                     start(group.map_or(run, |group| &group.records[0].run)),
-                    group.map_or("–".into(), |group| share(group.records[0].parameters.trainable, group)),
+                    group.map_or("–".into(), |group| group.share_of_model(group.records[0].parameters.trainable)),
                     group.map_or("–".into(), |group| text::duration(group.seconds())),
                 ]);
             }
@@ -108,7 +102,7 @@ pub fn published(recipes: &[Recipe], records: &[Record]) -> Table {
             None => "whole",
         };
         for &metric in task.metrics() {
-            let baseline = task.baselines().iter().find(|b| (b.split, b.metric) == (split, metric));
+            let baseline = baseline(task, split, metric);
             let mut row = vec![set_name(task, split).to_string(), metric.to_string()];
             row.push(baseline.map_or("–".into(), |baseline| baseline.value.to_string()));
             row.extend(methods.iter().map(|run| {
@@ -245,9 +239,9 @@ pub fn costs(records: &[Record]) -> Table {
         table.push([
             run.method_name(),
             thousands(largest.parameters()),
-            share(largest.parameters(), largest),
+            largest.share_of_model(largest.parameters()),
             thousands(trainable),
-            share(trainable, largest),
+            largest.share_of_model(trainable),
             of_method.len().to_string(),
             runs.len().to_string(),
             text::duration(seconds),
@@ -342,11 +336,6 @@ fn start(run: &Run) -> String {
         Some(start) => start.run().map_or_else(|| start.to_string(), |first| first.task.to_string()),
         None => "–".into(),
     }
-}
-
-/// So many numbers as a share of the model.
-fn share(numbers: usize, group: &Group) -> String {
-    format!("{:.2} %", 100.0 * numbers as f64 / group.records[0].parameters.total as f64)
 }
 
 /// With what must stand beside the scores.

@@ -1,4 +1,4 @@
-//! What can go wrong when something is shown.
+//! Errors of showing charts, tables and files.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// A file could not be read.
-    #[error("{} could not be read", path.display())]
+    #[error("{} could not be read; run the cell that writes it again", path.display())]
     File {
         /// The file.
         path: PathBuf,

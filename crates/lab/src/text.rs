@@ -37,6 +37,11 @@ pub(crate) fn mean_and_deviation(mean: f64, deviation: f64, count: usize) -> Str
     if count > 1 && mean.is_finite() { format!("{mean:.3} ± {deviation:.3}") } else { score(mean) }
 }
 
+/// The answer to whether a score is above its baseline.
+pub(crate) fn yes_or_no(is_so: bool) -> &'static str {
+    if is_so { "yes" } else { "no" }
+}
+
 /// A learning rate or the like: `1e-3`, `0.06`, `2.5e-5`.
 pub(crate) fn small(value: f64) -> String {
     if value != 0.0 && value.abs() < 0.01 { format!("{value:e}") } else { format!("{value}") }
