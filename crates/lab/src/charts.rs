@@ -352,6 +352,31 @@ mod tests {
     }
 
     #[test]
+    fn no_two_methods_of_a_chart_look_alike_and_each_looks_the_same_on_every_task() {
+        let mut records = Vec::new();
+        for task in [Task::Sst2, Task::Mrpc] {
+            records.push(record(task, Method::Full, 1, 0.9));
+            records.extend([1, 8, 64].map(|r| record(task, Method::lora(r), 1, 0.9)));
+            let mut plus = record(task, Method::lora(8), 1, 0.9);
+            plus.run.settings.loraplus_lr_ratio = Some(16.0);
+            records.push(plus);
+        }
+        // In another order on the second task.
+        records[5..].reverse();
+        for figure in [learning_rate_response(&records), score_against_parameters(&records), methods(&records)] {
+            let styles = |panel: usize| -> Vec<&Style> {
+                figure.panels[panel].series.iter().map(|series| &series.style).collect()
+            };
+            let (first, mut second) = (styles(0), styles(1));
+            second.reverse();
+            assert_eq!(first, second, "{}", figure.title);
+            for (index, style) in first.iter().enumerate() {
+                assert!(!first[..index].contains(style), "{}: {style:?} twice", figure.title);
+            }
+        }
+    }
+
+    #[test]
     fn tasks_are_not_mixed_in_one_panel() {
         let records: Vec<Record> = [Task::Sst2, Task::Mrpc]
             .into_iter()

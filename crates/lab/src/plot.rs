@@ -169,7 +169,7 @@ fn axis(axis: &Axis, columns: usize) -> Value {
         json["type"] = json!("log");
         // Powers of ten, not 100μ, and between them 2 and 5 where there is room.
         json["exponentformat"] = json!("power");
-        json["nticks"] = json!(if columns > 1 { 4 } else { 6 });
+        json["nticks"] = json!(if columns > 1 { 4 } else { 5 });
     }
     if axis.scale == Scale::Categories {
         // Names need no line of the grid, and the same room around each.
