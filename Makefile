@@ -18,6 +18,8 @@ endif
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 WITH_KERNEL := scripts/with_kernel.sh
+# It draws the stills of charts and prints the PDF.
+BROWSER = --browser "$$(scripts/find_browser.sh)"
 
 # A smoke run leaves the committed notebooks and report alone.
 ifeq ($(PROFILE),smoke)
@@ -51,12 +53,12 @@ data:  ## GLUE, downloaded to data/glue where neither GLUE_DIR nor data/glue has
 
 report: setup  ## run notebooks/main.ipynb and write report/report.pdf (PROFILE=quick: 35 minutes the first time)
 	@echo "[report] running notebooks/main.ipynb, profile $(PROFILE)"
-	@$(WITH_KERNEL) $(PYTHON) scripts/execute_notebook.py notebooks/main.ipynb --output $(EXECUTED) --profile $(PROFILE)
+	@$(WITH_KERNEL) $(PYTHON) scripts/execute_notebook.py notebooks/main.ipynb --output $(EXECUTED) --profile $(PROFILE) $(BROWSER)
 	@$(MAKE) --no-print-directory export
 
 export:  ## only write the executed notebook's HTML and PDF again
 	@echo "[report] exporting $(EXECUTED)"
-	@$(PYTHON) scripts/export_report.py $(EXECUTED) --html target/report/main.html --pdf $(PDF) --figure "charts::comparison(" $(FIGURE) --browser "$$(scripts/find_browser.sh)"
+	@$(PYTHON) scripts/export_report.py $(EXECUTED) --html target/report/main.html --pdf $(PDF) --figure "charts::comparison(" $(FIGURE) $(BROWSER)
 
 submission:  ## what a student hands in, as a zip file: make submission STUDENT_ID=F1234567
 	@python3 scripts/submission.py "$$STUDENT_ID"
@@ -67,11 +69,11 @@ glue: setup  ## make every run of recipes/ that has no record in results/; says 
 
 methods: setup  ## run notebooks/methods.ipynb: every method on one task (PROFILE=quick: 35 minutes)
 	@echo "[methods] running notebooks/methods.ipynb, profile $(PROFILE)"
-	@$(WITH_KERNEL) $(PYTHON) scripts/execute_notebook.py notebooks/methods.ipynb --output $(METHODS) --profile $(PROFILE)
+	@$(WITH_KERNEL) $(PYTHON) scripts/execute_notebook.py notebooks/methods.ipynb --output $(METHODS) --profile $(PROFILE) $(BROWSER)
 
 glue-notebook: setup  ## run notebooks/glue.ipynb: every task of GLUE, from the records in results/; it trains nothing (LAB_TRAIN=1: what is missing)
 	@echo "[glue-notebook] running notebooks/glue.ipynb"
-	@$(WITH_KERNEL) $(PYTHON) scripts/execute_notebook.py notebooks/glue.ipynb --output $(TEN_ROWS) --profile $(PROFILE)
+	@$(WITH_KERNEL) $(PYTHON) scripts/execute_notebook.py notebooks/glue.ipynb --output $(TEN_ROWS) --profile $(PROFILE) $(BROWSER)
 
 test: setup test-rust test-cuda test-scripts test-kernel test-report test-submission  ## everything that tests the project (40 minutes the first time)
 	@echo "[test] every part passed: Rust, scripts, kernel, and the report from end to end"

@@ -1,7 +1,8 @@
 """Runs a notebook with its own kernel from top to bottom, and shows what it does while it does it.
 
-Each cell's output goes to the terminal line by line, under the cell's number and section. The executed notebook replaces the
-output file in one step, when every cell has succeeded; a cell's error ends the run with status 1 and leaves that file alone.
+Each cell's output goes to the terminal line by line, under the cell's number and section. The executed notebook, with a still of each
+chart, replaces the output file in one step, when every cell has succeeded; a cell's error ends the run with status 1 and leaves that
+file alone.
 """
 
 import argparse
@@ -17,9 +18,11 @@ import time
 from pathlib import Path
 
 import nbformat
+from browser import BrowserError
 from files import write_atomically
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
+from stills import add_stills
 
 # Kernel start compiles an empty crate; on a busy machine that takes longer than Jupyter's usual 60 s.
 STARTUP_TIMEOUT_SECONDS = 600
@@ -125,7 +128,7 @@ def commit(folder):
         return ""
 
 
-def execute(source, target, profile):
+def execute(source, target, profile, browser):
     """Runs `source` in its own folder and writes the executed notebook to `target`; the exit status is returned."""
     notebook = nbformat.read(source, as_version=4)
     folder = source.resolve().parent
@@ -158,6 +161,10 @@ def execute(source, target, profile):
             file=sys.stderr,
         )
         return 1
+    try:
+        add_stills(notebook, browser)
+    except BrowserError as error:
+        print(f"warning: the charts have no stills, so they show in Jupyter only: {error}", file=sys.stderr)
     write_atomically(nbformat.writes(notebook).encode(), target)
     size = target.stat().st_size / 1e6
     print(f"\n[{clock(time.monotonic() - client.started)}] every cell succeeded; wrote {target} ({size:.1f} MB)")
@@ -170,12 +177,13 @@ def main():
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--output", type=Path, required=True, help="the executed notebook (may be the notebook itself)")
     parser.add_argument("--profile", choices=["smoke", "quick", "standard", "full"], required=True)
+    parser.add_argument("--browser", required=True, help="a Chromium or Chrome, which draws the stills of charts")
     arguments = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)
     if not arguments.notebook.is_file():
         print(f"error: there is no notebook {arguments.notebook}", file=sys.stderr)
         return 1
-    return execute(arguments.notebook, arguments.output, arguments.profile)
+    return execute(arguments.notebook, arguments.output, arguments.profile, arguments.browser)
 
 
 if __name__ == "__main__":

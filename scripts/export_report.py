@@ -1,31 +1,35 @@
 """Exports an executed notebook: one HTML page for the screen, with interactive charts, and one PDF for paper.
 
-Both are made from report/template/page.html.j2 and need nothing from a network. The screen page takes each result's HTML, where a
-chart draws itself with the page's own plotly.js; the PDF takes its SVG, which is as sharp and needs no script, and opens with the answers:
-the cells that are tagged `answers`.
+Both are made from report/template/page.html.j2 and need nothing from a network. On the screen page a chart draws itself with the
+page's own plotly.js; the PDF takes its still, an SVG, which is as sharp and needs no script, and opens with the answers: the cells that
+are tagged `answers`.
 """
 
 import argparse
 import re
-import subprocess
 import sys
 import tempfile
+from html import escape
 from pathlib import Path
 
 import jinja2
 import nbformat
+import plotly.io
+from browser import BrowserError, open_page
 from files import write_atomically
 from latex2mathml.converter import convert as to_mathml
 from markupsafe import Markup
 from nbconvert.filters import Highlight2HTML, ansi2html, strip_ansi
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from plotly.offline import get_plotlyjs
 from pygments.formatters import HtmlFormatter
+from stills import PLOTLY, SVG, add_stills, charts, text_of
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "report" / "template"
 
 # Which form of a result is shown: the first of these that it has.
-SCREEN_FORMS = ["text/html", "image/svg+xml", "image/png", "text/markdown", "text/plain"]
-PAPER_FORMS = ["image/svg+xml", "image/png", "text/html", "text/markdown", "text/plain"]
+SCREEN_FORMS = [PLOTLY, "text/html", SVG, "image/png", "text/markdown", "text/plain"]
+PAPER_FORMS = [SVG, "image/png", "text/html", "text/markdown", "text/plain"]
 
 # Of a long printed output, paper shows this many lines of its beginning and of its end; fewer where it only leads to a result.
 LONG_ENDS, SHORT_ENDS = (3, 5), (2, 1)
@@ -35,9 +39,6 @@ ANSWERS = "answers"
 
 # Code of so many lines may be divided between two pages.
 LONG_CODE_LINES = 30
-
-# A PDF takes half a minute, and longer with many charts, whose sizes are tried; a browser that hangs must not hang the export.
-BROWSER_TIMEOUT_SECONDS = 900
 
 
 class ExportError(Exception):
@@ -75,9 +76,12 @@ def shorten(text, ends=LONG_ENDS):
     return "\n".join([*lines[:first], f"[… {left_out} more lines …]", *lines[-last:]]) + "\n"
 
 
-def text_of(value):
-    """A text that a notebook file may hold as a list of lines."""
-    return "".join(value) if isinstance(value, list) else value
+def interactive(data):
+    """A chart's HTML: drawn by the page's plotly.js, named by its words; where scripts may not run, its still."""
+    figure, words = data[PLOTLY], escape(text_of(data.get("text/plain", "a chart")))
+    drawn = plotly.io.to_html(figure, config=figure.get("config"), include_plotlyjs=False, full_html=False, validate=False)
+    still = text_of(data.get(SVG, ""))
+    return f'<div role="figure" aria-label="{words}">{drawn}</div><noscript>{still}</noscript>'
 
 
 def blocks(output, forms, ends=LONG_ENDS):
@@ -92,12 +96,14 @@ def blocks(output, forms, ends=LONG_ENDS):
     form = next((form for form in forms if form in output.data), None)
     if form is None:
         return []
+    if form == PLOTLY:
+        return [("figure", Markup(interactive(output.data)))]
     content = text_of(output.data[form])
     # A result that acts by a script, and has no picture of what it does, is nothing on paper.
     acts = form == "text/html" and re.search(r"<script\b", content, re.IGNORECASE)
     if not content.strip() or (acts and on_paper):
         return []
-    if form in ("text/html", "image/svg+xml"):
+    if form in ("text/html", SVG):
         return [("html" if form == "text/html" else "figure", Markup(content))]
     if form == "image/png":
         return [("figure", Markup(f'<img alt="" src="data:image/png;base64,{content.strip()}">'))]
@@ -172,6 +178,7 @@ def page(notebook, forms):
         run=notebook.metadata.get("report", {}),
         cells=arranged(cells, forms),
         medium="paper" if forms is PAPER_FORMS else "screen",
+        plotly_js=Markup(get_plotlyjs()) if forms is SCREEN_FORMS and charts(notebook) else "",
         style=Markup((TEMPLATE / "page.css").read_text(encoding="utf-8")),
         code_style=Markup(HtmlFormatter(style="friendly").get_style_defs(".highlight")),
     )
@@ -193,30 +200,21 @@ def print_pdf(html, browser, pdf):
     """Prints a page to a PDF file, which is replaced in one step; a script first finds the sizes that fill its pages."""
     fill_pages = (TEMPLATE / "fill_pages.js").read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
-        source, printed = Path(folder, "report.html"), Path(folder, "report.pdf")
-        source.write_text(f"{html}<script>\n{fill_pages}</script>\n", encoding="utf-8")
-        command = [
-            browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
-            "--disable-quic", f"--user-data-dir={folder}/profile", "--no-pdf-header-footer", "--generate-pdf-document-outline",
-            f"--print-to-pdf={printed}", source.as_uri(),
-        ]  # fmt: skip
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=BROWSER_TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise ExportError(f"{browser} printed no PDF within {BROWSER_TIMEOUT_SECONDS} s; name another with CHROME=...") from error
+        printed = Path(folder, "report.pdf")
+        options = ["--no-pdf-header-footer", "--generate-pdf-document-outline", f"--print-to-pdf={printed}"]
+        done = open_page(browser, f"{html}<script>\n{fill_pages}</script>\n", *options)
         if not printed.is_file() or not printed.read_bytes().startswith(b"%PDF-"):
-            raise ExportError(f"{browser} printed no PDF (status {done.returncode}):\n{done.stderr[-2000:]}")
+            raise BrowserError(f"{browser} printed no PDF (status {done.returncode}):\n{done.stderr[-2000:]}")
         write_atomically(printed.read_bytes(), pdf)
 
 
 def figure(notebook, code):
     """The SVG that the first cell whose code holds `code` shows."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code" and code in cell.source]
-    outputs = [output for cell in cells[:1] for output in cell.outputs if "image/svg+xml" in output.get("data", {})]
+    outputs = [output for cell in cells[:1] for output in cell.outputs if SVG in output.get("data", {})]
     if not outputs:
         raise ExportError(f"no cell with {code!r} shows an SVG")
-    return text_of(outputs[0].data["image/svg+xml"])
+    return text_of(outputs[0].data[SVG])
 
 
 def main(command_line=None):
@@ -230,6 +228,8 @@ def main(command_line=None):
     arguments = parser.parse_args(command_line)
     try:
         notebook = nbformat.read(arguments.notebook, as_version=4)
+        # One that was run in JupyterLab has none yet.
+        add_stills(notebook, arguments.browser)
         if arguments.figure:
             code, svg = arguments.figure
             write_atomically(figure(notebook, code).encode(), Path(svg))
@@ -237,7 +237,7 @@ def main(command_line=None):
         print(f"wrote {arguments.html} ({arguments.html.stat().st_size / 1e6:.1f} MB)")
         print_pdf(page(notebook, PAPER_FORMS), arguments.browser, arguments.pdf)
         print(f"wrote {arguments.pdf} ({arguments.pdf.stat().st_size / 1e6:.1f} MB)")
-    except (ExportError, OSError, nbformat.ValidationError, nbformat.reader.NotJSONError) as error:
+    except (ExportError, BrowserError, OSError, nbformat.ValidationError, nbformat.reader.NotJSONError) as error:
         print(f"error: {arguments.notebook}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -32,12 +32,14 @@ TRACKED = [
     "recipes",
     "report/template",
     "results",
+    "scripts/browser.py",
     "scripts/execute_notebook.py",
     "scripts/export_report.py",
     "scripts/files.py",
     "scripts/find_browser.sh",
     "scripts/model_mpnet.py",
     "scripts/setup.sh",
+    "scripts/stills.py",
     "scripts/with_kernel.sh",
 ]
 
@@ -60,7 +62,8 @@ notebook: setup  ## JupyterLab on main.ipynb, with the Rust kernel ready
 	@scripts/with_kernel.sh .venv/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) main.ipynb
 
 report: setup  ## run main.ipynb from top to bottom, to rerun/main.ipynb and rerun/report.pdf
-	@scripts/with_kernel.sh .venv/bin/python scripts/execute_notebook.py main.ipynb --output rerun/main.ipynb --profile $(PROFILE)
+	@scripts/with_kernel.sh .venv/bin/python scripts/execute_notebook.py main.ipynb --output rerun/main.ipynb --profile $(PROFILE) \\
+		--browser "$$(scripts/find_browser.sh)"
 	@.venv/bin/python scripts/export_report.py rerun/main.ipynb --html rerun/main.html --pdf rerun/report.pdf \\
 		--browser "$$(scripts/find_browser.sh)"
 """

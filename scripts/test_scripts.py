@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -10,20 +11,22 @@ import tempfile
 import unittest
 import zipfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 import execute_notebook
 import export_report
 import gather_cuda
 import model_mpnet
+import stills
+from browser import BrowserError
 from export_report import PAPER_FORMS, SCREEN_FORMS
 from files import write_atomically
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 CHART = {
-    "text/html": '<div class="lab-chart"><svg id="fallback"></svg></div><script>if (window.Plotly) {}</script>',
     "image/svg+xml": '<svg id="drawn"></svg>',
-    "application/vnd.plotly.v1+json": {"data": []},
-    "text/plain": "a chart",
+    "application/vnd.plotly.v1+json": {"data": [{"x": [1], "y": [2], "name": "</script><b>"}], "layout": {"height": 300}},
+    "text/plain": 'a chart of "a" & <b>',
 }
 
 
@@ -41,13 +44,19 @@ def result(data):
 class Pages(unittest.TestCase):
     """The two pages made of an executed notebook."""
 
-    def test_the_screen_takes_a_charts_html_and_paper_its_svg(self):
-        chart = notebook(result(CHART))
+    def test_the_screen_draws_a_chart_with_one_plotly_js_and_paper_takes_its_still(self):
+        chart = notebook(result(CHART), result(CHART))
         screen, paper = (export_report.page(chart, forms) for forms in (SCREEN_FORMS, PAPER_FORMS))
-        self.assertIn("window.Plotly", screen)
-        self.assertNotIn('id="drawn"', screen)
+        self.assertEqual((screen.count('role="figure"'), screen.count("plotly.js v")), (2, 1))
+        self.assertEqual(screen.count('<noscript><svg id="drawn">'), 2)
         self.assertIn('id="drawn"', paper)
         self.assertNotIn("<script", paper)
+        self.assertNotIn("plotly.js v", export_report.page(notebook(), SCREEN_FORMS))
+
+    def test_a_charts_names_and_words_are_shown_and_not_obeyed(self):
+        screen = export_report.page(notebook(result(CHART)), SCREEN_FORMS)
+        self.assertNotIn("</script><b>", screen)
+        self.assertIn('aria-label="a chart of &quot;a&quot; &amp; &lt;b&gt;"', screen)
 
     def test_a_result_that_acts_by_a_script_leaves_nothing_on_paper(self):
         loader = notebook(result({"text/html": "<script>var Plotly = {};</script><p>Charts move.</p>", "text/plain": "lab"}))
@@ -159,6 +168,32 @@ class Paper(unittest.TestCase):
         self.assertGreater(len(rooms), 3)
         # A quarter is the aim; in a made-up notebook a chart and its text may miss the end of a page by a little more.
         self.assertLess(max(rooms[:-1]), 0.3, rooms)
+
+
+@unittest.skipUnless(BROWSER, "needs Chromium (apt-get install chromium)")
+class Stills(unittest.TestCase):
+    """The still pictures of charts."""
+
+    def test_every_chart_without_a_still_gets_one_with_its_words(self):
+        bare = {form: content for form, content in CHART.items() if form != "image/svg+xml"}
+        charts = notebook(result(CHART), result(bare), result(bare), result({"text/plain": "3"}))
+        stills.add_stills(charts, BROWSER)
+        kept, first, second, number = (output.data for output in charts.cells[1].outputs)
+        self.assertEqual(kept["image/svg+xml"], CHART["image/svg+xml"])
+        self.assertNotIn("image/svg+xml", number)
+        svg = ElementTree.fromstring(first["image/svg+xml"])
+        self.assertEqual((svg.get("role"), svg.get("aria-label"), svg.get("height")), ("img", CHART["text/plain"], "300"))
+        self.assertNotIn("<script", first["image/svg+xml"])
+        ids = [set(re.findall(r'id="([^"]+)"', data["image/svg+xml"])) for data in (first, second)]
+        self.assertTrue(ids[0] and ids[0].isdisjoint(ids[1]), "two stills of one page do not share a clipping path")
+
+    def test_a_still_is_the_same_each_time(self):
+        figure = CHART["application/vnd.plotly.v1+json"]
+        self.assertEqual(stills.draw([figure], BROWSER), stills.draw([figure], BROWSER))
+
+    def test_a_browser_that_does_not_start_is_an_error_that_says_what_to_do(self):
+        with self.assertRaisesRegex(BrowserError, "CHROME="):
+            stills.draw([CHART["application/vnd.plotly.v1+json"]], "/no/browser")
 
 
 class Execution(unittest.TestCase):

@@ -16,7 +16,4 @@ fi
 export JUPYTER_PREFER_ENV_PATH=1
 # candle's own threads wait for work by spinning, and take a core from the threads that train.
 export CANDLE_NUM_THREADS="${CANDLE_NUM_THREADS:-1}"
-LAB_PLOTLY_JS=$("$root/.venv/bin/python" -c \
-    'import plotly, pathlib; print(pathlib.Path(plotly.__file__).parent / "package_data" / "plotly.min.js")')
-export LAB_PLOTLY_JS
 exec "$@"

@@ -1,11 +1,11 @@
-//! GLUE's table: every task, from the records that the recipes' runs have; a run without a record is a gap that says so.
+//! Tables and the chart of GLUE's ten rows, from the records of the recipes' runs; a run without a record is a gap that says so.
 
 use glue::{Baseline, Glue, Overlap, PublishedModel, Split, Task};
 use peft::thousands;
 use trainer::{Recipe, Record, Run, Stop};
 
-use crate::chart::{Axis, Chart, Figure, Mark, Point, Reference, Series};
-use crate::groups::{Group, by_method, caveats};
+use crate::chart::{Axis, Chart, Figure, Mark, Point, Series};
+use crate::groups::{Group, baseline, by_method, caveats};
 use crate::palette::Style;
 use crate::table::Table;
 use crate::text;
@@ -63,25 +63,19 @@ pub fn scores(recipes: &[Recipe], records: &[Record]) -> Table {
         for run in methods(recipes, records).into_iter().filter(|run| run.task == task) {
             let group = of(&groups, task, run);
             for &metric in task.metrics() {
-                let baseline = task.baselines().iter().find(|b| (b.split, b.metric) == (split, metric));
-                let (mean, score) = match group {
-                    Some(group) => {
-                        let (mean, deviation) = group.mean_and_deviation_on(split, metric);
-                        (mean, text::mean_and_deviation(mean, deviation, group.records.len()))
-                    }
-                    None => (f64::NAN, NO_RECORD.into()),
-                };
-                let above = baseline.filter(|_| mean.is_finite());
+                let baseline = baseline(task, split, metric);
+                let has_score = |group: &&Group| group.mean_and_deviation_on(split, metric).0.is_finite();
+                let above = group.filter(has_score).zip(baseline).map(|(group, baseline)| group.is_above(baseline));
                 table.push([
                     set_name(task, split).to_string(),
                     run.method_name(),
                     metric.to_string(),
-                    score,
+                    group.map_or(NO_RECORD.into(), |group| group.score_on(split, metric)),
                     baseline.map_or("–".into(), |baseline| baseline.value.to_string()),
-                    above.map_or("–", |baseline| if mean > baseline.value { "yes" } else { "no" }).into(),
+                    above.map_or("–", text::yes_or_no).into(),
                     group.map_or("–".into(), |group| group.records.len().to_string()),
                     start(group.map_or(run, |group| &group.records[0].run)),
-                    group.map_or("–".into(), |group| share(group.records[0].parameters.trainable, group)),
+                    group.map_or("–".into(), |group| group.share_of_model(group.records[0].parameters.trainable)),
                     group.map_or("–".into(), |group| text::duration(group.seconds())),
                 ]);
             }
@@ -108,7 +102,7 @@ pub fn published(recipes: &[Recipe], records: &[Record]) -> Table {
             None => "whole",
         };
         for &metric in task.metrics() {
-            let baseline = task.baselines().iter().find(|b| (b.split, b.metric) == (split, metric));
+            let baseline = baseline(task, split, metric);
             let mut row = vec![set_name(task, split).to_string(), metric.to_string()];
             row.push(baseline.map_or("–".into(), |baseline| baseline.value.to_string()));
             row.extend(methods.iter().map(|run| {
@@ -145,22 +139,23 @@ pub fn chart(records: &[Record]) -> Figure {
             Some(Point::new(x(place, mark), mean).deviation(deviation))
         };
         let points = places.iter().enumerate().filter_map(point).collect();
-        chart = chart.series(Series::new(run.method_name(), Mark::Markers, Style::of(&run.method), points));
+        let group = groups.iter().find(|group| group.records[0].run.has_method_of(run));
+        let style = group.map_or_else(|| Style::of(&run.method), |group| group.style.clone());
+        chart = chart.series(Series::new(run.method_name(), Mark::Markers, style, points));
     }
-    for (number, model) in PublishedModel::ALL.into_iter().enumerate() {
+    for (index, model) in PublishedModel::ALL.into_iter().enumerate() {
         let point = |(place, (task, b)): (usize, &(Task, Baseline))| {
             let mut published = task.published().iter();
             let found = published.find(|found| (found.model, found.split, found.metric) == (model, b.split, b.metric));
-            found.map(|found| Point::new(x(place, methods.len() + number), found.value))
+            found.map(|found| Point::new(x(place, methods.len() + index), found.value))
         };
         let points = places.iter().enumerate().filter_map(point).collect();
         chart =
-            chart.series(Series::new(format!("{model}, published"), Mark::Markers, Style::published(number), points));
+            chart.series(Series::new(format!("{model}, published"), Mark::Markers, Style::published(index), points));
     }
-    chart.references.extend(places.iter().enumerate().map(|(place, (_, baseline))| {
-        let span = Some((place as f64 - 0.42, place as f64 + 0.42));
-        Reference { label: "baseline".into(), y: baseline.value, span }
-    }));
+    for (place, (_, baseline)) in places.iter().enumerate() {
+        chart = chart.reference("baseline", baseline.value, Some((place as f64 - 0.42, place as f64 + 0.42)));
+    }
     let mut figure = Figure::new("GLUE: every task against its baseline").panel(chart).note(PUBLISHED);
     let absent = Task::ALL.into_iter().filter(|task| records.iter().all(|record| record.run.task != *task));
     let absent: Vec<String> = absent.filter(|task| *task != Task::Ax).map(|task| task.to_string()).collect();
@@ -244,9 +239,9 @@ pub fn costs(records: &[Record]) -> Table {
         table.push([
             run.method_name(),
             thousands(largest.parameters()),
-            share(largest.parameters(), largest),
+            largest.share_of_model(largest.parameters()),
             thousands(trainable),
-            share(trainable, largest),
+            largest.share_of_model(trainable),
             of_method.len().to_string(),
             runs.len().to_string(),
             text::duration(seconds),
@@ -341,11 +336,6 @@ fn start(run: &Run) -> String {
         Some(start) => start.run().map_or_else(|| start.to_string(), |first| first.task.to_string()),
         None => "–".into(),
     }
-}
-
-/// So many numbers as a share of the model.
-fn share(numbers: usize, group: &Group) -> String {
-    format!("{:.2} %", 100.0 * numbers as f64 / group.records[0].parameters.total as f64)
 }
 
 /// With what must stand beside the scores.
@@ -458,9 +448,9 @@ mod tests {
         assert_eq!(names, ["LoRA r=8", "BERT-base, published", "RoBERTa-base, published"]);
         assert!((chart.series[0].points[0].x - 1.0).abs() < 0.5);
         assert!(figure.all_notes().iter().any(|note| note.starts_with("no record yet: CoLA, MRPC, ")));
-        let svg = figure.svg().unwrap();
-        assert!(svg.contains("no record yet: CoLA") && figure.plotly_json().is_ok());
-        assert!(svg.contains("F1") && svg.contains("Spearman"), "twelve names fit beside each other");
+        let layout = &figure.plotly_json().unwrap()["layout"];
+        assert!(layout["title"]["subtitle"]["text"].to_string().contains("no record yet: CoLA"));
+        assert_eq!(layout["xaxis"]["ticktext"][3], "STS-B<br>Pearson");
     }
 
     #[test]

@@ -1,13 +1,12 @@
-//! Charts of data and of run records.
+//! Charts of data and of run records: label balance, sequence lengths, loss curves, learning-rate response, comparisons.
 
 use glue::{Dataset, Metric, Targets, Task};
 use peft::Method;
 use trainer::{Record, TaskData};
 
-use crate::chart::{Axis, Chart, Figure, Mark, Point, Reference, Scale, Series};
+use crate::chart::{Axis, Chart, Figure, Mark, Point, Series};
 use crate::error::Result;
 use crate::groups::{Group, by_method, caveats, main_metric, tasks};
-pub use crate::page::plotly_js;
 use crate::palette::Style;
 use crate::text;
 
@@ -17,7 +16,7 @@ use crate::text;
 /// When a frame was changed and its labels are of another type.
 pub fn label_balance(datasets: &[&Dataset]) -> Result<Figure> {
     let mut figure = Figure::new("How often each label occurs");
-    for (number, dataset) in datasets.iter().enumerate() {
+    for (index, dataset) in datasets.iter().enumerate() {
         let (names, counts) = match dataset.targets()? {
             Some(Targets::Classes(classes)) => {
                 let count = |class| classes.iter().filter(|&&label| label == class).count();
@@ -31,14 +30,14 @@ pub fn label_balance(datasets: &[&Dataset]) -> Result<Figure> {
             None => continue,
         };
         let total: usize = counts.iter().sum::<usize>().max(1);
-        let point = |(index, &count): (usize, &usize)| {
+        let point = |(class, &count): (usize, &usize)| {
             let share = 100.0 * count as f64 / total as f64;
-            Point::new(index as f64, count as f64).label(format!("{share:.1} %"))
+            Point::new(class as f64, count as f64).label(format!("{share:.1} %"))
         };
         let points = counts.iter().enumerate().map(point).collect();
         let title = format!("{}, {}", dataset.task, dataset.split);
         let chart = Chart::new(title, Axis::categories("label", names), Axis::new("examples"));
-        figure = figure.panel(chart.series(Series::new("", Mark::Bars(0.6), Style::numbered(number), points)));
+        figure = figure.panel(chart.series(Series::new("", Mark::Bars, Style::indexed(index), points)));
         if dataset.completeness.is_partial() {
             figure = figure.note(format!("{}: {}", dataset.task, dataset.completeness));
         }
@@ -50,7 +49,7 @@ pub fn label_balance(datasets: &[&Dataset]) -> Result<Figure> {
 pub fn length_histogram(data: &[&TaskData]) -> Figure {
     const WIDTH: usize = 8;
     let mut chart = Chart::new("", Axis::new("tokens of a sequence"), Axis::new("share of the training set (%)"));
-    for (number, data) in data.iter().enumerate() {
+    for (index, data) in data.iter().enumerate() {
         let lengths = data.train.lengths();
         let longest = lengths.iter().max().copied().unwrap_or(0);
         let points = (0..=longest / WIDTH).map(|bin| {
@@ -59,21 +58,21 @@ pub fn length_histogram(data: &[&TaskData]) -> Figure {
         });
         let mean = lengths.iter().sum::<usize>() as f64 / lengths.len().max(1) as f64;
         let name = format!("{}, {mean:.0} on average", data.task);
-        chart = chart.series(Series::new(name, Mark::LineAndMarkers, Style::numbered(number), points.collect()));
+        chart = chart.series(Series::new(name, Mark::LineAndMarkers, Style::indexed(index), points.collect()));
     }
     Figure::new("How long the sequences are").panel(chart)
 }
 
 /// The training loss of each run, as a running mean, and its validation loss. One panel per task.
 pub fn loss_curves(records: &[Record]) -> Figure {
-    per_task("Loss", records, |task, records| {
+    per_task("Loss", records, |task, groups| {
         let mut chart = Chart::new(task.name(), Axis::new("epoch"), Axis::new("loss"));
-        for record in records {
-            let (name, style) = (record.run.method_name(), Style::of(&record.run.method));
+        for (group, record) in runs(groups) {
+            let (name, style) = (group.name(), || group.style.clone());
             let validation = record.evaluations.iter().map(|evaluation| Point::new(evaluation.epoch, evaluation.loss));
             chart = chart
-                .series(Series::new(format!("{name}, training"), Mark::Line, style, smoothed(record)))
-                .series(Series::new(format!("{name}, validation"), Mark::Markers, style, validation.collect()));
+                .series(Series::new(format!("{name}, training"), Mark::Line, style(), smoothed(record)))
+                .series(Series::new(format!("{name}, validation"), Mark::Markers, style(), validation.collect()));
         }
         chart
     })
@@ -97,13 +96,13 @@ fn smoothed(record: &Record) -> Vec<Point> {
 
 /// A validation metric over each run, and the baseline. One panel per task.
 pub fn metric_curves(records: &[Record], metric: Metric) -> Figure {
-    per_task("Validation", records, |task, records| {
+    per_task("Validation", records, |task, groups| {
         let mut chart = Chart::new(task.name(), Axis::new("epoch"), Axis::new(format!("validation {metric}")));
-        for record in records {
+        for (group, record) in runs(groups) {
             let value = |evaluation: &trainer::Evaluation| evaluation.scores.get(metric).unwrap_or(f64::NAN);
             let points = record.evaluations.iter().map(|evaluation| Point::new(evaluation.epoch, value(evaluation)));
-            let (name, style) = (record.run.method_name(), Style::of(&record.run.method));
-            chart = chart.series(Series::new(name, Mark::LineAndMarkers, style, points.collect()));
+            chart =
+                chart.series(Series::new(group.name(), Mark::LineAndMarkers, group.style.clone(), points.collect()));
         }
         with_baseline(chart, task, metric)
     })
@@ -112,11 +111,11 @@ pub fn metric_curves(records: &[Record], metric: Metric) -> Figure {
 /// The best score at each learning rate, one line per method, one panel per task. Of the runs of a method, those that share the
 /// other settings of its first are taken, so that nothing but the rate differs.
 pub fn learning_rate_response(records: &[Record]) -> Figure {
-    per_task("Learning-rate response", records, |task, records| {
+    per_task("Learning-rate response", records, |task, groups| {
         let metric = main_metric(task);
-        let rate = Axis::new("learning rate").scale(Scale::Log10);
-        let mut chart = Chart::new(task.name(), rate, Axis::new(format!("best validation {metric}")));
-        for group in by_method(records) {
+        let mut chart =
+            Chart::new(task.name(), Axis::log("learning rate"), Axis::new(format!("best validation {metric}")));
+        for group in groups {
             let first = &group.records[0].run.settings;
             let same = |record: &&&Record| {
                 let settings = &record.run.settings;
@@ -129,8 +128,7 @@ pub fn learning_rate_response(records: &[Record]) -> Figure {
                 .map(|record| Point::new(record.run.settings.learning_rate, record.best_metric(metric)))
                 .collect();
             points.sort_by(|a, b| a.x.total_cmp(&b.x));
-            let (name, style) = (group.name(), Style::of(group.method));
-            chart = chart.series(Series::new(name, Mark::LineAndMarkers, style, points));
+            chart = chart.series(Series::new(group.name(), Mark::LineAndMarkers, group.style.clone(), points));
         }
         chart
     })
@@ -144,19 +142,15 @@ pub fn comparison(records: &[Record]) -> Figure {
         let metric = main_metric(task);
         let groups: Vec<&Group> = groups.iter().filter(|group| group.task == task).collect();
         let names: Vec<String> = groups.iter().map(|group| group.name()).collect();
-        let lowest = groups.iter().flat_map(|group| group.values(metric)).fold(f64::INFINITY, f64::min);
-        let floor = if lowest.is_finite() { ((lowest - 0.05) * 20.0).floor() / 20.0 } else { 0.0 };
         let mut chart = Chart::new(task.name(), Axis::categories("", names), Axis::new(format!("validation {metric}")));
         for (index, group) in groups.iter().enumerate() {
             let (mean, deviation) = group.mean_and_deviation(metric);
             let x = index as f64;
             let point = Point::new(x, mean).deviation(deviation).label(text::score(mean));
-            chart = chart.series(Series::new("", Mark::Markers, Style::of(group.method), vec![point]));
-            let runs = group.values(metric).into_iter().map(|value| Point::new(x + 0.25, value)).collect();
-            chart = chart.series(Series::new("one run", Mark::Markers, Style::PLAIN, runs));
+            chart = chart.series(Series::new("", Mark::Markers, group.style.clone(), vec![point]));
+            let runs = group.values(metric).into_iter().map(|value| single_run(x + 0.25, value)).collect();
+            chart = chart.series(Series::new("one run", Mark::Markers, Style::single_run(), runs));
         }
-        // Deviations compare only where the axis is close to the scores; points, unlike bars, need no zero.
-        chart.y = chart.y.range(floor.max(0.0), floor.max(0.0));
         figure = figure.panel(with_baseline(chart, task, metric));
     }
     with_caveats(with_mixtures(figure, &groups), records)
@@ -168,13 +162,12 @@ pub fn score_against_parameters(records: &[Record]) -> Figure {
     let groups = by_method(records);
     for task in tasks(records) {
         let metric = main_metric(task);
-        let parameters = Axis::new("trained parameters, without the classifier").scale(Scale::Log10);
+        let parameters = Axis::log("trained parameters, without the classifier");
         let mut chart = Chart::new(task.name(), parameters, Axis::new(format!("validation {metric}")));
         for group in groups.iter().filter(|group| group.task == task) {
             let (mean, deviation) = group.mean_and_deviation(metric);
             let point = Point::new(group.parameters() as f64, mean).deviation(deviation);
-            let (name, style) = (group.name(), Style::of(group.method));
-            chart = chart.series(Series::new(name, Mark::Markers, style, vec![point]));
+            chart = chart.series(Series::new(group.name(), Mark::Markers, group.style.clone(), vec![point]));
         }
         figure = figure.panel(with_baseline(chart, task, metric));
     }
@@ -189,7 +182,7 @@ pub fn methods(records: &[Record]) -> Figure {
     let groups = by_method(records);
     for task in tasks(records) {
         let metric = main_metric(task);
-        let parameters = Axis::new("trained parameters, with the classifier").scale(Scale::Log10);
+        let parameters = Axis::log("trained parameters, with the classifier");
         let mut chart = Chart::new(task.name(), parameters, Axis::new(format!("validation {metric}")));
         let groups: Vec<&Group> = groups.iter().filter(|group| group.task == task).collect();
         let longest = groups.iter().map(|group| group.seconds()).fold(0.0, f64::max);
@@ -198,8 +191,8 @@ pub fn methods(records: &[Record]) -> Figure {
             let (number, share) = (index + 1, group.seconds() / longest);
             let point = Point::new(group.records[0].parameters.trainable as f64, mean);
             let point = point.deviation(deviation).size(LARGEST * share).label(number.to_string());
-            let (name, style) = (format!("{number} {} ({share:.2})", group.name()), Style::of(group.method));
-            chart = chart.series(Series::new(name, Mark::Markers, style, vec![point]));
+            let name = format!("{number} {} ({share:.2})", group.name());
+            chart = chart.series(Series::new(name, Mark::Markers, group.style.clone(), vec![point]));
         }
         figure = figure.panel(with_baseline(chart, task, metric));
     }
@@ -222,7 +215,7 @@ pub fn rank_response(records: &[Record]) -> Figure {
         groups.sort_by(|a, b| a.0.total_cmp(&b.0));
         groups
     };
-    let axis = || Axis::new("rank r").scale(Scale::Log2);
+    let axis = |groups: &[(f64, Group)]| Axis::log("rank r").marked_at(groups.iter().map(|(rank, _)| *rank));
     let mut figure = Figure::new(title("Rank of LoRA", records));
     let tasks = tasks(records);
     for &task in &tasks {
@@ -230,43 +223,59 @@ pub fn rank_response(records: &[Record]) -> Figure {
         let name = if tasks.len() == 1 { "Score" } else { task.name() };
         let runs = groups
             .iter()
-            .flat_map(|(rank, group)| group.values(metric).into_iter().map(|value| Point::new(*rank, value)))
+            .flat_map(|(rank, group)| group.values(metric).into_iter().map(|value| single_run(*rank, value)))
             .collect();
         let means = groups.iter().map(|(rank, group)| {
             let (mean, deviation) = group.mean_and_deviation(metric);
             Point::new(*rank, mean).deviation(deviation)
         });
-        let style = groups.first().map_or(Style::PLAIN, |(_, group)| Style::of(group.method));
-        let chart = Chart::new(name, axis(), Axis::new(format!("validation {metric}")))
-            .series(Series::new("one run", Mark::Markers, Style::PLAIN, runs))
+        let style = groups.first().map_or(Style::single_run(), |(_, group)| Style::of(group.method));
+        let chart = Chart::new(name, axis(&groups), Axis::new(format!("validation {metric}")))
+            .series(Series::new("one run", Mark::Markers, Style::single_run(), runs))
             .series(Series::new("mean over seeds", Mark::LineAndMarkers, style, means.collect()));
         figure = with_mixtures(figure.panel(chart), groups.iter().map(|(_, group)| group));
     }
     // A rank trains as many numbers on one task as on another.
     if let Some(&task) = tasks.first() {
-        let counts = by_rank(task).iter().map(|(rank, group)| Point::new(*rank, group.parameters() as f64)).collect();
-        let chart = Chart::new("Parameters", axis(), Axis::new("trained parameters").scale(Scale::Log10))
-            .series(Series::new("trained parameters", Mark::LineAndMarkers, Style::numbered(2), counts));
+        let groups = by_rank(task);
+        let counts = groups.iter().map(|(rank, group)| Point::new(*rank, group.parameters() as f64)).collect();
+        let chart = Chart::new("Parameters", axis(&groups), Axis::log("trained parameters")).series(Series::new(
+            "trained parameters",
+            Mark::LineAndMarkers,
+            Style::indexed(2),
+            counts,
+        ));
         figure = figure.panel(chart);
     }
     with_caveats(figure, records)
 }
 
+/// The mark of a run beside its method's mean, smaller than that.
+fn single_run(x: f64, y: f64) -> Point {
+    Point::new(x, y).size(0.5)
+}
+
 /// A figure with the chart of each task.
-fn per_task(what: &str, records: &[Record], chart: impl Fn(Task, &[Record]) -> Chart) -> Figure {
+fn per_task(what: &str, records: &[Record], chart: impl Fn(Task, &[&Group]) -> Chart) -> Figure {
+    let groups = by_method(records);
     let figure = tasks(records).into_iter().fold(Figure::new(title(what, records)), |figure, task| {
-        let of_task: Vec<Record> = records.iter().filter(|record| record.run.task == task).cloned().collect();
+        let of_task: Vec<&Group> = groups.iter().filter(|group| group.task == task).collect();
         figure.panel(chart(task, &of_task))
     });
     with_caveats(figure, records)
 }
 
+/// Each run with its group.
+fn runs<'a>(groups: &'a [&'a Group<'a>]) -> impl Iterator<Item = (&'a Group<'a>, &'a Record)> {
+    groups.iter().flat_map(|group| group.records.iter().map(move |record| (*group, *record)))
+}
+
 /// With the task's baseline in this metric, on the split that models are chosen by.
-fn with_baseline(mut chart: Chart, task: Task, metric: Metric) -> Chart {
-    if let Some(baseline) = task.baselines().iter().find(|baseline| baseline.metric == metric) {
-        chart.references.push(Reference { label: "baseline".into(), y: baseline.value, span: None });
+fn with_baseline(chart: Chart, task: Task, metric: Metric) -> Chart {
+    match task.baselines().iter().find(|baseline| baseline.metric == metric) {
+        Some(baseline) => chart.reference("baseline", baseline.value, None),
+        None => chart,
     }
-    chart
 }
 
 fn with_mixtures<'a>(figure: Figure, groups: impl IntoIterator<Item = &'a Group<'a>>) -> Figure {
@@ -306,9 +315,8 @@ mod tests {
                 "{}",
                 figure.title
             );
-            assert!(figure.svg().unwrap().contains("Synthetic: synthetic data"));
-            let title = figure.plotly_json().unwrap()["layout"]["title"]["text"].to_string();
-            assert!(title.contains("Synthetic: synthetic data"), "{title}");
+            let notes = figure.plotly_json().unwrap()["layout"]["title"]["subtitle"]["text"].to_string();
+            assert!(notes.contains("Synthetic: synthetic data"), "{notes}");
         }
     }
 
@@ -341,6 +349,31 @@ mod tests {
         plus.run.settings.loraplus_lr_ratio = Some(16.0);
         let names: Vec<String> = methods(&[plain, plus]).panels[0].series.iter().map(|s| s.name.clone()).collect();
         assert_eq!(names, ["1 LoRA r=8 (1.00)", "2 LoRA r=8, LoRA+ 16 (1.00)"]);
+    }
+
+    #[test]
+    fn no_two_methods_of_a_chart_look_alike_and_each_looks_the_same_on_every_task() {
+        let mut records = Vec::new();
+        for task in [Task::Sst2, Task::Mrpc] {
+            records.push(record(task, Method::Full, 1, 0.9));
+            records.extend([1, 8, 64].map(|r| record(task, Method::lora(r), 1, 0.9)));
+            let mut plus = record(task, Method::lora(8), 1, 0.9);
+            plus.run.settings.loraplus_lr_ratio = Some(16.0);
+            records.push(plus);
+        }
+        // In another order on the second task.
+        records[5..].reverse();
+        for figure in [learning_rate_response(&records), score_against_parameters(&records), methods(&records)] {
+            let styles = |panel: usize| -> Vec<&Style> {
+                figure.panels[panel].series.iter().map(|series| &series.style).collect()
+            };
+            let (first, mut second) = (styles(0), styles(1));
+            second.reverse();
+            assert_eq!(first, second, "{}", figure.title);
+            for (index, style) in first.iter().enumerate() {
+                assert!(!first[..index].contains(style), "{}: {style:?} twice", figure.title);
+            }
+        }
     }
 
     #[test]

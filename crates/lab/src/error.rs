@@ -1,4 +1,4 @@
-//! What can go wrong when something is shown.
+//! Errors of showing charts, tables and files.
 
 use std::path::PathBuf;
 
@@ -8,14 +8,6 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Why something cannot be shown.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The drawing library refused.
-    #[error("the chart {title:?} could not be drawn: {reason}")]
-    Drawing {
-        /// The chart's title.
-        title: String,
-        /// What the library says.
-        reason: String,
-    },
     /// A chart could not be written as JSON.
     #[error("the chart {title:?} could not be written for plotly")]
     Json {
@@ -25,7 +17,7 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// A file could not be read.
-    #[error("{} could not be read", path.display())]
+    #[error("{} could not be read; run the cell that writes it again", path.display())]
     File {
         /// The file.
         path: PathBuf,

@@ -1,14 +1,19 @@
-//! Records that belong together.
+//! Groups of run records by task and method, with their mean, standard deviation and style.
 
-use glue::{Metric, Split, Task};
+use glue::{Baseline, Metric, Split, Task};
 use peft::Method;
-use trainer::Record;
 use trainer::statistics::mean_and_deviation;
+use trainer::{Record, Run};
+
+use crate::palette::Style;
+use crate::text;
 
 /// The runs of one method on one task; see [`trainer::Run::has_method_of`].
 pub(crate) struct Group<'a> {
     pub task: Task,
     pub method: &'a Method,
+    /// The method's own, the same on every task.
+    pub style: Style,
     pub records: Vec<&'a Record>,
 }
 
@@ -32,6 +37,30 @@ impl Group<'_> {
     pub fn mean_and_deviation_on(&self, split: Split, metric: Metric) -> (f64, f64) {
         let values: Vec<f64> = self.records.iter().map(|record| record.score_on(split, metric)).collect();
         mean_and_deviation(&values)
+    }
+
+    /// The mean of the best values as text, with their deviation where there are several.
+    pub fn score(&self, metric: Metric) -> String {
+        self.text(self.mean_and_deviation(metric))
+    }
+
+    /// The same on one of the task's validation splits.
+    pub fn score_on(&self, split: Split, metric: Metric) -> String {
+        self.text(self.mean_and_deviation_on(split, metric))
+    }
+
+    fn text(&self, (mean, deviation): (f64, f64)) -> String {
+        text::mean_and_deviation(mean, deviation, self.records.len())
+    }
+
+    /// So many numbers as a share of the model's, in percent.
+    pub fn share_of_model(&self, numbers: usize) -> String {
+        format!("{:.2} %", 100.0 * numbers as f64 / self.records[0].parameters.total as f64)
+    }
+
+    /// Whether the mean on a baseline's split is above it.
+    pub fn is_above(&self, baseline: &Baseline) -> bool {
+        self.mean_and_deviation_on(baseline.split, baseline.metric).0 > baseline.value
     }
 
     /// What to say of them if they differ in more than their seed: their mean is over different settings.
@@ -60,10 +89,21 @@ pub(crate) fn by_method(records: &[Record]) -> Vec<Group<'_>> {
         let (task, method) = (record.run.task, &record.run.method);
         match groups.iter_mut().find(|group| group.task == task && group.records[0].run.has_method_of(&record.run)) {
             Some(group) => group.records.push(record),
-            None => groups.push(Group { task, method, records: vec![record] }),
+            None => groups.push(Group { task, method, style: style(&groups, &record.run), records: vec![record] }),
         }
     }
     groups
+}
+
+/// The style of a run's method: the one it has on another task, or one that no other method has.
+fn style(groups: &[Group], run: &Run) -> Style {
+    match groups.iter().find(|group| group.records[0].run.has_method_of(run)) {
+        Some(same) => same.style.clone(),
+        None => {
+            let taken: Vec<Style> = groups.iter().map(|group| group.style.clone()).collect();
+            Style::of(&run.method).unlike(&taken)
+        }
+    }
 }
 
 /// The tasks of some records, in the order in which they first appear.
@@ -80,6 +120,11 @@ pub(crate) fn tasks(records: &[Record]) -> Vec<Task> {
 /// The metric a task is judged by here: that of its baseline.
 pub(crate) fn main_metric(task: Task) -> Metric {
     task.baselines().first().map_or(task.metrics()[0], |baseline| baseline.metric)
+}
+
+/// A task's baseline in a metric on one of its splits.
+pub(crate) fn baseline(task: Task, split: Split, metric: Metric) -> Option<&'static Baseline> {
+    task.baselines().iter().find(|baseline| (baseline.split, baseline.metric) == (split, metric))
 }
 
 /// What must stand beside the scores of some records.
@@ -108,16 +153,8 @@ pub(crate) mod tests {
         let trained = match &method {
             Method::Full => 22_714_000,
             Method::Lora(lora) => 9216 * lora.r,
-            Method::AdaLora(adalora) => 9216 * adalora.init_r,
-            Method::Vera(_) => 8000,
-            Method::Ia3(_) => 16_000,
-            Method::LnTuning(_) => 10_000,
-            Method::Bottleneck(_) => 113_000,
-            Method::PrefixTuning(prefix) => 4608 * prefix.num_virtual_tokens,
-            Method::PromptTuning(prompt) => 384 * prompt.num_virtual_tokens,
-            Method::PTuning(prompt) => 443_520 + 384 * prompt.num_virtual_tokens,
             Method::BitFit(_) => 42_000,
-            Method::Head => 0,
+            _ => 10_000,
         };
         let evaluation = |step: usize, value: f64| Evaluation {
             step,

@@ -1,101 +1,196 @@
-//! Colours and markers: the same for a method in every chart.
+//! Colors and marker symbols of a chart's series: a method has its own in every chart, and no two methods of a chart look alike.
+
+use std::mem::discriminant;
 
 use peft::Method;
+use plotly::common::MarkerSymbol;
 
-/// A colour: red, green, blue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Colour(pub u8, pub u8, pub u8);
+// The palette that people with any of the common kinds of color blindness can tell apart (Okabe and Ito 2008, "Color Universal
+// Design"), without its black and its yellow, which is too faint on white.
+const ORANGE: &str = "#e69f00";
+const SKY_BLUE: &str = "#56b4e9";
+const BLUISH_GREEN: &str = "#009e73";
+const BLUE: &str = "#0072b2";
+const VERMILLION: &str = "#d55e00";
+const REDDISH_PURPLE: &str = "#cc79a7";
 
-impl Colour {
-    /// As CSS writes it, such as `#0072b2`.
-    pub fn hex(self) -> String {
-        format!("#{:02x}{:02x}{:02x}", self.0, self.1, self.2)
-    }
-
-    /// Mixed with white, from 0 (the colour) to 1 (white).
-    pub fn lighter(self, share: f64) -> Self {
-        let mix = |part: u8| (f64::from(part) + (255.0 - f64::from(part)) * share).round() as u8;
-        Self(mix(self.0), mix(self.1), mix(self.2))
-    }
-}
-
-// The palette that people with any of the common kinds of colour blindness can tell apart (Okabe and Ito 2008, "Color Universal
-// Design").
-const ORANGE: Colour = Colour(0xe6, 0x9f, 0x00);
-const SKY_BLUE: Colour = Colour(0x56, 0xb4, 0xe9);
-const BLUISH_GREEN: Colour = Colour(0x00, 0x9e, 0x73);
-const BLUE: Colour = Colour(0x00, 0x72, 0xb2);
-const VERMILLION: Colour = Colour(0xd5, 0x5e, 0x00);
-const REDDISH_PURPLE: Colour = Colour(0xcc, 0x79, 0xa7);
-
-/// What text and axes are drawn in.
-pub(crate) const INK: Colour = Colour(0x26, 0x2b, 0x30);
+/// Text, axes and reference lines.
+pub(crate) const INK: &str = "#262b30";
 /// What is less important than the data.
-pub(crate) const GREY: Colour = Colour(0x6b, 0x73, 0x7a);
+pub(crate) const GRAY: &str = "#6b737a";
+const LIGHT_GRAY: &str = "#979da2";
 /// Lines of the grid.
-pub(crate) const GRID: Colour = Colour(0xe3, 0xe6, 0xe8);
+pub(crate) const GRID: &str = "#e3e6e8";
 
-/// The form of a point, so that a chart can be read without its colours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Marker {
-    /// A disc.
-    Circle,
-    /// A square.
-    Square,
-    /// A triangle that points up.
-    Triangle,
-    /// A square that stands on a corner.
-    Diamond,
-    /// An open circle.
-    Ring,
-}
-
-/// How a series looks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a series looks like: the color of its lines, bars and markers, and the symbol of its markers, so that a chart can be read
+/// without its colors.
+#[derive(Clone, Debug)]
 pub struct Style {
-    /// Of its lines, bars and points.
-    pub colour: Colour,
-    /// Of its points.
-    pub marker: Marker,
+    /// As CSS writes it, such as `#0072b2`.
+    pub color: &'static str,
+    /// plotly's symbol.
+    pub symbol: MarkerSymbol,
 }
+
+impl PartialEq for Style {
+    fn eq(&self, other: &Self) -> bool {
+        self.color == other.color && discriminant(&self.symbol) == discriminant(&other.symbol)
+    }
+}
+
+/// The symbols that differ most in outline, those that are told apart best first.
+const SYMBOLS: [MarkerSymbol; 12] = [
+    MarkerSymbol::Circle,
+    MarkerSymbol::Square,
+    MarkerSymbol::Diamond,
+    MarkerSymbol::TriangleUp,
+    MarkerSymbol::Cross,
+    MarkerSymbol::X,
+    MarkerSymbol::TriangleDown,
+    MarkerSymbol::Star,
+    MarkerSymbol::CircleOpen,
+    MarkerSymbol::SquareOpen,
+    MarkerSymbol::DiamondOpen,
+    MarkerSymbol::TriangleUpOpen,
+];
+
+/// What kinds of methods look like, in the order of [`Method::IDS`]. Relatives share a color: those that train the model's own weights,
+/// its biases and norms, small factors, inserted layers, or virtual tokens.
+const KINDS: [(&str, MarkerSymbol); 16] = [
+    (BLUE, MarkerSymbol::Square),
+    (BLUE, MarkerSymbol::Diamond),
+    (BLUISH_GREEN, MarkerSymbol::TriangleUp),
+    (VERMILLION, MarkerSymbol::Circle),
+    (ORANGE, MarkerSymbol::TriangleUp),
+    (BLUISH_GREEN, MarkerSymbol::Diamond),
+    (SKY_BLUE, MarkerSymbol::Square),
+    (ORANGE, MarkerSymbol::Square),
+    (ORANGE, MarkerSymbol::Circle),
+    (REDDISH_PURPLE, MarkerSymbol::Square),
+    (REDDISH_PURPLE, MarkerSymbol::Circle),
+    (REDDISH_PURPLE, MarkerSymbol::TriangleUp),
+    (VERMILLION, MarkerSymbol::Square),
+    (VERMILLION, MarkerSymbol::Diamond),
+    (VERMILLION, MarkerSymbol::TriangleUp),
+    (SKY_BLUE, MarkerSymbol::Circle),
+];
 
 impl Style {
-    /// Of single runs beside their mean, and of what belongs to no method.
-    pub const PLAIN: Self = Self { colour: INK, marker: Marker::Ring };
+    const fn new(color: &'static str, symbol: MarkerSymbol) -> Self {
+        Self { color, symbol }
+    }
 
-    /// Of a method. Those of one kind share the colour; see [`Style::variant`].
+    /// The style of single runs beside their mean.
+    pub const fn single_run() -> Self {
+        Self::new(INK, MarkerSymbol::CircleOpen)
+    }
+
+    /// The style of a kind of method: that of its place in the list of methods.
     pub fn of(method: &Method) -> Self {
-        match method {
-            Method::Full => Self { colour: BLUE, marker: Marker::Square },
-            Method::Lora(_) => Self { colour: VERMILLION, marker: Marker::Circle },
-            Method::AdaLora(_) => Self { colour: VERMILLION, marker: Marker::Diamond },
-            Method::Vera(_) => Self { colour: REDDISH_PURPLE, marker: Marker::Circle },
-            Method::Ia3(_) => Self { colour: SKY_BLUE, marker: Marker::Triangle },
-            Method::LnTuning(_) => Self { colour: ORANGE, marker: Marker::Diamond },
-            Method::Bottleneck(_) => Self { colour: SKY_BLUE, marker: Marker::Square },
-            Method::BitFit(_) => Self { colour: BLUISH_GREEN, marker: Marker::Triangle },
-            Method::PrefixTuning(_) => Self { colour: REDDISH_PURPLE, marker: Marker::Square },
-            Method::PromptTuning(_) => Self { colour: REDDISH_PURPLE, marker: Marker::Circle },
-            Method::PTuning(_) => Self { colour: REDDISH_PURPLE, marker: Marker::Triangle },
-            Method::Head => Self { colour: REDDISH_PURPLE, marker: Marker::Diamond },
+        let place = Method::IDS.iter().position(|id| *id == method.id()).unwrap_or_default();
+        let (color, symbol) = KINDS[place % KINDS.len()].clone();
+        Self::new(color, symbol)
+    }
+
+    /// This style, or where a chart has it already the same color with the first symbol that the chart does not have: for variants of a
+    /// method beside each other, such as LoRA and DoRA.
+    pub fn unlike(self, taken: &[Self]) -> Self {
+        let others = SYMBOLS.into_iter().map(|symbol| Self::new(self.color, symbol));
+        let free = std::iter::once(self.clone()).chain(others).find(|style| !taken.contains(style));
+        free.unwrap_or(self)
+    }
+
+    /// The style of the published scores of the model with this index: faint, beside one's own.
+    pub fn published(index: usize) -> Self {
+        const SYMBOLS: [MarkerSymbol; 2] = [MarkerSymbol::CircleOpen, MarkerSymbol::Diamond];
+        Self::new(LIGHT_GRAY, SYMBOLS[index % SYMBOLS.len()].clone())
+    }
+
+    /// The style of the series with this index, in a chart that does not compare methods.
+    pub fn indexed(index: usize) -> Self {
+        const COLORS: [&str; 4] = [SKY_BLUE, ORANGE, BLUE, REDDISH_PURPLE];
+        Self::new(COLORS[index % COLORS.len()], SYMBOLS[index % COLORS.len()].clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+
+    use super::*;
+
+    fn kinds() -> Vec<Method> {
+        Method::IDS.iter().filter_map(|id| Method::of_id(id)).collect()
+    }
+
+    fn assert_distinct(styles: &[Style]) {
+        for (index, style) in styles.iter().enumerate() {
+            assert!(!styles[..index].contains(style), "{style:?} twice");
         }
     }
 
-    /// Of the published scores of the model with this number, from 0: faint, beside one's own.
-    pub fn published(number: usize) -> Self {
-        const MARKERS: [Marker; 2] = [Marker::Ring, Marker::Diamond];
-        Self { colour: GREY.lighter(0.3), marker: MARKERS[number % 2] }
+    #[test]
+    fn no_two_kinds_of_method_share_a_style() {
+        assert!(kinds().len() <= KINDS.len(), "give the new method a style");
+        let mut styles: Vec<Style> = kinds().iter().map(Style::of).collect();
+        styles.extend([Style::single_run(), Style::published(0), Style::published(1)]);
+        assert_distinct(&styles);
     }
 
-    /// The same, the lighter the higher the number: for several settings of one method in one chart.
-    pub fn variant(self, number: usize) -> Self {
-        Self { colour: self.colour.lighter((0.3 * number as f64).min(0.75)), ..self }
+    #[test]
+    fn twelve_variants_of_a_method_differ_in_their_symbols() {
+        let mut styles: Vec<Style> = Vec::new();
+        for _ in 0..SYMBOLS.len() {
+            styles.push(Style::of(&Method::lora(8)).unlike(&styles));
+        }
+        assert_distinct(&styles);
+        assert!(styles.iter().all(|style| style.color == VERMILLION));
     }
 
-    /// Of the series with this number, from 0, in a chart that does not compare methods.
-    pub fn numbered(number: usize) -> Self {
-        const COLOURS: [Colour; 4] = [SKY_BLUE, ORANGE, BLUE, REDDISH_PURPLE];
-        const MARKERS: [Marker; 4] = [Marker::Circle, Marker::Square, Marker::Triangle, Marker::Diamond];
-        Self { colour: COLOURS[number % 4], marker: MARKERS[number % 4] }
+    /// Linear light of red, green and blue, from 0 to 1.
+    fn linear(color: &str) -> [f64; 3] {
+        [1, 3, 5].map(|at| {
+            let value = f64::from(u8::from_str_radix(&color[at..at + 2], 16).unwrap()) / 255.0;
+            if value <= 0.04045 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
+        })
+    }
+
+    fn apply(matrix: [[f64; 3]; 3], vector: [f64; 3]) -> [f64; 3] {
+        matrix.map(|row| row.iter().zip(vector).map(|(a, b)| a * b).sum())
+    }
+
+    /// Lightness and the two opponent colors of Oklab (Ottosson 2020), in which distances are about as seen.
+    fn oklab(color: [f64; 3]) -> [f64; 3] {
+        let cones = [
+            [0.4122214708, 0.5363325363, 0.0514459929],
+            [0.2119034982, 0.6806995451, 0.1073969566],
+            [0.0883024619, 0.2817188376, 0.6299787005],
+        ];
+        let opponents = [
+            [0.2104542553, 0.7936177850, -0.0040720468],
+            [1.9779984951, -2.4285922050, 0.4505937099],
+            [0.0259040371, 0.7827717662, -0.8086757660],
+        ];
+        apply(opponents, apply(cones, color).map(|value| value.max(0.0).cbrt()))
+    }
+
+    #[test]
+    fn colors_are_told_apart_with_every_kind_of_color_blindness() {
+        // Machado, Oliveira and Fernandes 2009, severity 1: protanopia, deuteranopia, tritanopia.
+        let kinds = [
+            [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+            [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+            [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+        ];
+        let colors = [ORANGE, SKY_BLUE, BLUISH_GREEN, BLUE, VERMILLION, REDDISH_PURPLE, INK];
+        for kind in kinds {
+            let seen = colors.map(|color| oklab(apply(kind, linear(color))));
+            for (index, one) in seen.iter().enumerate() {
+                for (other, two) in seen.iter().enumerate().skip(index + 1) {
+                    let distance = one.iter().zip(two).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+                    // Oklab's lightness goes from 0 to 1; three times what an eye notices, about 0.02.
+                    assert!(distance > 0.06, "{} and {}: {distance:.3}", colors[index], colors[other]);
+                }
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Everything a notebook uses by name.
+//! Prelude of a notebook: the names that its cells use.
 
 pub use std::path::PathBuf;
 pub use std::sync::Arc;

@@ -1,5 +1,6 @@
-//! Tables.
+//! Tables as a notebook shows them: HTML and aligned text.
 
+use comfy_table::CellAlignment;
 use polars::prelude::{AnyValue, DataFrame};
 
 use crate::display::print_bundle;
@@ -94,19 +95,14 @@ impl Table {
 
     /// The table as aligned text.
     pub fn to_text(&self) -> String {
-        let lines: Vec<&Vec<String>> = std::iter::once(&self.columns).chain(&self.rows).collect();
-        let width =
-            |column: usize| lines.iter().filter_map(|l| l.get(column)).map(|c| c.chars().count()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
-        let line = |row: &&Vec<String>| {
-            let cells = row.iter().enumerate().map(|(column, text)| {
-                let width = widths.get(column).copied().unwrap_or(0);
-                if self.is_numeric(column) { format!("{text:>width$}") } else { format!("{text:<width$}") }
-            });
-            cells.collect::<Vec<_>>().join("  ").trim_end().to_string()
-        };
-        let text: Vec<String> = lines.iter().map(line).chain(self.notes.iter().cloned()).collect();
-        text.join("\n")
+        let mut table = comfy_table::Table::new();
+        table.load_preset(comfy_table::presets::NOTHING).set_header(&self.columns).add_rows(&self.rows);
+        for (index, column) in table.column_iter_mut().enumerate() {
+            let alignment = if self.is_numeric(index) { CellAlignment::Right } else { CellAlignment::Left };
+            column.set_padding((0, 2)).set_cell_alignment(alignment);
+        }
+        let lines = table.lines().map(|line| line.trim_end().to_string());
+        lines.chain(self.notes.iter().cloned()).collect::<Vec<_>>().join("\n")
     }
 
     /// Called by the notebook when the table is a cell's result.

@@ -1,4 +1,4 @@
-//! Tables of data and of run records.
+//! Tables of data and of run records: tokenization, trained parameters, runs, comparisons, findings.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -8,7 +8,7 @@ use peft::{Method, Precision, TrainableReport, thousands};
 use trainer::study::Search;
 use trainer::{Record, Tokenizer, Trainer};
 
-use crate::groups::{by_method, caveats, main_metric, tasks};
+use crate::groups::{baseline, by_method, caveats, main_metric, tasks};
 use crate::plan::Plan;
 use crate::table::Table;
 use crate::text;
@@ -174,8 +174,7 @@ pub fn comparison(records: &[Record]) -> Table {
     for group in by_method(records) {
         for &split in group.task.validation_splits() {
             for &metric in group.task.metrics() {
-                let (mean, deviation) = group.mean_and_deviation_on(split, metric);
-                let baseline = group.task.baselines().iter().find(|b| (b.split, b.metric) == (split, metric));
+                let baseline = baseline(group.task, split, metric);
                 let other = group.task.validation_splits().first() != Some(&split);
                 table.push([
                     group.task.to_string(),
@@ -183,9 +182,9 @@ pub fn comparison(records: &[Record]) -> Table {
                     thousands(group.parameters()),
                     group.records.len().to_string(),
                     if other { format!("{metric}, {split}") } else { metric.to_string() },
-                    text::mean_and_deviation(mean, deviation, group.records.len()),
+                    group.score_on(split, metric),
                     baseline.map_or("–".into(), |baseline| baseline.value.to_string()),
-                    baseline.map_or("–", |baseline| if mean > baseline.value { "yes" } else { "no" }).to_string(),
+                    baseline.map_or("–", |baseline| text::yes_or_no(group.is_above(baseline))).to_string(),
                     text::duration(group.seconds()),
                 ]);
             }
@@ -210,15 +209,15 @@ pub fn methods(records: &[Record]) -> Table {
     for task in tasks(records) {
         let metric = main_metric(task);
         for (index, group) in by_method(records).into_iter().filter(|group| group.task == task).enumerate() {
-            let (record, (mean, deviation)) = (group.records[0], group.mean_and_deviation(metric));
-            let (trained, total) = (record.parameters.trainable, record.parameters.total);
+            let record = group.records[0];
+            let trained = record.parameters.trainable;
             table.push([
                 (index + 1).to_string(),
                 group.name(),
                 thousands(trained),
-                format!("{:.2} %", 100.0 * trained as f64 / total as f64),
+                group.share_of_model(trained),
                 text::small(record.run.settings.learning_rate),
-                text::mean_and_deviation(mean, deviation, group.records.len()),
+                group.score(metric),
                 text::duration(group.seconds()),
             ]);
             group.mixture().into_iter().for_each(|mixture| table.note(mixture));
@@ -238,15 +237,13 @@ pub fn ranks(records: &[Record]) -> Table {
     let mut table = Table::new(["method", "parameters", "share of the model", "seeds", "metric", "mean ± deviation"]);
     for group in by_method(records) {
         let metric = main_metric(group.task);
-        let (mean, deviation) = group.mean_and_deviation(metric);
-        let total = group.records[0].parameters.total;
         table.push([
             group.name(),
             thousands(group.parameters()),
-            format!("{:.2} %", 100.0 * group.parameters() as f64 / total as f64),
+            group.share_of_model(group.parameters()),
             group.records.len().to_string(),
             metric.to_string(),
-            text::mean_and_deviation(mean, deviation, group.records.len()),
+            group.score(metric),
         ]);
     }
     noted(table, records)
@@ -278,9 +275,8 @@ pub fn findings(searches: &[Search], compared: &[Record], ranked: &[Record]) -> 
             let of_task = groups.iter().filter(|group| group.task == task);
             let answers: Vec<String> = of_task
                 .map(|group| {
-                    let (mean, deviation) = group.mean_and_deviation_on(baseline.split, baseline.metric);
-                    let score = text::mean_and_deviation(mean, deviation, group.records.len());
-                    format!("{} {score}, {}", group.name(), if mean > baseline.value { "yes" } else { "no" })
+                    let score = group.score_on(baseline.split, baseline.metric);
+                    format!("{} {score}, {}", group.name(), text::yes_or_no(group.is_above(baseline)))
                 })
                 .collect();
             let question = format!("{task}: is {} above the baseline of {}?", baseline.metric, baseline.value);

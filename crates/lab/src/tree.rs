@@ -1,4 +1,4 @@
-//! The tree of what a method trains.
+//! Tree of a model's trained and frozen parameters, as HTML whose modules can be closed.
 
 use peft::{TrainableTree, TreeParameter, thousands};
 
