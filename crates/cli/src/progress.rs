@@ -39,8 +39,8 @@ impl JobLogger for JobBar {
                 bar.reset_eta(); // Steps from before the run was resumed took no time.
                 self.bars.add(bar)
             });
-            bar.set_message(format!("loss {:.4}  {tokens_per_second:.0} tokens/s", loss.loss));
             bar.set_position(loss.step as u64);
+            bar.set_message(format!("loss {:.4}  {tokens_per_second:.0} tokens/s", loss.loss));
             return;
         }
         for line in event.to_string().lines() {

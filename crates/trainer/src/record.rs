@@ -29,8 +29,8 @@ pub struct Record {
     pub best: Option<Evaluation>,
     /// Why it ended.
     pub stop: Stop,
-    /// Seconds spent in training steps, of all the times it was resumed. Where runs were made concurrently ([`Environment::at_once`]) each waited
-    /// for the others at times.
+    /// Seconds spent in training steps, those before the run was resumed among them. Where runs were made concurrently
+    /// ([`Environment::at_once`]) each waited for the others at times.
     pub train_seconds: f64,
     /// Tokens trained on, over all steps. There is no padding.
     pub tokens: usize,

@@ -91,7 +91,7 @@ pub fn replay(
     let mut warnings = Vec::new();
     let mut build = |device: &Device| {
         let options = ModelOptions { device: device.clone(), ..options.clone() };
-        let (model, passed_over) = build(run, &pretrained, &options, start, &batches)?;
+        let (model, passed_over) = initial_model(run, &pretrained, &options, start, &batches)?;
         warnings = passed_over;
         Ok(model)
     };
@@ -107,13 +107,14 @@ pub fn replay(
             (model, replayed)
         }
     };
+    let peak_memory = device::peak_memory(model.device()).unwrap_or_else(peak_memory);
     if let Some(folder) = save_adapter {
         model.save_adapter(folder)?;
     }
     Ok(Replayed {
         examples: batches.iter().map(|(sequences, _)| sequences.len()).collect(),
         tokens: batches.iter().map(|(sequences, _)| sequences.iter().map(Sequence::len).sum()).collect(),
-        peak_memory: device::peak_memory(model.device()).unwrap_or_else(peak_memory),
+        peak_memory,
         warnings,
         ..replayed
     })
@@ -123,7 +124,7 @@ pub fn replay(
 type Examples = (Vec<Sequence>, Tensor);
 
 /// The model as it starts, and what of the adapter that it starts from was passed over.
-fn build(
+fn initial_model(
     run: &Run,
     pretrained: &Pretrained,
     options: &ModelOptions,

@@ -28,13 +28,19 @@ pub struct Speed {
 /// A speed with what it depends on.
 #[derive(Serialize, Deserialize)]
 struct Measured {
+    #[serde(flatten)]
+    conditions: Conditions,
+    speed: Speed,
+}
+
+#[derive(PartialEq, Serialize, Deserialize)]
+struct Conditions {
     processor: String,
     threads: usize,
     device: String,
     model: String,
     method: String,
     precision: Precision,
-    speed: Speed,
 }
 
 /// Steps that are timed, after one that is not.
@@ -53,28 +59,19 @@ pub(crate) fn speed(trainer: &mut Trainer, run: &Run, path: &Path) -> Result<Spe
         None => Vec::new(),
     };
     let environment = environment();
-    let mut this = Measured {
+    let conditions = Conditions {
         processor: environment.processor,
         threads: environment.threads,
         device: format!("{:?}", trainer.opened_device()?.location()),
         model: run.model.clone(),
         method: run.method_name(),
         precision: run.settings.precision,
-        speed: Speed { training: 0.0, evaluation: 0.0 },
     };
-    let is_alike = |other: &&Measured| {
-        let of = |measured: &Measured| {
-            let Measured { processor, threads, device, model, method, precision, .. } = measured;
-            (processor.clone(), *threads, device.clone(), model.clone(), method.clone(), *precision)
-        };
-        of(other) == of(&this)
-    };
-    if let Some(found) = known.iter().find(is_alike) {
+    if let Some(found) = known.iter().find(|measured| measured.conditions == conditions) {
         return Ok(found.speed);
     }
-    this.speed = measure(trainer, run)?;
-    let speed = this.speed;
-    known.push(this);
+    let speed = measure(trainer, run)?;
+    known.push(Measured { conditions, speed });
     files::write_atomically(path, &serde_json::to_vec_pretty(&known).map_err(unreadable)?)?;
     Ok(speed)
 }

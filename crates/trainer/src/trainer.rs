@@ -107,8 +107,8 @@ impl Trainer {
 
     /// Where runs are computed; by default [`DeviceName::Auto`]. It is opened when the first model is built.
     ///
-    /// Several GPUs have a shard of each batch of a run, by its sequences, and the losses of one GPU but for rounding, since sums are taken in
-    /// another order; with dropout its masks are others too. Equal runs on equally many GPUs give equal bits.
+    /// Several GPUs each have a shard of every batch, by its sequences, and the losses of one GPU but for rounding, since sums are taken
+    /// in another order; with dropout its masks are others too. Equal runs on equally many GPUs give equal bits.
     pub fn device(mut self, name: DeviceName) -> Self {
         (self.device, self.opened) = (name, None);
         self
