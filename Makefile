@@ -88,7 +88,7 @@ docs:
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace --locked
 
 # Tests that need an encoder or GLUE are ignored by plain `cargo test`, and fail here where that is missing.
-test-crates: data
+test-crates: setup data
 	cargo test --workspace --locked -- --include-ignored
 
 # On an emulated GPU; scripts/gpu_check.py runs the same on a card. The whole workspace is named, so that nothing but candle and what

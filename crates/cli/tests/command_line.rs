@@ -7,7 +7,6 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use trainer::DEFAULT_MODEL;
-use trainer::peft::Pretrained;
 
 fn peft_glue(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_peft-glue")).args(arguments).envs(variables.iter().copied()).output().unwrap()
@@ -48,6 +47,7 @@ fn impossible_numbers_are_refused_by_name() {
 }
 
 #[test]
+#[ignore = "needs models/: make test"]
 fn several_runs_are_those_of_all_ranks_and_seeds_and_each_prints_its_record() {
     let error = complaint(&[&RUN[..], &["--seeds", "1,2", "--at-once", "0"]].concat(), &[]);
     assert!(error.contains("--at-once"), "{error}");
@@ -55,10 +55,6 @@ fn several_runs_are_those_of_all_ranks_and_seeds_and_each_prints_its_record() {
     assert!(error.contains("cannot be used with"), "{error}");
     let error = complaint(&[&RUN[..], &["--ranks", "1,2"]].concat(), &[]);
     assert!(error.contains("--method lora"), "{error}");
-    if Pretrained::load(DEFAULT_MODEL).is_err() {
-        eprintln!("skipped: models/{DEFAULT_MODEL} is missing; `make setup` installs it");
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let lora = ["run", "--task", "synthetic", "--method", "lora", "--train-limit", "8", "--epochs", "1", "--json"];
     let several = ["--ranks", "1,2", "--seeds", "5,6", "--at-once", "2", "--runs", folder.path().to_str().unwrap()];
@@ -148,11 +144,8 @@ fn what_a_recipe_says_is_not_said_by_options_beside_it() {
 }
 
 #[test]
+#[ignore = "needs models/: make test"]
 fn a_recipe_in_a_file_of_ones_own_is_run_with_its_seeds_and_published_once() {
-    if Pretrained::load(DEFAULT_MODEL).is_err() {
-        eprintln!("skipped: models/{DEFAULT_MODEL} is missing; `make setup` installs it");
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
     let (recipe, runs, published) = (path("own.toml"), path("runs"), path("results"));
@@ -439,11 +432,8 @@ fn a_submission_of_nothing_but_majorities_is_refused_with_what_to_type() {
 }
 
 #[test]
+#[ignore = "needs models/: make test"]
 fn a_submission_says_where_each_file_comes_from_and_trains_again_what_has_no_weights() {
-    if Pretrained::load(DEFAULT_MODEL).is_err() {
-        eprintln!("skipped: models/{DEFAULT_MODEL} is missing; `make setup` installs it");
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
     tiny_glue(folder.path());

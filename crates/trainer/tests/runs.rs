@@ -6,17 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use glue::{Glue, Metric, Split, Task};
-use peft::{AdaLora, InitLoraWeights, Lora, Method, Pooling, Pretrained, Targets, Vera};
+use peft::{AdaLora, InitLoraWeights, Lora, Method, Pooling, Targets, Vera};
 use trainer::{DEFAULT_MODEL, Evaluate, Record, Run, Stop, Trainer, evaluate};
-
-/// Whether the base model is here; without it these tests have nothing to run.
-fn has_model() -> bool {
-    let found = Pretrained::load(DEFAULT_MODEL).is_ok();
-    if !found {
-        eprintln!("skipped: models/{DEFAULT_MODEL} is missing; `make setup` installs it");
-    }
-    found
-}
 
 fn trainer(runs: &Path) -> Trainer {
     Trainer::new(Glue::synthetic("a test"), runs).keep_weights(true)
@@ -42,10 +33,8 @@ fn outcome(record: &Record) -> impl PartialEq + std::fmt::Debug {
 }
 
 #[test]
+#[ignore = "needs models/: make test"]
 fn a_run_interrupted_after_every_step_equals_the_uninterrupted_one_bit_for_bit() {
-    if !has_model() {
-        return;
-    }
     // Four steps: masked after the third, and kept masked after the fourth.
     let adalora = AdaLora { init_r: 3, target_r: 2, tinit: 0, tfinal: 1, ..AdaLora::default() };
     let vera = Vera { r: 16, ..Vera::default() };
@@ -73,10 +62,8 @@ fn a_run_interrupted_after_every_step_equals_the_uninterrupted_one_bit_for_bit()
 }
 
 #[test]
+#[ignore = "needs models/: make test"]
 fn the_kept_weights_are_those_of_the_best_evaluation() {
-    if !has_model() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let run = short_run(Method::Full).with(|s| {
         s.learning_rate = 1e-4;
@@ -90,10 +77,8 @@ fn the_kept_weights_are_those_of_the_best_evaluation() {
 }
 
 #[test]
+#[ignore = "needs models/: make test"]
 fn the_few_weights_of_a_parameter_efficient_run_are_kept_without_being_asked_for_and_the_many_of_a_full_one_are_not() {
-    if !has_model() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let mut trainer = trainer(folder.path()).keep_weights(false);
     for (method, kept) in [(Method::bitfit(), true), (Method::Full, false)] {
@@ -104,10 +89,8 @@ fn the_few_weights_of_a_parameter_efficient_run_are_kept_without_being_asked_for
 }
 
 #[test]
+#[ignore = "needs models/: make test"]
 fn a_finished_run_is_not_run_again_and_a_stop_file_ends_one_after_a_step() {
-    if !has_model() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let run = short_run(Method::Head);
     std::fs::write(folder.path().join("stop"), "").unwrap();
@@ -122,10 +105,8 @@ fn a_finished_run_is_not_run_again_and_a_stop_file_ends_one_after_a_step() {
 }
 
 #[test]
+#[ignore = "needs models/: make test"]
 fn a_broken_checkpoint_is_an_error_that_names_the_file() {
-    if !has_model() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let run = short_run(Method::Head);
     let mut trainer = trainer(folder.path());
@@ -137,10 +118,8 @@ fn a_broken_checkpoint_is_an_error_that_names_the_file() {
 }
 
 #[test]
+#[ignore = "needs models/: make test"]
 fn a_rate_far_too_high_ends_as_diverged_or_bad_but_never_as_an_error() {
-    if !has_model() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let run = short_run(Method::Full).with(|s| s.learning_rate = 1e30);
     let record = trainer(folder.path()).keep_weights(false).run(&run).unwrap();
@@ -148,10 +127,8 @@ fn a_rate_far_too_high_ends_as_diverged_or_bad_but_never_as_an_error() {
 }
 
 #[test]
+#[ignore = "needs models/: make test"]
 fn lora_learns_the_synthetic_task_and_writes_predictions_for_its_test_split() {
-    if !has_model() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let lora = Lora::rank(8).on(Targets::suffixes(["query", "key", "value", "dense"]));
     let run = Run::new(Task::Synthetic, DEFAULT_MODEL, Method::Lora(lora)).with(|s| {
@@ -182,13 +159,12 @@ fn lora_learns_the_synthetic_task_and_writes_predictions_for_its_test_split() {
 }
 
 #[test]
+#[ignore = "needs models/: make test"]
 fn a_missing_model_and_a_task_without_training_data_are_errors_that_say_so() {
     let folder = tempfile::tempdir().unwrap();
     let mut trainer = trainer(folder.path());
     let missing = Run::new(Task::Synthetic, "./no/such/model", Method::Head);
     assert!(trainer.run(&missing).unwrap_err().to_string().contains("no/such/model"));
-    if has_model() {
-        let ax = Run::new(Task::Ax, DEFAULT_MODEL, Method::Head);
-        assert!(trainer.run(&ax).unwrap_err().to_string().contains("AX has no training data"));
-    }
+    let ax = Run::new(Task::Ax, DEFAULT_MODEL, Method::Head);
+    assert!(trainer.run(&ax).unwrap_err().to_string().contains("AX has no training data"));
 }
