@@ -87,8 +87,12 @@ lint:
 docs:
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace --locked
 
-# Tests that need an encoder or GLUE are ignored by plain `cargo test`, and fail here where that is missing.
-test-crates: setup data
+# Tests that need an encoder or GLUE are ignored by plain `cargo test`, and fail here where that is missing. The program comes from
+# the tests' build: `cargo build` has other features of crates that derive macros stand on, and would build everything once more.
+TESTS_BUILD := cargo test --workspace --locked --no-run
+test-crates: setup
+	$(TESTS_BUILD)
+	target/debug/peft-glue data
 	cargo test --workspace --locked -- --include-ignored
 
 # On an emulated GPU; scripts/gpu_check.py runs the same on a card. The whole workspace is named, so that nothing but candle and what
@@ -108,7 +112,7 @@ test-scripts: setup  ## the scripts around the notebook, and the benchmark's ari
 	$(PYTHON) -m unittest discover --start-directory bench --pattern 'test_*.py'
 
 test-kernel: setup  ## a real Rust kernel: what it shares between cells, and how fast it answers
-	cargo build --locked --bin peft-glue
+	$(TESTS_BUILD)
 	$(WITH_KERNEL) $(PYTHON) scripts/kernel_test.py
 
 test-report: setup  ## the notebooks with the smallest budget, the report to the PDF
