@@ -12,6 +12,8 @@ mod head;
 mod ia3;
 mod ln_tuning;
 mod lora;
+#[allow(dead_code)] // Of no method yet.
+mod lycoris;
 mod modules_to_save;
 mod options;
 mod p_tuning;
