@@ -11,8 +11,8 @@ mod full;
 mod head;
 mod ia3;
 mod ln_tuning;
+mod loha;
 mod lora;
-#[allow(dead_code)] // Of no method yet.
 mod lycoris;
 mod modules_to_save;
 mod options;
@@ -42,6 +42,7 @@ pub use config::{AfterStep, Bias};
 pub use config_file::PromptSizes;
 pub use ia3::Ia3;
 pub use ln_tuning::LnTuning;
+pub use loha::LoHa;
 pub(crate) use lora::to_lora;
 pub use lora::{ConversionRank, ConvertedLayer, EvaConfig, InitLoraWeights, Lora};
 pub use options::{MethodOption, OptionKind};
@@ -206,6 +207,8 @@ methods! {
     Bottleneck = "bottleneck",
     /// Two vectors beside chosen linear layers, around random matrices that all share.
     Vera = "vera",
+    /// A branch beside chosen linear layers, the product number by number of two of low rank.
+    LoHa = "loha",
     /// Branches beside chosen linear layers that share a budget of ranks.
     AdaLora = "adalora",
     /// Keys and values before those of each layer.
@@ -308,6 +311,7 @@ mod tests {
             Method::LnTuning(LnTuning::default()),
             Method::Bottleneck(Bottleneck::new(AdapterStyle::Parallel)),
             Method::Vera(Vera::default()),
+            Method::LoHa(LoHa { rank_dropout: 0.1, ..LoHa::default() }),
             Method::AdaLora(AdaLora { total_step: Some(10), ..AdaLora::default() }),
             Method::PrefixTuning(PrefixTuning { prefix_projection: true, ..PrefixTuning::default() }),
             Method::PromptTuning(PromptTuning {

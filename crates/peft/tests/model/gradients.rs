@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Tensor, TensorId};
 use peft::{
-    AdaLora, Batch, Bias, BitFit, Ia3, InitLoraWeights, LnTuning, Lora, Method, Model, ModelOptions, PTuning, Pass,
-    Pooling, Precision, PrefixTuning, PromptTuning, Targets, Vera,
+    AdaLora, Batch, Bias, BitFit, Ia3, InitLoraWeights, LnTuning, LoHa, Lora, Method, Model, ModelOptions, PTuning,
+    Pass, Pooling, Precision, PrefixTuning, PromptTuning, Targets, Vera,
 };
 
 use crate::reference::Reference;
@@ -72,6 +72,7 @@ fn variants() -> Vec<Method> {
         Method::Vera(Vera { r: 5, bias: Bias::LoraOnly, layers_to_transform: Some(vec![1]), ..Vera::default() }),
         Method::AdaLora(AdaLora { init_r: 3, target_r: 2, target_modules: all_linear(), ..adalora() }),
         Method::AdaLora(AdaLora { bias: Bias::LoraOnly, ..adalora() }),
+        Method::LoHa(LoHa { r: 2, alpha: 2.0, target_modules: all_linear(), ..LoHa::default() }),
     ])
     .chain(smooth_bottlenecks())
     .chain(prompts)
@@ -157,6 +158,7 @@ fn with_dropout_in_the_model_and_in_the_branch_gradients_are_those_of_the_same_m
             Method::Lora(lora) => Method::Lora(Lora { lora_dropout: 0.3, ..lora }),
             Method::Vera(vera) => Method::Vera(Vera { vera_dropout: 0.3, ..vera }),
             Method::AdaLora(adalora) => Method::AdaLora(AdaLora { lora_dropout: 0.3, ..adalora }),
+            Method::LoHa(loha) => Method::LoHa(LoHa { rank_dropout: 0.3, ..loha }),
             other => other,
         };
         let model = started(&ModelOptions { dropout: Some(0.2), ..exact(method) });
