@@ -27,6 +27,32 @@ pub(super) struct Lycoris<'a> {
     pub dropout: BranchDropout,
 }
 
+/// [`Lycoris`] of a method's options, whose fields have PEFT's names, the method's name, and whether its dropout rescales.
+macro_rules! shared {
+    ($options:expr, $method:literal, $rescales:expr) => {
+        $crate::tuners::lycoris::Lycoris {
+            layers: $crate::tuners::selection::Fields {
+                method: $method,
+                target_modules: &$options.target_modules,
+                exclude_modules: $options.exclude_modules.as_ref(),
+                layers_to_transform: $options.layers_to_transform.as_deref(),
+                layers_pattern: &$options.layers_pattern,
+                modules_to_save: &$options.modules_to_save,
+            },
+            r: $options.r,
+            alpha: $options.alpha,
+            rank_pattern: &$options.rank_pattern,
+            alpha_pattern: &$options.alpha_pattern,
+            dropout: $crate::tuners::lycoris::BranchDropout {
+                rank: $options.rank_dropout,
+                rescales: $rescales,
+                module: $options.module_dropout,
+            },
+        }
+    };
+}
+pub(super) use shared;
+
 /// A layer that gets a branch, with its weight's shape `(out, in)`, its rank and what its branch is multiplied by.
 pub(super) struct Place<'a> {
     pub path: &'a str,

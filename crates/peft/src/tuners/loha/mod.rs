@@ -11,9 +11,9 @@ use serde_json::Value;
 
 use super::config::TunerConfig;
 use super::config_file::{ConfigFile, one_or_many, some_or_many};
-use super::lycoris::{self, BRANCH, BranchDropout, Lycoris};
+use super::lycoris::{self, BRANCH, Lycoris, shared};
 use super::options::{EXCLUDED, LAYERS, MODULES_TO_SAVE, MethodOption, OptionKind, PATTERNS, TARGETS, option};
-use super::selection::{Fields as Layers, is_default};
+use super::selection::is_default;
 use crate::architectures::Architecture;
 use crate::builder::Tuner;
 use crate::error::Result;
@@ -83,21 +83,7 @@ impl Default for LoHa {
 
 impl LoHa {
     fn shared(&self) -> Lycoris<'_> {
-        Lycoris {
-            layers: Layers {
-                method: "LoHa",
-                target_modules: &self.target_modules,
-                exclude_modules: self.exclude_modules.as_ref(),
-                layers_to_transform: self.layers_to_transform.as_deref(),
-                layers_pattern: &self.layers_pattern,
-                modules_to_save: &self.modules_to_save,
-            },
-            r: self.r,
-            alpha: self.alpha,
-            rank_pattern: &self.rank_pattern,
-            alpha_pattern: &self.alpha_pattern,
-            dropout: BranchDropout { rank: self.rank_dropout, rescales: true, module: self.module_dropout },
-        }
+        shared!(self, "LoHa", true)
     }
 }
 
