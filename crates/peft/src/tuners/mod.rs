@@ -12,6 +12,7 @@ mod head;
 mod ia3;
 mod ln_tuning;
 mod loha;
+mod lokr;
 mod lora;
 mod lycoris;
 mod modules_to_save;
@@ -43,6 +44,7 @@ pub use config_file::PromptSizes;
 pub use ia3::Ia3;
 pub use ln_tuning::LnTuning;
 pub use loha::LoHa;
+pub use lokr::{InitLoKrWeights, LoKr, LycorisInit};
 pub(crate) use lora::to_lora;
 pub use lora::{ConversionRank, ConvertedLayer, EvaConfig, InitLoraWeights, Lora};
 pub use options::{MethodOption, OptionKind};
@@ -209,6 +211,8 @@ methods! {
     Vera = "vera",
     /// A branch beside chosen linear layers, the product number by number of two of low rank.
     LoHa = "loha",
+    /// A branch beside chosen linear layers, the Kronecker product of two small matrices.
+    LoKr = "lokr",
     /// Branches beside chosen linear layers that share a budget of ranks.
     AdaLora = "adalora",
     /// Keys and values before those of each layer.
@@ -312,6 +316,7 @@ mod tests {
             Method::Bottleneck(Bottleneck::new(AdapterStyle::Parallel)),
             Method::Vera(Vera::default()),
             Method::LoHa(LoHa { rank_dropout: 0.1, ..LoHa::default() }),
+            Method::LoKr(LoKr { init_weights: InitLoKrWeights::Named(LycorisInit::Lycoris), ..LoKr::default() }),
             Method::AdaLora(AdaLora { total_step: Some(10), ..AdaLora::default() }),
             Method::PrefixTuning(PrefixTuning { prefix_projection: true, ..PrefixTuning::default() }),
             Method::PromptTuning(PromptTuning {

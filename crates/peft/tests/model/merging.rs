@@ -2,7 +2,7 @@
 
 use candle_core::DType;
 use peft::{
-    AdaLora, Bias, BitFit, Error, Ia3, InitLoraWeights, LnTuning, LoHa, Lora, Method, Model, ModelOptions, Pass,
+    AdaLora, Bias, BitFit, Error, Ia3, InitLoraWeights, LnTuning, LoHa, LoKr, Lora, Method, Model, ModelOptions, Pass,
     Pretrained, Targets, Vera,
 };
 
@@ -25,6 +25,7 @@ fn mergeable() -> Vec<Method> {
         Method::Ia3(Ia3 { target_modules: outer, feedforward_modules: inner, ..Ia3::default() }),
         Method::Vera(Vera { r: 8, vera_dropout: 0.5, target_modules: all_linear(), ..Vera::default() }),
         Method::AdaLora(AdaLora { lora_dropout: 0.5, target_modules: all_linear(), ..AdaLora::default() }),
+        Method::LoKr(LoKr { rank_dropout: 0.5, target_modules: all_linear(), ..LoKr::default() }),
         Method::LoHa(LoHa { rank_dropout: 0.5, target_modules: all_linear(), ..LoHa::default() }),
     ]
 }

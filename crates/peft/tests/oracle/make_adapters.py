@@ -31,6 +31,7 @@ from peft import (
     IA3Config,
     LNTuningConfig,
     LoHaConfig,
+    LoKrConfig,
     LoraConfig,
     PeftModel,
     PrefixTuningConfig,
@@ -147,6 +148,22 @@ LATER = {
         "init_weights": False,
         "modules_to_save": ["token_type_embeddings"],
     },
+    "lokr": {"peft_type": "LOKR", "r": 2, "alpha": 6, "target_modules": DENSE},
+    "lokr_options": {
+        "peft_type": "LOKR",
+        "r": 1,
+        "decompose_both": True,
+        "decompose_factor": 4,
+        "target_modules": ["query", "dense"],
+        "exclude_modules": ["intermediate.dense"],
+        "layers_to_transform": [1],
+        "layers_pattern": "layer",
+        "rank_pattern": {"query": 4},
+        "alpha_pattern": {"query": 3},
+        "init_weights": False,
+        "modules_to_save": ["token_type_embeddings"],
+    },
+    "lokr_lycoris": {"peft_type": "LOKR", "r": 2, "decompose_factor": 5, "init_weights": "lycoris", "target_modules": "all-linear"},
 }
 
 CASES = FIRST | LATER
@@ -166,6 +183,7 @@ CONFIGS = {
     "LN_TUNING": LNTuningConfig,
     "VERA": VeraConfig,
     "LOHA": LoHaConfig,
+    "LOKR": LoKrConfig,
     "ADALORA": AdaLoraConfig,
     "PREFIX_TUNING": PrefixTuningConfig,
     "PROMPT_TUNING": PromptTuningConfig,
