@@ -740,3 +740,35 @@ fn orthogonality_is_the_norm_of_what_a_product_has_beyond_the_identity() -> Resu
     }
     Ok(())
 }
+
+#[test]
+fn a_product_of_trained_matrices_is_candles_and_its_gradients_are_exact() -> Result<()> {
+    for shapes in [[&[3, 4][..], &[4, 5]], [&[2, 3, 4], &[2, 4, 5]]] {
+        let inputs = variables(&shapes);
+        let expected = (inputs[0].matmul(&inputs[1])? * 1.5)?;
+        close(&ops::matrix_product(&inputs[0], &inputs[1], 1.5)?, &expected, 1e-14);
+        agrees_with_finite_differences(&inputs, |v| ops::matrix_product(&v[0], &v[1], 1.5));
+    }
+    for shapes in [[&[3, 4][..], &[3, 4]], [&[2, 3, 4], &[3, 4, 5]]] {
+        let error = ops::matrix_product(&numbers(shapes[0], 1), &numbers(shapes[1], 2), 1.0).unwrap_err().to_string();
+        assert!(error.contains("do not fit"), "{error}");
+    }
+    Ok(())
+}
+
+/// By the definition: the number at `(i r + j, k s + l)` is `a[i, k] b[j, l]`.
+#[test]
+fn a_kronecker_product_has_the_second_matrix_in_every_block_and_its_gradients_are_exact() -> Result<()> {
+    let inputs = variables(&[&[2, 3, 4], &[2, 5, 3]]);
+    let outer = |n: usize| -> Result<Tensor> {
+        let (a, b) = (inputs[0].get(n)?.reshape((3, 1, 4, 1))?, inputs[1].get(n)?.reshape((1, 5, 1, 3))?);
+        (a.broadcast_mul(&b)? * 0.5)?.reshape((15, 12))
+    };
+    close(&ops::kronecker(&inputs[0], &inputs[1], 0.5)?, &(outer(0)? + outer(1)?)?, 1e-14);
+    let first = [inputs[0].get(0)?, inputs[1].get(0)?];
+    close(&ops::kronecker(&first[0], &first[1], 0.5)?, &outer(0)?, 1e-14);
+    agrees_with_finite_differences(&inputs, |v| ops::kronecker(&v[0], &v[1], 0.5));
+    let error = ops::kronecker(&inputs[0], &first[1], 1.0).unwrap_err().to_string();
+    assert!(error.contains("do not fit"), "{error}");
+    Ok(())
+}

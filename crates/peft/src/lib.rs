@@ -74,7 +74,7 @@ pub use pretrained::Pretrained;
 pub use targets::Targets;
 pub use tuners::{
     AdaLora, AdapterStyle, AfterStep, Bias, BitFit, Bottleneck, Combination, CombinationType, ConversionRank,
-    ConvertedLayer, EvaConfig, Ia3, InitLoraWeights, InitWeights, LnTuning, Lora, MajoritySignMethod, Method,
-    MethodOption, OptionKind, PTuning, PrefixInitWeights, PrefixTuning, PromptSizes, PromptTuning, PromptTuningInit,
-    RankAllocator, Reparameterization, Vera,
+    ConvertedLayer, EvaConfig, Ia3, InitLoKrWeights, InitLoraWeights, InitWeights, LnTuning, LoHa, LoKr, Lora,
+    LycorisInit, MajoritySignMethod, Method, MethodOption, OptionKind, PTuning, PrefixInitWeights, PrefixTuning,
+    PromptSizes, PromptTuning, PromptTuningInit, RankAllocator, Reparameterization, Vera,
 };

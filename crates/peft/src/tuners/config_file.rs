@@ -128,7 +128,9 @@ pub(super) fn write<C: ConfigFile>(config: &C, sizes: Option<PromptSizes>) -> Re
     fields.extend(own);
     config.finish(&mut fields, sizes);
     // PEFT's alphas are whole numbers without a point.
-    for (_, value) in fields.iter_mut().filter(|(field, _)| ["lora_alpha", "alpha_pattern"].contains(&field.as_str())) {
+    for (_, value) in
+        fields.iter_mut().filter(|(field, _)| ["lora_alpha", "alpha", "alpha_pattern"].contains(&field.as_str()))
+    {
         *value = whole(value.take());
     }
     Ok(fields)

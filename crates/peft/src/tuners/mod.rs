@@ -11,12 +11,17 @@ mod full;
 mod head;
 mod ia3;
 mod ln_tuning;
+mod loha;
+mod lokr;
 mod lora;
+mod lycoris;
 mod modules_to_save;
 mod options;
 mod p_tuning;
+mod patterns;
 mod prefix_tuning;
 mod prompt_tuning;
+mod selected_layers;
 mod selection;
 mod task_tensors;
 mod vera;
@@ -38,6 +43,8 @@ pub use config::{AfterStep, Bias};
 pub use config_file::PromptSizes;
 pub use ia3::Ia3;
 pub use ln_tuning::LnTuning;
+pub use loha::LoHa;
+pub use lokr::{InitLoKrWeights, LoKr, LycorisInit};
 pub(crate) use lora::to_lora;
 pub use lora::{ConversionRank, ConvertedLayer, EvaConfig, InitLoraWeights, Lora};
 pub use options::{MethodOption, OptionKind};
@@ -202,6 +209,10 @@ methods! {
     Bottleneck = "bottleneck",
     /// Two vectors beside chosen linear layers, around random matrices that all share.
     Vera = "vera",
+    /// A branch beside chosen linear layers, the product number by number of two of low rank.
+    LoHa = "loha",
+    /// A branch beside chosen linear layers, the Kronecker product of two small matrices.
+    LoKr = "lokr",
     /// Branches beside chosen linear layers that share a budget of ranks.
     AdaLora = "adalora",
     /// Keys and values before those of each layer.
@@ -304,6 +315,8 @@ mod tests {
             Method::LnTuning(LnTuning::default()),
             Method::Bottleneck(Bottleneck::new(AdapterStyle::Parallel)),
             Method::Vera(Vera::default()),
+            Method::LoHa(LoHa { rank_dropout: 0.1, ..LoHa::default() }),
+            Method::LoKr(LoKr { init_weights: InitLoKrWeights::Named(LycorisInit::Lycoris), ..LoKr::default() }),
             Method::AdaLora(AdaLora { total_step: Some(10), ..AdaLora::default() }),
             Method::PrefixTuning(PrefixTuning { prefix_projection: true, ..PrefixTuning::default() }),
             Method::PromptTuning(PromptTuning {

@@ -74,6 +74,12 @@ pub(super) const LAYERS: &[MethodOption] = &[
     option("layers-pattern", "layers_pattern", OptionKind::List, "Names before a layer's number in a path"),
 ];
 
+/// Ranks and alphas that some layers have for themselves.
+pub(super) const PATTERNS: &[MethodOption] = &[
+    option("rank-pattern", "rank_pattern", OptionKind::Map, "Ranks of their own, such as query=4,output.dense=16"),
+    option("alpha-pattern", "alpha_pattern", OptionKind::Map, "Alphas of their own, such as query=8"),
+];
+
 /// What is trained whole.
 pub(super) const MODULES_TO_SAVE: &[MethodOption] = &[option(
     "modules-to-save",

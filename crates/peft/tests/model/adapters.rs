@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use peft::{
-    AdaLora, Adapter, AdapterConfig, Batch, BitFit, EvaConfig, Ia3, InitLoraWeights, LnTuning, Lora, Method, Model,
-    ModelOptions, PTuning, Pass, Pooling, PrefixTuning, Reparameterization, Sequence, Targets, Vera, Warning,
+    AdaLora, Adapter, AdapterConfig, Batch, BitFit, EvaConfig, Ia3, InitLoraWeights, LnTuning, LoHa, LoKr, Lora,
+    Method, Model, ModelOptions, PTuning, Pass, Pooling, PrefixTuning, Reparameterization, Sequence, Targets, Vera,
+    Warning,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -205,11 +206,23 @@ fn starts_from_the_weight_are_pefts() {
 }
 
 #[test]
-fn at_their_start_pissa_olora_dora_ia3_vera_and_adalora_give_the_logits_of_the_base_model() {
+fn adapters_that_begin_as_nothing_give_the_logits_of_the_base_model() {
     let batch = batch(&sequences(&[7, 1, 40], 100));
     let logits = |method| flat(&Model::new(&tiny(), &exact(method)).unwrap().predict(&batch).unwrap());
     let base = logits(Method::Head);
-    for case in ["pissa", "olora", "dora", "dora_pissa_bias", "ia3", "vera", "vera_options", "adalora"] {
+    for case in [
+        "pissa",
+        "olora",
+        "dora",
+        "dora_pissa_bias",
+        "ia3",
+        "vera",
+        "vera_options",
+        "adalora",
+        "loha",
+        "lokr",
+        "lokr_lycoris",
+    ] {
         let (config, _) = AdapterConfig::read(&folder(case)).unwrap();
         close(case, &logits(config.method), &base, 1e-11);
     }
@@ -311,6 +324,8 @@ fn every_method_comes_back_from_its_files_with_the_same_logits() {
         Method::Vera(Vera { r: 7, projection_prng_key: 3, target_modules: all_linear(), ..Vera::default() }),
         Method::Vera(Vera { r: 7, save_projection: false, ..Vera::default() }),
         Method::AdaLora(AdaLora { total_step: Some(10), ..AdaLora::default() }),
+        Method::LoKr(LoKr { r: 2, decompose_both: true, rank_dropout_scale: true, ..LoKr::default() }),
+        Method::LoHa(LoHa { rank_dropout: 0.2, module_dropout: 0.1, target_modules: all_linear(), ..LoHa::default() }),
     ]
     .into_iter()
     .chain(smooth_bottlenecks())

@@ -145,7 +145,7 @@ fn a_number_that_is_not_finite_is_an_error_that_names_its_tensor() {
 fn a_configuration_that_makes_no_adapter_is_an_error_that_names_the_field() {
     let edits: [(&str, Value, &[&str]); 13] = [
         ("peft_type", json!("LORRA"), &["peft_type \"LORRA\"", "nearest: LORA"]),
-        ("peft_type", json!("LOHA"), &["peft_type \"LOHA\"", "PREFIX_TUNING, PROMPT_TUNING, P_TUNING are read"]),
+        ("peft_type", json!("BOFT"), &["peft_type \"BOFT\"", "PREFIX_TUNING, PROMPT_TUNING, P_TUNING are read"]),
         ("peft_type", Value::Null, &["no peft_type"]),
         ("task_type", json!("CAUSAL_LM"), &["task_type \"CAUSAL_LM\""]),
         ("r", json!(0), &["r is 0", "at least 1"]),

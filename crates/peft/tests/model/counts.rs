@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use peft::{
-    AdaLora, BitFit, Method, Model, ModelOptions, PTuning, PrefixTuning, Pretrained, PromptTuning, Targets,
+    AdaLora, BitFit, LoHa, LoKr, Method, Model, ModelOptions, PTuning, PrefixTuning, Pretrained, PromptTuning, Targets,
     TrainableReport, Vera,
 };
 use std::collections::HashMap;
@@ -115,6 +115,20 @@ fn vera_trains_as_much_of_bert_base_as_its_paper_says() {
     let vera = Method::Vera(Vera { r: 1024, ..Vera::default() });
     assert_eq!(at_twelve_layers(&vera), (trained, BERT_BASE + HEAD + trained));
     assert_eq!(trained, 43_008);
+}
+
+/// Hyeon-Woo et al. 2022, table 1: `2 r (m + n)` for a matrix of m by n.
+#[test]
+fn loha_trains_as_much_of_bert_base_as_its_paper_says() {
+    let trained = 2 * 12 * 2 * 8 * (768 + 768);
+    assert_eq!(at_twelve_layers(&Method::LoHa(LoHa::default())), (trained, BERT_BASE + HEAD + trained));
+}
+
+/// 768 is 24 by 32: C of 24 by 24, and D of 32 by 32 as a product of rank 8, twice in each layer.
+#[test]
+fn lokr_trains_two_small_matrices_for_each_layer_of_bert_base() {
+    let trained = 2 * 12 * (24 * 24 + 2 * 8 * 32);
+    assert_eq!(at_twelve_layers(&Method::LoKr(LoKr::default())), (trained, BERT_BASE + HEAD + trained));
 }
 
 /// Zhang et al. 2023, equation 3: for each layer P `(out, r)`, Λ `(r)` and Q `(r, in)`.

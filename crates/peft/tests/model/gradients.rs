@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Tensor, TensorId};
 use peft::{
-    AdaLora, Batch, Bias, BitFit, Ia3, InitLoraWeights, LnTuning, Lora, Method, Model, ModelOptions, PTuning, Pass,
-    Pooling, Precision, PrefixTuning, PromptTuning, Targets, Vera,
+    AdaLora, Batch, Bias, BitFit, Ia3, InitLoKrWeights, InitLoraWeights, LnTuning, LoHa, LoKr, Lora, Method, Model,
+    ModelOptions, PTuning, Pass, Pooling, Precision, PrefixTuning, PromptTuning, Targets, Vera,
 };
 
 use crate::reference::Reference;
@@ -72,6 +72,9 @@ fn variants() -> Vec<Method> {
         Method::Vera(Vera { r: 5, bias: Bias::LoraOnly, layers_to_transform: Some(vec![1]), ..Vera::default() }),
         Method::AdaLora(AdaLora { init_r: 3, target_r: 2, target_modules: all_linear(), ..adalora() }),
         Method::AdaLora(AdaLora { bias: Bias::LoraOnly, ..adalora() }),
+        Method::LoKr(LoKr { target_modules: all_linear(), ..lokr() }),
+        Method::LoKr(LoKr { r: 1, decompose_both: true, ..lokr() }),
+        Method::LoHa(LoHa { r: 2, alpha: 2.0, target_modules: all_linear(), ..LoHa::default() }),
     ])
     .chain(smooth_bottlenecks())
     .chain(prompts)
@@ -82,6 +85,11 @@ fn variants() -> Vec<Method> {
 /// small, so that the model is no steeper in its values than in others.
 fn adalora() -> AdaLora {
     AdaLora { init_lora_weights: false, lora_alpha: 0.2, total_step: Some(10), ..AdaLora::default() }
+}
+
+/// All its matrices start as numbers, without which some have no gradient.
+fn lokr() -> LoKr {
+    LoKr { alpha: 4.0, init_weights: InitLoKrWeights::Switch(false), ..LoKr::default() }
 }
 
 fn needs_the_pooler(method: &Method) -> bool {
@@ -157,6 +165,8 @@ fn with_dropout_in_the_model_and_in_the_branch_gradients_are_those_of_the_same_m
             Method::Lora(lora) => Method::Lora(Lora { lora_dropout: 0.3, ..lora }),
             Method::Vera(vera) => Method::Vera(Vera { vera_dropout: 0.3, ..vera }),
             Method::AdaLora(adalora) => Method::AdaLora(AdaLora { lora_dropout: 0.3, ..adalora }),
+            Method::LoHa(loha) => Method::LoHa(LoHa { rank_dropout: 0.3, ..loha }),
+            Method::LoKr(lokr) => Method::LoKr(LoKr { rank_dropout: 0.3, ..lokr }),
             other => other,
         };
         let model = started(&ModelOptions { dropout: Some(0.2), ..exact(method) });

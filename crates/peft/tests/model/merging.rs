@@ -2,8 +2,8 @@
 
 use candle_core::DType;
 use peft::{
-    AdaLora, Bias, BitFit, Error, Ia3, InitLoraWeights, LnTuning, Lora, Method, Model, ModelOptions, Pass, Pretrained,
-    Targets, Vera,
+    AdaLora, Bias, BitFit, Error, Ia3, InitLoraWeights, LnTuning, LoHa, LoKr, Lora, Method, Model, ModelOptions, Pass,
+    Pretrained, Targets, Vera,
 };
 
 use crate::adapters::{cases, examples, model, starts_from_the_weight};
@@ -25,6 +25,8 @@ fn mergeable() -> Vec<Method> {
         Method::Ia3(Ia3 { target_modules: outer, feedforward_modules: inner, ..Ia3::default() }),
         Method::Vera(Vera { r: 8, vera_dropout: 0.5, target_modules: all_linear(), ..Vera::default() }),
         Method::AdaLora(AdaLora { lora_dropout: 0.5, target_modules: all_linear(), ..AdaLora::default() }),
+        Method::LoKr(LoKr { rank_dropout: 0.5, target_modules: all_linear(), ..LoKr::default() }),
+        Method::LoHa(LoHa { rank_dropout: 0.5, target_modules: all_linear(), ..LoHa::default() }),
     ]
 }
 

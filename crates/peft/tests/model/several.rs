@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use candle_core::{DType, Device, Tensor};
 use peft::{
     AdaLora, Adapter, Adapters, Bias, Combination, CombinationType, ConversionRank, Error, Ia3, InitLoraWeights,
-    LnTuning, Lora, MajoritySignMethod, Method, Model, ModelOptions, Targets, Vera,
+    LnTuning, LoHa, LoKr, Lora, MajoritySignMethod, Method, Model, ModelOptions, Targets, Vera,
 };
 use serde::Deserialize;
 
@@ -365,6 +365,8 @@ fn a_conversion_is_exact_where_the_rank_suffices() {
         (Method::Ia3(Ia3 { target_modules: outer, feedforward_modules: inner, ..Ia3::default() }), 32),
         (Method::Vera(Vera { r: 5, target_modules: all_linear(), ..Vera::default() }), 5),
         (Method::AdaLora(AdaLora { init_r: 3, target_r: 2, bias: Bias::LoraOnly, ..AdaLora::default() }), 3),
+        (Method::LoKr(LoKr { r: 1, ..LoKr::default() }), 32),
+        (Method::LoHa(LoHa { r: 2, ..LoHa::default() }), 4),
     ] {
         let model = trained(method, 3);
         let expected = flat(&model.predict(&batch(&examples().0)).unwrap());

@@ -78,11 +78,11 @@ pub fn batch(sequences: &[Sequence]) -> Batch {
     Batch::new(sequences).unwrap()
 }
 
-/// LoRA's B, VeRA's outer vector and AdaLoRA's singular values start at zero, where what stands beside them has no gradient: gives
+/// LoRA's B, VeRA's outer vector, AdaLoRA's singular values and LoHa's last factor start at zero, where what stands beside them has no gradient: gives
 /// them other values.
 pub fn fill_lora_b(model: &Model) {
     for (index, (name, variable)) in model.parameters().trainable().enumerate() {
-        if ["lora_B.weight", "vera_lambda_b", "lora_E"].iter().any(|end| name.ends_with(end)) {
+        if ["lora_B.weight", "vera_lambda_b", "lora_E", "hada_w2_b"].iter().any(|end| name.ends_with(end)) {
             let values = numbers(variable.elem_count(), 100 + index as u64).iter().map(|x| 0.5 * x).collect();
             set(model, name, values);
         }

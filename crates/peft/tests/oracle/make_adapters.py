@@ -10,12 +10,16 @@ Writes, beside this script:
 
 Logits and gradients are computed in f64 from the f32 weights, without dropout. Run it in this folder:
   pip install --require-hashes --requirement ../../../../interop/oracles.txt && python make_adapters.py
+With names of LATER's cases it makes these alone, and leaves what is stored of the others as it is:
+  python make_adapters.py loha loha_options
 """
 
 import copy
 import json
 import os
 import shutil
+import sys
+import zlib
 from pathlib import Path
 
 import peft
@@ -26,6 +30,8 @@ from peft import (
     AdaLoraConfig,
     IA3Config,
     LNTuningConfig,
+    LoHaConfig,
+    LoKrConfig,
     LoraConfig,
     PeftModel,
     PrefixTuningConfig,
@@ -36,7 +42,7 @@ from peft import (
     initialize_lora_eva_weights,
 )
 from peft.utils.incremental_pca import IncrementalPCA
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import BertForSequenceClassification
 
 from peft_side import gradients, line, our_name, padded
@@ -44,7 +50,7 @@ from peft_side import gradients, line, our_name, padded
 HERE = Path(__file__).parent
 DENSE = ["query", "value", "dense"]
 
-CASES = {
+FIRST = {
     "query_value": {"target_modules": ["query", "value"]},
     "rslora": {"target_modules": "all-linear", "use_rslora": True},
     "patterns": {
@@ -127,6 +133,41 @@ CASES = {
     "p_tuning": {"peft_type": "P_TUNING", "num_virtual_tokens": 5, "encoder_hidden_size": 7},
 }
 
+# Each from a seed of its own, so that one more changes nothing of the others.
+LATER = {
+    "loha": {"peft_type": "LOHA", "r": 3, "alpha": 6, "target_modules": DENSE},
+    "loha_options": {
+        "peft_type": "LOHA",
+        "r": 2,
+        "target_modules": ["query", "dense"],
+        "exclude_modules": ["intermediate.dense"],
+        "layers_to_transform": [1],
+        "layers_pattern": "layer",
+        "rank_pattern": {"attention.output.dense": 1, "query": 4},
+        "alpha_pattern": {"query": 3},
+        "init_weights": False,
+        "modules_to_save": ["token_type_embeddings"],
+    },
+    "lokr": {"peft_type": "LOKR", "r": 2, "alpha": 6, "target_modules": DENSE},
+    "lokr_options": {
+        "peft_type": "LOKR",
+        "r": 1,
+        "decompose_both": True,
+        "decompose_factor": 4,
+        "target_modules": ["query", "dense"],
+        "exclude_modules": ["intermediate.dense"],
+        "layers_to_transform": [1],
+        "layers_pattern": "layer",
+        "rank_pattern": {"query": 4},
+        "alpha_pattern": {"query": 3},
+        "init_weights": False,
+        "modules_to_save": ["token_type_embeddings"],
+    },
+    "lokr_lycoris": {"peft_type": "LOKR", "r": 2, "decompose_factor": 5, "init_weights": "lycoris", "target_modules": "all-linear"},
+}
+
+CASES = FIRST | LATER
+
 # What only files hold: its virtual tokens are read here, and not trained.
 READ_ONLY = {
     "p_tuning_lstm": {
@@ -141,6 +182,8 @@ CONFIGS = {
     "IA3": IA3Config,
     "LN_TUNING": LNTuningConfig,
     "VERA": VeraConfig,
+    "LOHA": LoHaConfig,
+    "LOKR": LoKrConfig,
     "ADALORA": AdaLoraConfig,
     "PREFIX_TUNING": PrefixTuningConfig,
     "PROMPT_TUNING": PromptTuningConfig,
@@ -243,14 +286,22 @@ def make(case, options, sequences, labels, tensors):
 
 def main():
     os.chdir(HERE)
-    torch.manual_seed(20240301)
     torch.set_num_threads(1)
-    shutil.rmtree("adapters", ignore_errors=True)
     oracle = json.loads(Path("oracle.json").read_text())
-    labels, tensors = torch.tensor(oracle["labels"]), {}
-    cases = {
-        case: make(case, options, oracle["sequences"], labels, tensors) for case, options in (CASES | READ_ONLY).items()
-    }
+    labels, tensors, cases = torch.tensor(oracle["labels"]), {}, {}
+    chosen = sys.argv[1:]
+    if chosen:
+        cases = json.loads(Path("adapters.json").read_text())["cases"]
+        stored = load_file("adapters.safetensors")
+        tensors = {name: tensor for name, tensor in stored.items() if name.split(".")[0] not in chosen}
+    else:
+        shutil.rmtree("adapters", ignore_errors=True)
+        torch.manual_seed(20240301)
+        for case, options in (FIRST | READ_ONLY).items():
+            cases[case] = make(case, options, oracle["sequences"], labels, tensors)
+    for case in chosen or LATER:
+        torch.manual_seed(zlib.crc32(case.encode()))
+        cases[case] = make(case, LATER[case], oracle["sequences"], labels, tensors)
     made_with = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Tensor};
 
 use super::config::Lora;
-use super::tuner::Patterns;
 use crate::error::{Error, Result};
 use crate::numerics::svd;
 use crate::tuners::combination::{Combination, CombinationType, Part, Space, mix, refuse};
@@ -35,10 +34,10 @@ pub(super) fn combine(
     let mut ranks = Vec::new();
     for part in parts {
         let lora = plain_lora(part)?;
-        let patterns = Patterns::new(lora)?;
+        let patterns = lora.patterns()?;
         let mut highest = 0;
         for module in part.modules_with(".lora_A.weight") {
-            let (_, scaling) = patterns.rank_and_scaling(lora, module);
+            let (_, scaling) = lora.rank_and_scaling(&patterns, module);
             let factor =
                 |name: &str| Ok::<_, Error>(part.tensor(&format!("{module}.{name}.weight"))?.to_dtype(DType::F64)?);
             let (a, b) = (factor("lora_A")?, factor("lora_B")?);

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use regex::Regex;
 use serde_json::{Value, json};
 
 use super::adapter::Branch;
@@ -12,57 +11,27 @@ use super::combine;
 use super::config::{InitLoraWeights, Lora};
 use super::eva::Eva;
 use crate::architectures::Architecture;
-use crate::builder::{Builder, Tuner};
+use crate::builder::Tuner;
 use crate::error::{ConfigError, Result};
-use crate::layers::LinearAdapter;
-use crate::parameters::Modules;
-use crate::targets::expression;
 use crate::tuners::combination::{Combination, Part};
 use crate::tuners::config::{Bias, DataInitializer, LayerRank, TunerConfig};
 use crate::tuners::config_file::{ConfigFile, Fields, PromptSizes};
-use crate::tuners::options::{BIAS, EXCLUDED, LAYERS, MODULES_TO_SAVE, MethodOption, OptionKind, TARGETS, option};
-use crate::tuners::selection::Selection;
-
-struct LoraTuner {
-    lora: Lora,
-    selection: Selection,
-    patterns: Patterns,
-}
-
-impl Tuner for LoraTuner {
-    fn trains(&self, _module: &str, name: &str) -> bool {
-        name == "bias" && self.lora.bias == Bias::All
-    }
-
-    fn trains_beside_adapter(&self, name: &str) -> bool {
-        name == "bias" && self.lora.bias != Bias::None
-    }
-
-    fn linear(
-        &self,
-        builder: &mut Builder,
-        path: &str,
-        weight: Tensor,
-    ) -> Result<(Option<Box<dyn LinearAdapter>>, Tensor)> {
-        if !self.selection.adapts(path) {
-            return Ok((None, weight));
-        }
-        let (r, scaling) = self.patterns.rank_and_scaling(&self.lora, path);
-        let Lora { lora_dropout: dropout, init_lora_weights: initial, use_dora, .. } = self.lora;
-        let (adapter, weight) = Branch { r, scaling, dropout, initial, use_dora }.build(builder, path, weight)?;
-        Ok((Some(adapter), weight))
-    }
-
-    fn check_targets(&self, modules: &Modules) -> Result<()> {
-        self.selection.check_targets(&self.lora.to_string(), modules)
-    }
-}
+use crate::tuners::options::{
+    BIAS, EXCLUDED, LAYERS, MODULES_TO_SAVE, MethodOption, OptionKind, PATTERNS, TARGETS, option,
+};
+use crate::tuners::patterns::Patterns;
+use crate::tuners::selected_layers::SelectedLayers;
 
 impl TunerConfig for Lora {
     fn tuner(&self) -> Result<Arc<dyn Tuner>> {
         self.check()?;
-        let (selection, patterns) = (Selection::new(&self.fields())?, Patterns::new(self)?);
-        Ok(Arc::new(LoraTuner { lora: self.clone(), selection, patterns }))
+        let (lora, patterns) = (self.clone(), self.patterns()?);
+        let tuner = SelectedLayers::new(self.to_string(), &self.fields(), self.bias, move |builder, path, weight| {
+            let (r, scaling) = lora.rank_and_scaling(&patterns, path);
+            let Lora { lora_dropout: dropout, init_lora_weights: initial, use_dora, .. } = lora;
+            Branch { r, scaling, dropout, initial, use_dora }.build(builder, path, weight)
+        })?;
+        Ok(Arc::new(tuner))
     }
 
     fn set_default_layers(&mut self, architecture: Architecture) {
@@ -88,12 +57,12 @@ impl TunerConfig for Lora {
 
     /// PEFT's `_load_eva_state_dict` (`tuners/lora/eva.py`).
     fn set_ranks(&mut self, ranks: &[LayerRank]) -> Result<()> {
-        let patterns = Patterns::new(self)?;
+        let patterns = self.patterns()?;
         let adjusts = self.eva_config.clone().unwrap_or_default().adjust_scaling_factors;
         let mut lora = Self { rank_pattern: BTreeMap::new(), alpha_pattern: BTreeMap::new(), ..self.clone() };
         let mut paths = Vec::new();
         for LayerRank { path, asked, given } in ranks.iter().filter(|layer| layer.given > 0) {
-            let mut alpha = patterns.alpha(self, path);
+            let mut alpha = patterns.alpha(path, self.lora_alpha);
             if adjusts {
                 alpha *= *given as f64 / *asked as f64;
             }
@@ -173,13 +142,6 @@ impl ConfigFile for Lora {
                 "The branch is multiplied by lora_alpha / r [default: 2 r]",
             ),
             option("lora-dropout", "lora_dropout", OptionKind::Value, "Dropout on the branch's input [default: 0]"),
-            option(
-                "rank-pattern",
-                "rank_pattern",
-                OptionKind::Map,
-                "Ranks of their own, such as query=4,output.dense=16",
-            ),
-            option("alpha-pattern", "alpha_pattern", OptionKind::Map, "lora_alpha of their own, such as query=8"),
             option("use-rslora", "use_rslora", OptionKind::Switch, "Multiply the branch by lora_alpha / sqrt(r)"),
             option(
                 "use-dora",
@@ -218,6 +180,7 @@ impl ConfigFile for Lora {
                 "With init_lora_weights eva: let lora_alpha grow and shrink with a layer's rank [default: true]",
             ),
         ],
+        PATTERNS,
         TARGETS,
         EXCLUDED,
         LAYERS,
@@ -272,36 +235,15 @@ impl ConfigFile for Lora {
     }
 }
 
-/// `rank_pattern` and `alpha_pattern`, compiled (PEFT `utils/other.py`, `get_pattern_key`).
-pub(super) struct Patterns {
-    ranks: Vec<(Regex, usize)>,
-    alphas: Vec<(Regex, f64)>,
-}
-
-impl Patterns {
-    pub fn new(lora: &Lora) -> Result<Self> {
-        Ok(Self { ranks: compile(&lora.rank_pattern)?, alphas: compile(&lora.alpha_pattern)? })
+impl Lora {
+    pub(super) fn patterns(&self) -> Result<Patterns> {
+        Patterns::new(&self.rank_pattern, &self.alpha_pattern)
     }
 
-    pub fn rank_and_scaling(&self, lora: &Lora, module: &str) -> (usize, f64) {
-        let r = first(&self.ranks, module).unwrap_or(lora.r);
-        (r, lora.scaling_of(r, self.alpha(lora, module)))
+    pub(super) fn rank_and_scaling(&self, patterns: &Patterns, module: &str) -> (usize, f64) {
+        let r = patterns.rank(module, self.r);
+        (r, self.scaling_of(r, patterns.alpha(module, self.lora_alpha)))
     }
-
-    fn alpha(&self, lora: &Lora, module: &str) -> f64 {
-        first(&self.alphas, module).unwrap_or(lora.lora_alpha)
-    }
-}
-
-fn first<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
-    patterns.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| *value)
-}
-
-fn compile<T: Copy>(values: &BTreeMap<String, T>) -> Result<Vec<(Regex, T)>> {
-    values
-        .iter()
-        .map(|(pattern, value)| Ok((expression(&format!(r"^(?:.*\.)?(?:{pattern})$"), pattern)?, *value)))
-        .collect()
 }
 
 #[cfg(test)]
@@ -311,6 +253,7 @@ mod tests {
     use super::*;
     use crate::parameters::POOLER;
     use crate::targets::Targets;
+    use crate::tuners::selection::Selection;
 
     /// Which of these paths get a branch.
     fn adapted(lora: &Lora, paths: &[&str]) -> Vec<bool> {
