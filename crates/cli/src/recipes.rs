@@ -1,4 +1,4 @@
-//! `peft-glue glue`: every recipe, in any number of sittings.
+//! `peft-glue glue`: every recipe, in any number of interrupted parts.
 
 use anyhow::Result;
 use trainer::glue::{Baseline, Split};
