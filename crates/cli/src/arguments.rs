@@ -26,14 +26,14 @@ impl Arguments {
             |(matches, id): &(&&ArgMatches, &str)| matches.value_source(id) == Some(ValueSource::CommandLine);
         // Groups have ids too, in capital letters as the structs they are of.
         let is_option = |(_, id): &(&&ArgMatches, &str)| !id.starts_with(char::is_uppercase);
-        let given = names.filter(is_typed).filter(is_option).map(|(_, id)| id.to_string()).collect();
+        let given: Vec<String> = names.filter(is_typed).filter(is_option).map(|(_, id)| id.to_string()).collect();
         if let Command::Run { run, .. }
         | Command::Predict { run, .. }
         | Command::Replay { run, .. }
         | Command::Parameters { run, .. } = &mut arguments.command
         {
+            run.method_options = of_command.map(|matches| method::given(matches, &given)).unwrap_or_default();
             run.given = given;
-            run.method_options = of_command.map(method::given).unwrap_or_default();
         }
         arguments
     }

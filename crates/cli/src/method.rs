@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, anyhow, bail};
-use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches};
 use trainer::Tokenizer;
 use trainer::glue::Example;
@@ -41,18 +40,13 @@ fn argument(option: &MethodOption, methods: &[&str]) -> Arg {
     }
 }
 
-/// The options of methods that were typed: name and text, in the order of the help.
-pub fn given(matches: &ArgMatches) -> Vec<(String, String)> {
-    let names: Vec<String> = arguments().iter().map(|argument| argument.get_id().to_string()).collect();
-    let typed = names.into_iter().filter(|name| {
-        matches.try_contains_id(name).is_ok() && matches.value_source(name) == Some(ValueSource::CommandLine)
-    });
-    typed
-        .map(|name| {
-            let text = matches.try_get_one::<String>(&name).ok().flatten().cloned().unwrap_or_default();
-            (name, text)
-        })
-        .collect()
+/// Of the options that were typed those of methods, each with its text.
+pub fn given(matches: &ArgMatches, typed: &[String]) -> Vec<(String, String)> {
+    let is_of_method = |name: &&String| {
+        Method::IDS.iter().any(|id| Method::options(id).iter().any(|option| option.name == name.as_str()))
+    };
+    let text = |name: &String| matches.try_get_one::<String>(name).ok().flatten().cloned().unwrap_or_default();
+    typed.iter().filter(is_of_method).map(|name| (name.clone(), text(name))).collect()
 }
 
 /// The method of that id with the options that were typed, on that model. `base` is the same method as a file says it.
