@@ -81,30 +81,28 @@ pub(crate) trait Tuner: Send + Sync {
         Ok(())
     }
 
-    /// Frozen tensors that all layers' adapters share, as a file names them, with their shapes.
-    fn shared_shapes(&self) -> Vec<(&'static str, [usize; 2])> {
-        Vec::new()
+    /// Frozen tensors that the adapters of all layers share, if they do.
+    fn shared_tensors(&self) -> Option<&dyn SharedTensors> {
+        None
     }
+}
 
-    /// The values of these tensors, in the same order.
-    fn shared_tensors(&self) -> Result<Vec<Tensor>> {
-        Ok(Vec::new())
-    }
+/// Frozen tensors that the adapters of all layers share. Either they are drawn from a key, or a file brings them.
+pub(crate) trait SharedTensors: Send + Sync {
+    /// Their names in a file and their shapes, which are known once all layers are there.
+    fn shapes(&self) -> Vec<(&'static str, [usize; 2])>;
 
-    /// Draws their values from a key, once all layers are there; the model's numbers are of that type and place.
-    fn draw_shared_tensors(&self, _key: u64, _dtype: DType, _device: &Device) -> Result<()> {
-        Ok(())
-    }
+    /// Their values, in the same order.
+    fn values(&self) -> Result<Vec<Tensor>>;
+
+    /// Draws them from a key, for a model whose numbers are of that type and place.
+    fn draw(&self, key: u64, dtype: DType, device: &Device) -> Result<()>;
 
     /// Takes the values of a file in their place.
-    fn set_shared_tensors(&self, _tensors: Vec<Tensor>, _dtype: DType, _device: &Device) -> Result<()> {
-        Ok(())
-    }
+    fn set(&self, values: Vec<Tensor>, dtype: DType, device: &Device) -> Result<()>;
 
-    /// Whether their values are not those that a key gives.
-    fn shared_tensors_differ(&self, _key: u64) -> bool {
-        false
-    }
+    /// Whether they are those that a key gives.
+    fn are_drawn_from(&self, key: u64) -> bool;
 }
 
 /// Hands out a model's layers and parameters as the tuner decides.

@@ -29,6 +29,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::builder::SharedTensors;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::model::{Model, ModelOptions};
@@ -126,9 +127,8 @@ impl Model {
         if let Some(virtual_tokens) = self.prompt_embeddings()? {
             tensors.insert(weights::PROMPT.into(), virtual_tokens.detach());
         }
-        if config.method.config().saves_shared_tensors() {
-            let names = self.tuner().shared_shapes().into_iter().map(|(name, _)| shared_key(name));
-            tensors.extend(names.zip(self.tuner().shared_tensors()?));
+        if let Some(shared) = self.tuner().shared_tensors().filter(|_| config.method.config().saves_shared_tensors()) {
+            tensors.extend(shared_keys(shared).map(|(key, _)| key).zip(shared.values()?));
         }
         Ok(Adapter { config, warnings: Vec::new(), weights: Weights::new("an adapter in memory", tensors) })
     }
@@ -175,28 +175,24 @@ impl Model {
         let mut known: BTreeSet<&str> = parameters.iter().map(|(key, _)| key.as_str()).collect();
         let empty: Vec<String> = self.parameters().empty().map(|(name, _)| self.key(name)).collect();
         known.extend(empty.iter().map(String::as_str));
-        let shared_shapes = self.tuner().shared_shapes();
-        let shared: Vec<(String, [usize; 2])> = match config.method.config().saves_shared_tensors() {
-            true => shared_shapes.iter().map(|(name, shape)| (shared_key(name), *shape)).collect(),
-            false => Vec::new(),
-        };
-        let shared_tensors: Vec<Tensor> = shared
+        let shared = self.tuner().shared_tensors();
+        let saved = shared.filter(|_| config.method.config().saves_shared_tensors());
+        let keys: Vec<(String, [usize; 2])> = saved.into_iter().flat_map(shared_keys).collect();
+        let shared_values: Vec<Tensor> = keys
             .iter()
             .map(|(key, shape)| weights.required(key, shape, &parameters).cloned())
             .collect::<Result<_>>()?;
-        known.extend(shared.iter().map(|(key, _)| key.as_str()));
+        known.extend(keys.iter().map(|(key, _)| key.as_str()));
         let mut warnings = adapter.warnings.clone();
         warnings.extend(weights.extra(&known, &self.modules.all)?);
         warnings.extend(base_warning(config, self.base_model()));
         for ((_, variable), value) in parameters.iter().zip(values) {
             variable.set(&value)?;
         }
-        match config.method.config().shared_tensors_key() {
-            Some(_) if !shared.is_empty() => {
-                self.tuner().set_shared_tensors(shared_tensors, self.dtype(), self.device())?;
-            }
-            Some(key) => self.tuner().draw_shared_tensors(key, self.dtype(), self.device())?,
-            None => {}
+        match (saved, shared, config.method.config().shared_tensors_key()) {
+            (Some(saved), ..) => saved.set(shared_values, self.dtype(), self.device())?,
+            (None, Some(shared), Some(key)) => shared.draw(key, self.dtype(), self.device())?,
+            _ => {}
         }
         Ok(warnings)
     }
@@ -238,7 +234,7 @@ impl Model {
 
     /// Whether a key of a file is of a tensor that layers share.
     pub(crate) fn is_shared(&self, key: &str) -> bool {
-        self.tuner().shared_shapes().iter().any(|(name, _)| shared_key(name) == key)
+        self.tuner().shared_tensors().into_iter().flat_map(shared_keys).any(|(shared, _)| shared == key)
     }
 
     /// The key of a trained parameter in a file.
@@ -253,9 +249,9 @@ impl Model {
     }
 }
 
-/// The key of a tensor that layers share: a part of PEFT's model, not of Hugging Face's.
-fn shared_key(name: &str) -> String {
-    format!("{}{name}", weights::PREFIX_OF_PROMPTS)
+/// The keys and shapes of tensors that layers share: parts of PEFT's model, not of Hugging Face's.
+fn shared_keys(shared: &dyn SharedTensors) -> impl Iterator<Item = (String, [usize; 2])> {
+    shared.shapes().into_iter().map(|(name, shape)| (format!("{}{name}", weights::PREFIX_OF_PROMPTS), shape))
 }
 
 /// A warning where a file names another base model. Only the last part of a name counts: the same model may lie in another

@@ -7,7 +7,8 @@ use candle_core::Tensor;
 use crate::adapter_files::{Adapter, AdapterConfig, PREFIX, Weights, base_warning};
 use crate::error::Result;
 use crate::parameters::HEADS;
-use crate::tuners::combination::{Combination, Part, refuse};
+use crate::tuners::combination::{Combination, refuse};
+use crate::tuners::config::Part;
 
 impl Adapter {
     /// One adapter of several, each with its weight, which may be below 0: LoRA as `combination_type` says, (IA)³ by the weighted sum

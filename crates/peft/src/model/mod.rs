@@ -132,8 +132,8 @@ impl Model {
         builder.precision = builder.precision.of_f32();
         let head = Head::new(&mut builder, &config, &layout.head, options.pooling, options.num_labels)?;
         let Builder { tuner, parameters, modules, adapted, .. } = builder;
-        if let Some(key) = options.method.config().shared_tensors_key() {
-            tuner.draw_shared_tensors(key, options.dtype, &options.device)?;
+        if let (Some(shared), Some(key)) = (tuner.shared_tensors(), options.method.config().shared_tensors_key()) {
+            shared.draw(key, options.dtype, &options.device)?;
         }
         Ok(Self {
             network: Network { encoder, head },

@@ -1,13 +1,11 @@
 //! How several adapters of one method are combined, in the words of PEFT's `add_weighted_adapter`.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
 use candle_core::{Device, Tensor};
 use rand::RngExt;
 
-use super::config::TunerConfig;
 use super::task_tensors::{MajoritySignMethod, Mixing, Prune};
 use crate::error::{Error, Result};
 use crate::parameters::generator;
@@ -149,35 +147,6 @@ impl FromStr for CombinationType {
             let names = Self::ALL.map(Self::name);
             format!("no combination is called {text:?}{}; expected one of {}", nearest(text, names), names.join(", "))
         })
-    }
-}
-
-/// One of the adapters that are combined.
-pub(crate) struct Part<'a> {
-    /// What messages call it.
-    pub name: String,
-    pub config: &'a dyn TunerConfig,
-    pub weight: f64,
-    /// By the parameters' names.
-    pub tensors: BTreeMap<&'a str, &'a Tensor>,
-}
-
-impl Part<'_> {
-    /// The modules that have a tensor of that name, by their paths.
-    pub fn modules_with(&self, last: &str) -> impl Iterator<Item = &str> {
-        self.tensors.keys().filter_map(move |name| name.strip_suffix(last))
-    }
-
-    /// The tensor of that name.
-    pub fn tensor(&self, name: &str) -> Result<&Tensor> {
-        match self.tensors.get(name) {
-            Some(tensor) => Ok(tensor),
-            None => Err(Error::MissingAdapterTensor {
-                path: self.name.clone().into(),
-                key: name.into(),
-                nearest: nearest(name, self.tensors.keys().copied()),
-            }),
-        }
     }
 }
 

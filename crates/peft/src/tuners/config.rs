@@ -8,11 +8,12 @@ use std::sync::Arc;
 use candle_core::{Tensor, Var};
 use serde::{Deserialize, Serialize};
 
-use super::combination::{Combination, Part, refuse};
+use super::combination::{Combination, refuse};
 use crate::architectures::{Architecture, Config};
 use crate::builder::Tuner;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::parameters::Parameters;
+use crate::similar_names::nearest;
 
 /// Which biases are trained besides an adapter (PEFT's `bias`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,7 +137,7 @@ pub(crate) trait TunerConfig: Any + fmt::Display {
         Ok(())
     }
 
-    /// Whether files hold [`Tuner::shared_tensors`]. Without, they follow from the options.
+    /// Whether files hold the [`crate::builder::SharedTensors`]. Without, they follow from the options.
     fn saves_shared_tensors(&self) -> bool {
         false
     }
@@ -165,6 +166,35 @@ impl dyn TunerConfig {
     /// The same as options of one method, if they are.
     pub fn downcast_ref<C: TunerConfig>(&self) -> Option<&C> {
         (self as &dyn Any).downcast_ref()
+    }
+}
+
+/// One of the adapters that are combined.
+pub(crate) struct Part<'a> {
+    /// What messages call it.
+    pub name: String,
+    pub config: &'a dyn TunerConfig,
+    pub weight: f64,
+    /// By the parameters' names.
+    pub tensors: BTreeMap<&'a str, &'a Tensor>,
+}
+
+impl Part<'_> {
+    /// The modules that have a tensor of that name, by their paths.
+    pub fn modules_with(&self, last: &str) -> impl Iterator<Item = &str> {
+        self.tensors.keys().filter_map(move |name| name.strip_suffix(last))
+    }
+
+    /// The tensor of that name.
+    pub fn tensor(&self, name: &str) -> Result<&Tensor> {
+        match self.tensors.get(name) {
+            Some(tensor) => Ok(tensor),
+            None => Err(Error::MissingAdapterTensor {
+                path: self.name.clone().into(),
+                key: name.into(),
+                nearest: nearest(name, self.tensors.keys().copied()),
+            }),
+        }
     }
 }
 

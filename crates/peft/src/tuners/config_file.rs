@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::config::TunerConfig;
 use super::options::MethodOption;
-use crate::error::ConfigError;
+use crate::architectures::Architecture;
+use crate::error::{ConfigError, Error};
 
 /// Fields of a JSON object.
 pub(crate) type Fields = Map<String, Value>;
@@ -29,10 +30,10 @@ pub(crate) trait ConfigFile: TunerConfig + Clone + Serialize + DeserializeOwned 
     const PEFT_TYPE: &'static str;
 
     /// Fields that PEFT has for itself, and that change nothing for an encoder's linear layers or whose effect is in the tensors.
-    const WITHOUT_EFFECT: &'static [&'static str] = &[];
+    const WITHOUT_EFFECT: &'static [&'static [&'static str]] = &[];
 
     /// Fields that change what is computed, in ways that this crate does not do: they must be null, false or empty.
-    const NOT_SUPPORTED: &'static [&'static str] = &[];
+    const NOT_SUPPORTED: &'static [&'static [&'static str]] = &[];
 
     /// A field that must say something, and what to do where it does not.
     const REQUIRED: Option<(&'static str, &'static str)> = None;
@@ -72,13 +73,13 @@ pub(crate) trait ConfigFile: TunerConfig + Clone + Serialize + DeserializeOwned 
 pub(super) fn known<C: ConfigFile>() -> Vec<String> {
     let defaults = C::peft_defaults();
     let written = defaults.as_object().into_iter().flat_map(Fields::keys).cloned();
-    let named = [field_names::<C>(), C::WITHOUT_EFFECT, C::NOT_SUPPORTED].concat();
+    let named = [&[field_names::<C>()], C::WITHOUT_EFFECT, C::NOT_SUPPORTED].concat().concat();
     named.into_iter().map(String::from).chain(written).collect()
 }
 
 /// A method's options from a file's fields. `modules_to_save` are those of the file, without heads.
 pub(super) fn read<C: ConfigFile>(mut fields: Fields, modules_to_save: &[String]) -> Result<C, ConfigError> {
-    for &field in C::NOT_SUPPORTED {
+    for &field in C::NOT_SUPPORTED.iter().copied().flatten() {
         if let Some(value) = fields.get(field).filter(|value| !is_empty(value)) {
             return Err(ConfigError::NotSupported { field: field.into(), value: value.clone() });
         }
@@ -118,6 +119,22 @@ pub(super) fn parse<C: ConfigFile>(given: Fields) -> Result<C, ConfigError> {
         })?;
     }
     Ok(serde_json::from_value(Value::Object(given))?)
+}
+
+/// A method's options from the fields that were given. Where no layers are named, they are those of the architecture.
+pub(super) fn from_fields<C: ConfigFile + Default>(
+    mut given: Fields,
+    architecture: impl FnOnce() -> Result<Architecture, Error>,
+) -> Result<C, ConfigError> {
+    C::complete(&mut given)?;
+    if !field_names::<C>().contains(&"target_modules") || given.contains_key("target_modules") {
+        return parse(given);
+    }
+    let mut meant = C::default();
+    meant.set_default_layers(architecture().map_err(|error| ConfigError::Options(Box::new(error)))?);
+    let Value::Object(mut fields) = serde_json::to_value(meant)? else { return parse(given) };
+    fields.extend(given);
+    parse(fields)
 }
 
 /// A file's fields of a method's options.

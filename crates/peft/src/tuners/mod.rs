@@ -170,8 +170,8 @@ macro_rules! methods {
                 architecture: impl FnOnce() -> Result<Architecture, Error>,
             ) -> Result<Self, ConfigError> {
                 match id {
-                    $($unit_id => options::from_fields::<$unit>(fields, architecture).map(|_| Self::$unit),)*
-                    $($id => options::from_fields(fields, architecture).map(Self::$kind),)*
+                    $($unit_id => config_file::from_fields::<$unit>(fields, architecture).map(|_| Self::$unit),)*
+                    $($id => config_file::from_fields(fields, architecture).map(Self::$kind),)*
                     _ => Err(ConfigError::UnknownType {
                         found: id.into(),
                         nearest: nearest(id, Self::IDS.iter().copied()),

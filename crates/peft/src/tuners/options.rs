@@ -1,10 +1,6 @@
 //! The options of a method as they are typed on a command line: a name, a field of the method's options, and text turned into JSON.
 
-use serde_json::{Value, json};
-
-use super::config_file::{ConfigFile, Fields, field_names, parse};
-use crate::architectures::Architecture;
-use crate::error::{ConfigError, Error};
+use serde_json::{Map, Value, json};
 
 /// An option of a method on a command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +105,7 @@ impl MethodOption {
     ///
     /// # Errors
     /// When the text is not of the option's kind.
-    pub fn set(&self, text: &str, fields: &mut serde_json::Map<String, Value>) -> Result<(), String> {
+    pub fn set(&self, text: &str, fields: &mut Map<String, Value>) -> Result<(), String> {
         let value = match self.kind {
             OptionKind::Switch => json!(true),
             OptionKind::Value => scalar(text),
@@ -140,27 +136,4 @@ fn scalar(text: &str) -> Value {
         Ok(value @ (Value::Number(_) | Value::Bool(_))) => value,
         _ => json!(text),
     }
-}
-
-/// A method's options from the fields that were given. Where no layers are named, they are those of the architecture.
-pub(super) fn from_fields<C: ConfigFile + Default>(
-    mut given: Fields,
-    architecture: impl FnOnce() -> Result<Architecture, Error>,
-) -> Result<C, ConfigError> {
-    C::complete(&mut given)?;
-    let names = field_names::<C>();
-    if names.contains(&"target_modules") && !given.contains_key("target_modules") {
-        let default = C::default();
-        let mut meant = default.clone();
-        meant.set_default_layers(architecture().map_err(|error| ConfigError::Options(Box::new(error)))?);
-        if let (Value::Object(default), Value::Object(meant)) =
-            (serde_json::to_value(default)?, serde_json::to_value(meant)?)
-        {
-            let differs =
-                |(field, value): &(String, Value)| default.get(field) != Some(value) && !given.contains_key(field);
-            let of_architecture: Fields = meant.into_iter().filter(differs).collect();
-            given.extend(of_architecture);
-        }
-    }
-    parse(given)
 }

@@ -1,10 +1,12 @@
 //! The tuner of methods that put an adapter on the linear layers that are chosen, and train nothing else but biases.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 
 use super::config::Bias;
 use super::selection::{Fields, Selection};
-use crate::builder::{Builder, Tuner};
+use crate::builder::{Builder, SharedTensors, Tuner};
 use crate::error::Result;
 use crate::layers::LinearAdapter;
 use crate::parameters::Modules;
@@ -16,7 +18,11 @@ pub(super) struct SelectedLayers<F> {
     selection: Selection,
     bias: Bias,
     adapter: F,
+    shared: Option<Arc<dyn SharedTensors>>,
+    check: Option<Check>,
 }
+
+type Check = Box<dyn Fn(&Modules) -> Result<()> + Send + Sync>;
 
 impl<F> SelectedLayers<F>
 where
@@ -24,7 +30,17 @@ where
 {
     /// `method` is its name in messages.
     pub fn new(method: String, fields: &Fields, bias: Bias, adapter: F) -> Result<Self> {
-        Ok(Self { method, selection: Selection::new(fields)?, bias, adapter })
+        Ok(Self { method, selection: Selection::new(fields)?, bias, adapter, shared: None, check: None })
+    }
+
+    /// With tensors that all adapters share.
+    pub fn sharing(self, tensors: Arc<dyn SharedTensors>) -> Self {
+        Self { shared: Some(tensors), ..self }
+    }
+
+    /// With a check of its own behind that of the targets.
+    pub fn checking(self, check: impl Fn(&Modules) -> Result<()> + Send + Sync + 'static) -> Self {
+        Self { check: Some(Box::new(check)), ..self }
     }
 }
 
@@ -54,6 +70,11 @@ where
     }
 
     fn check_targets(&self, modules: &Modules) -> Result<()> {
-        self.selection.check_targets(&self.method, modules)
+        self.selection.check_targets(&self.method, modules)?;
+        self.check.as_ref().map_or(Ok(()), |check| check(modules))
+    }
+
+    fn shared_tensors(&self) -> Option<&dyn SharedTensors> {
+        self.shared.as_deref()
     }
 }

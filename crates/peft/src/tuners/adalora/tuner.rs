@@ -11,70 +11,30 @@ use super::adapter::{NAMES, SvdBranch};
 use super::allocator::RankAllocator;
 use super::config::AdaLora;
 use crate::architectures::Architecture;
-use crate::builder::{Builder, Tuner};
+use crate::builder::Tuner;
 use crate::error::{ConfigError, Error, Result};
-use crate::layers::LinearAdapter;
 use crate::parameters::{Modules, Parameters};
 use crate::tuners::config::{AfterStep, Bias, TunerConfig};
 use crate::tuners::config_file::{ConfigFile, Fields};
+use crate::tuners::lora::{NOT_SUPPORTED, WITHOUT_EFFECT};
 use crate::tuners::options::{BIAS, EXCLUDED, LAYERS, MODULES_TO_SAVE, MethodOption, OptionKind, TARGETS, option};
-use crate::tuners::selection::Selection;
-
-struct AdaLoraTuner {
-    adalora: AdaLora,
-    selection: Selection,
-}
-
-impl Tuner for AdaLoraTuner {
-    fn trains(&self, _module: &str, name: &str) -> bool {
-        name == "bias" && self.adalora.bias == Bias::All
-    }
-
-    fn trains_beside_adapter(&self, name: &str) -> bool {
-        name == "bias" && self.adalora.bias != Bias::None
-    }
-
-    fn linear(
-        &self,
-        builder: &mut Builder,
-        path: &str,
-        weight: Tensor,
-    ) -> Result<(Option<Box<dyn LinearAdapter>>, Tensor)> {
-        if !self.selection.adapts(path) {
-            return Ok((None, weight));
-        }
-        let adalora = &self.adalora;
-        let left = adalora.rank_pattern.get(&format!("{path}.{}", NAMES.e));
-        let branch = SvdBranch {
-            r: left.map_or(adalora.init_r, |left| left.iter().filter(|kept| **kept).count()),
-            scaling: adalora.scaling(),
-            dropout: adalora.lora_dropout,
-            begins_as_nothing: adalora.init_lora_weights,
-        };
-        Ok((Some(branch.build(builder, path, &weight)?), weight))
-    }
-
-    fn check_targets(&self, modules: &Modules) -> Result<()> {
-        self.selection.check_targets("AdaLoRA", modules)?;
-        let names_branch = |key: &String| {
-            key.strip_suffix(NAMES.e).is_some_and(|path| modules.linear_layers.contains(path.trim_end_matches('.')))
-        };
-        match self.adalora.rank_pattern.keys().find(|key| !names_branch(key)) {
-            Some(key) => Err(Error::Adapter {
-                method: "AdaLoRA",
-                field: "rank_pattern",
-                found: key.clone(),
-                expected: "names of branches of this model, such as bert.encoder.layer.0.attention.self.query.lora_E",
-            }),
-            None => Ok(()),
-        }
-    }
-}
+use crate::tuners::selected_layers::SelectedLayers;
 
 impl TunerConfig for AdaLora {
     fn tuner(&self) -> Result<Arc<dyn Tuner>> {
         self.check()?;
-        Ok(Arc::new(AdaLoraTuner { selection: Selection::new(&self.fields())?, adalora: self.clone() }))
+        let (adalora, rank_pattern) = (self.clone(), self.rank_pattern.clone());
+        let layers = SelectedLayers::new("AdaLoRA".into(), &self.fields(), self.bias, move |builder, path, weight| {
+            let left = adalora.rank_pattern.get(&format!("{path}.{}", NAMES.e));
+            let branch = SvdBranch {
+                r: left.map_or(adalora.init_r, |left| left.iter().filter(|kept| **kept).count()),
+                scaling: adalora.scaling(),
+                dropout: adalora.lora_dropout,
+                begins_as_nothing: adalora.init_lora_weights,
+            };
+            Ok((branch.build(builder, path, &weight)?, weight))
+        })?;
+        Ok(Arc::new(layers.checking(move |modules| check_pattern(&rank_pattern, modules))))
     }
 
     fn set_default_layers(&mut self, architecture: Architecture) {
@@ -178,41 +138,31 @@ impl TunerConfig for AdaLora {
     }
 }
 
+/// Fails where a name of `rank_pattern` names no branch.
+fn check_pattern(rank_pattern: &BTreeMap<String, Vec<bool>>, modules: &Modules) -> Result<()> {
+    let names_branch = |key: &String| {
+        key.strip_suffix(NAMES.e).is_some_and(|path| modules.linear_layers.contains(path.trim_end_matches('.')))
+    };
+    match rank_pattern.keys().find(|key| !names_branch(key)) {
+        Some(key) => Err(Error::Adapter {
+            method: "AdaLoRA",
+            field: "rank_pattern",
+            found: key.clone(),
+            expected: "names of branches of this model, such as bert.encoder.layer.0.attention.self.query.lora_E",
+        }),
+        None => Ok(()),
+    }
+}
+
 impl ConfigFile for AdaLora {
     const PEFT_TYPE: &'static str = "ADALORA";
     const REQUIRED: Option<(&'static str, &'static str)> =
         Some(("target_modules", "name the layers that have a branch"));
     const TENSORS: &'static [&'static str] = &[".lora_"];
-    /// LoRA's fields, of which PEFT makes nothing here, among them.
-    const WITHOUT_EFFECT: &'static [&'static str] = &[
-        "r",
-        "alpha_pattern",
-        "use_rslora",
-        "eva_config",
-        "fan_in_fan_out",
-        "megatron_config",
-        "megatron_core",
-        "runtime_config",
-        "ensure_weight_tying",
-        "qalora_group_size",
-        "loftq_config",
-        "corda_config",
-    ];
-    const NOT_SUPPORTED: &'static [&'static str] = &[
-        "use_dora",
-        "lora_bias",
-        "layer_replication",
-        "trainable_token_indices",
-        "target_parameters",
-        "alora_invocation_tokens",
-        "use_qalora",
-        "lora_ga_config",
-        "velora_config",
-        "kasa_config",
-        "monteclora_config",
-        "arrow_config",
-        "use_bdlora",
-    ];
+    /// Of these of LoRA's fields PEFT makes nothing here.
+    const WITHOUT_EFFECT: &'static [&'static [&'static str]] =
+        &[WITHOUT_EFFECT, &["r", "alpha_pattern", "use_rslora", "eva_config"]];
+    const NOT_SUPPORTED: &'static [&'static [&'static str]] = &[NOT_SUPPORTED, &["use_dora"]];
 
     const OPTIONS: &'static [&'static [MethodOption]] = &[
         &[

@@ -7,7 +7,8 @@ use candle_core::{DType, Tensor};
 use super::Ia3;
 use crate::error::Result;
 use crate::targets::Targets;
-use crate::tuners::combination::{Combination, CombinationType, Part, refuse};
+use crate::tuners::combination::{Combination, CombinationType, refuse};
+use crate::tuners::config::Part;
 
 pub(super) fn combine(
     parts: &[Part],

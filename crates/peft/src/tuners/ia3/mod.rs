@@ -11,8 +11,8 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::combination::{Combination, Part};
-use super::config::TunerConfig;
+use super::combination::Combination;
+use super::config::{Part, TunerConfig};
 use super::config_file::{ConfigFile, Fields};
 use super::modules_to_save;
 use super::options::{EXCLUDED, MODULES_TO_SAVE, MethodOption, OptionKind, TARGETS, option};

@@ -7,8 +7,8 @@ use candle_core::{DType, Tensor};
 use super::config::Lora;
 use crate::error::{Error, Result};
 use crate::numerics::svd;
-use crate::tuners::combination::{Combination, CombinationType, Part, Space, mix, refuse};
-use crate::tuners::config::Bias;
+use crate::tuners::combination::{Combination, CombinationType, Space, mix, refuse};
+use crate::tuners::config::{Bias, Part};
 use crate::tuners::task_tensors::Mixing;
 
 /// What one adapter has at one layer.

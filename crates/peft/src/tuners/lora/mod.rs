@@ -11,3 +11,4 @@ pub use config::{InitLoraWeights, Lora};
 pub(crate) use conversion::to_lora;
 pub use conversion::{ConversionRank, ConvertedLayer};
 pub use eva::EvaConfig;
+pub(super) use tuner::{NOT_SUPPORTED, WITHOUT_EFFECT};

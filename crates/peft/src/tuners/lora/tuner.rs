@@ -13,8 +13,9 @@ use super::eva::Eva;
 use crate::architectures::Architecture;
 use crate::builder::Tuner;
 use crate::error::{ConfigError, Result};
-use crate::tuners::combination::{Combination, Part};
-use crate::tuners::config::{Bias, DataInitializer, LayerRank, TunerConfig};
+use crate::targets::Targets;
+use crate::tuners::combination::Combination;
+use crate::tuners::config::{Bias, DataInitializer, LayerRank, Part, TunerConfig};
 use crate::tuners::config_file::{ConfigFile, Fields, PromptSizes};
 use crate::tuners::options::{
     BIAS, EXCLUDED, LAYERS, MODULES_TO_SAVE, MethodOption, OptionKind, PATTERNS, TARGETS, option,
@@ -74,7 +75,7 @@ impl TunerConfig for Lora {
             }
             paths.push(path);
         }
-        *self = lora.on(crate::targets::Targets::suffixes(paths));
+        *self = lora.on(Targets::suffixes(paths));
         Ok(())
     }
 
@@ -102,35 +103,42 @@ impl TunerConfig for Lora {
     }
 }
 
+/// Fields of LoRA's files that change nothing for the linear layers of an encoder, or only their initial values, which are in the
+/// tensors.
+pub(in crate::tuners) const WITHOUT_EFFECT: &[&str] = &[
+    "fan_in_fan_out",
+    "megatron_config",
+    "megatron_core",
+    "runtime_config",
+    "ensure_weight_tying",
+    "qalora_group_size",
+    "loftq_config",
+    "corda_config",
+];
+
+/// Fields of LoRA's files that change what is computed, in ways that this crate does not do.
+pub(in crate::tuners) const NOT_SUPPORTED: &[&str] = &[
+    "lora_bias",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "lora_ga_config",
+    "velora_config",
+    "kasa_config",
+    "monteclora_config",
+    "arrow_config",
+    "use_bdlora",
+];
+
 impl ConfigFile for Lora {
     const PEFT_TYPE: &'static str = "LORA";
     const REQUIRED: Option<(&'static str, &'static str)> =
         Some(("target_modules", "name the layers that have a branch"));
     const TENSORS: &'static [&'static str] = &[".lora_"];
-    const WITHOUT_EFFECT: &'static [&'static str] = &[
-        "fan_in_fan_out",
-        "megatron_config",
-        "megatron_core",
-        "runtime_config",
-        "ensure_weight_tying",
-        "qalora_group_size",
-        "loftq_config",
-        "corda_config",
-    ];
-    const NOT_SUPPORTED: &'static [&'static str] = &[
-        "lora_bias",
-        "layer_replication",
-        "trainable_token_indices",
-        "target_parameters",
-        "alora_invocation_tokens",
-        "use_qalora",
-        "lora_ga_config",
-        "velora_config",
-        "kasa_config",
-        "monteclora_config",
-        "arrow_config",
-        "use_bdlora",
-    ];
+    const WITHOUT_EFFECT: &'static [&'static [&'static str]] = &[WITHOUT_EFFECT];
+    const NOT_SUPPORTED: &'static [&'static [&'static str]] = &[NOT_SUPPORTED];
 
     const OPTIONS: &'static [&'static [MethodOption]] = &[
         &[
@@ -252,7 +260,6 @@ mod tests {
 
     use super::*;
     use crate::parameters::POOLER;
-    use crate::targets::Targets;
     use crate::tuners::selection::Selection;
 
     /// Which of these paths get a branch.

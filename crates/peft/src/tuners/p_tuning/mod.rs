@@ -138,7 +138,7 @@ impl TunerConfig for PTuning {
 impl ConfigFile for PTuning {
     const PEFT_TYPE: &'static str = "P_TUNING";
     const REQUIRED: Option<(&'static str, &'static str)> = Some(("num_virtual_tokens", "say how many there are"));
-    const WITHOUT_EFFECT: &'static [&'static str] = &SIZES;
+    const WITHOUT_EFFECT: &'static [&'static [&'static str]] = &[&SIZES];
     const OPTIONS: &'static [&'static [MethodOption]] = &[
         &[option(
             "encoder-hidden-size",

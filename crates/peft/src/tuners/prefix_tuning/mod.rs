@@ -140,7 +140,7 @@ impl TunerConfig for PrefixTuning {
 impl ConfigFile for PrefixTuning {
     const PEFT_TYPE: &'static str = "PREFIX_TUNING";
     const REQUIRED: Option<(&'static str, &'static str)> = Some(("num_virtual_tokens", "say how many there are"));
-    const WITHOUT_EFFECT: &'static [&'static str] = &SIZES;
+    const WITHOUT_EFFECT: &'static [&'static [&'static str]] = &[&SIZES];
     const OPTIONS: &'static [&'static [MethodOption]] = &[
         &[
             option(

@@ -161,7 +161,7 @@ impl TunerConfig for PromptTuning {
 impl ConfigFile for PromptTuning {
     const PEFT_TYPE: &'static str = "PROMPT_TUNING";
     const REQUIRED: Option<(&'static str, &'static str)> = Some(("num_virtual_tokens", "say how many there are"));
-    const WITHOUT_EFFECT: &'static [&'static str] = &SIZES;
+    const WITHOUT_EFFECT: &'static [&'static [&'static str]] = &[&SIZES];
     const OPTIONS: &'static [&'static [MethodOption]] = &[
         &[
             option(

@@ -7,19 +7,18 @@ mod projections;
 use std::fmt;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::config::{Bias, TunerConfig};
 use super::config_file::{ConfigFile, Fields, PromptSizes, one_or_many, some_or_many};
 use super::options::{BIAS, LAYERS, MODULES_TO_SAVE, MethodOption, OptionKind, TARGETS, option};
-use super::selection::{Fields as Layers, Selection, is_default};
+use super::selected_layers::SelectedLayers;
+use super::selection::{Fields as Layers, is_default};
 use crate::architectures::Architecture;
-use crate::builder::{Builder, Tuner};
+use crate::builder::Tuner;
 use crate::error::{Error, Result};
-use crate::layers::LinearAdapter;
-use crate::parameters::{Modules, Parameters};
+use crate::parameters::Parameters;
 use crate::targets::Targets;
 
 use adapter::VeraBranch;
@@ -106,70 +105,16 @@ impl Vera {
     }
 }
 
-struct VeraTuner {
-    vera: Vera,
-    selection: Selection,
-    projections: Arc<Projections>,
-}
-
-impl Tuner for VeraTuner {
-    fn trains(&self, _module: &str, name: &str) -> bool {
-        name == "bias" && self.vera.bias == Bias::All
-    }
-
-    fn trains_beside_adapter(&self, name: &str) -> bool {
-        name == "bias" && self.vera.bias != Bias::None
-    }
-
-    fn linear(
-        &self,
-        builder: &mut Builder,
-        path: &str,
-        weight: Tensor,
-    ) -> Result<(Option<Box<dyn LinearAdapter>>, Tensor)> {
-        if !self.selection.adapts(path) {
-            return Ok((None, weight));
-        }
-        let Vera { d_initial, vera_dropout: dropout, .. } = self.vera;
-        let branch = VeraBranch { d_initial, dropout, projections: self.projections.clone() };
-        Ok((Some(branch.build(builder, path, &weight)?), weight))
-    }
-
-    fn check_targets(&self, modules: &Modules) -> Result<()> {
-        self.selection.check_targets("VeRA", modules)
-    }
-
-    fn shared_shapes(&self) -> Vec<(&'static str, [usize; 2])> {
-        let [a, b] = self.projections.shapes();
-        vec![("vera_A", a), ("vera_B", b)]
-    }
-
-    fn shared_tensors(&self) -> Result<Vec<Tensor>> {
-        let (a, b) = self.projections.whole()?;
-        Ok(vec![a, b])
-    }
-
-    fn draw_shared_tensors(&self, key: u64, dtype: DType, device: &Device) -> Result<()> {
-        self.projections.draw(key, dtype, device)
-    }
-
-    fn shared_tensors_differ(&self, key: u64) -> bool {
-        !self.projections.are_drawn_from(key)
-    }
-
-    fn set_shared_tensors(&self, tensors: Vec<Tensor>, dtype: DType, device: &Device) -> Result<()> {
-        match <[Tensor; 2]>::try_from(tensors) {
-            Ok([a, b]) => self.projections.set(a, b, dtype, device),
-            Err(_) => Ok(()),
-        }
-    }
-}
-
 impl TunerConfig for Vera {
     fn tuner(&self) -> Result<Arc<dyn Tuner>> {
         self.check()?;
-        let (selection, projections) = (Selection::new(&self.fields())?, Arc::new(Projections::new(self.r)));
-        Ok(Arc::new(VeraTuner { vera: self.clone(), selection, projections }))
+        let projections = Arc::new(Projections::new(self.r));
+        let (d_initial, dropout, shared) = (self.d_initial, self.vera_dropout, projections.clone());
+        let layers = SelectedLayers::new("VeRA".into(), &self.fields(), self.bias, move |builder, path, weight| {
+            let branch = VeraBranch { d_initial, dropout, projections: shared.clone() };
+            Ok((branch.build(builder, path, &weight)?, weight))
+        })?;
+        Ok(Arc::new(layers.sharing(projections)))
     }
 
     fn set_default_layers(&mut self, architecture: Architecture) {
@@ -191,7 +136,8 @@ impl TunerConfig for Vera {
 
     /// Matrices that a file brought cannot be drawn anew.
     fn note_training(&mut self, _parameters: &Parameters, tuner: &dyn Tuner) -> Result<()> {
-        self.save_projection |= tuner.shared_tensors_differ(self.projection_prng_key);
+        let key = self.projection_prng_key;
+        self.save_projection |= tuner.shared_tensors().is_some_and(|shared| !shared.are_drawn_from(key));
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use ops::{Precision, Weight};
 
 use super::generator::TorchGenerator;
+use crate::builder::SharedTensors;
 use crate::error::Result;
 
 /// A `(r, in)` and B `(out, r)`, as wide as the widest layers, and what each width of layer takes of them.
@@ -55,44 +56,6 @@ impl Projections {
         matrices.b.entry(outputs).or_default();
     }
 
-    /// The shapes of A and B.
-    pub fn shapes(&self) -> [[usize; 2]; 2] {
-        let matrices = self.read();
-        let widest = |slices: &BTreeMap<usize, Option<Weight>>| slices.keys().last().copied().unwrap_or_default();
-        [[self.r, widest(&matrices.a)], [widest(&matrices.b), self.r]]
-    }
-
-    /// Draws the matrices as PEFT does (`tuners/vera/model.py`, `_init_vera_A_vera_B` and `_kaiming_init`): A, then B, uniform in
-    /// `±sqrt(6 / columns)`, Kaiming's distribution for rectified units (He et al. 2015, equation 10).
-    pub fn draw(&self, key: u64, dtype: DType, device: &Device) -> Result<()> {
-        let mut generator = TorchGenerator::new(key);
-        let [a, b] = self.shapes().map(|[rows, columns]| -> Result<Tensor> {
-            let bound = 3f64.sqrt() * (2f64.sqrt() / (columns as f64).sqrt());
-            let values: Vec<f32> = (0..rows * columns).map(|_| generator.uniform(-bound, bound)).collect();
-            Ok(Tensor::from_vec(values, (rows, columns), &Device::Cpu)?)
-        });
-        self.set(a?, b?, dtype, device)?;
-        self.write().key = Some(key);
-        Ok(())
-    }
-
-    /// Takes matrices of [`Projections::shapes`]: those of a file.
-    pub fn set(&self, a: Tensor, b: Tensor, dtype: DType, device: &Device) -> Result<()> {
-        let [a, b] = [a, b].map(|matrix| matrix.to_dtype(dtype)?.to_device(device));
-        let (a, b) = (a?, b?);
-        let mut matrices = self.write();
-        let precision = matrices.precision;
-        for (&columns, slice) in &mut matrices.a {
-            *slice = Some(Weight::new(a.narrow(1, 0, columns)?.contiguous()?, precision)?);
-        }
-        for (&rows, slice) in &mut matrices.b {
-            *slice = Some(Weight::new(b.narrow(0, 0, rows)?.contiguous()?, precision)?);
-        }
-        matrices.whole = Some((a, b));
-        matrices.key = None;
-        Ok(())
-    }
-
     /// The first `inputs` columns of A.
     pub fn a(&self, inputs: usize) -> Result<Weight> {
         drawn(self.read().a.get(&inputs).cloned().flatten())
@@ -110,12 +73,55 @@ impl Projections {
     }
 
     /// A and B.
-    pub fn whole(&self) -> Result<(Tensor, Tensor)> {
+    fn whole(&self) -> Result<(Tensor, Tensor)> {
         drawn(self.read().whole.clone())
     }
+}
 
-    /// Whether they are those that `key` gives.
-    pub fn are_drawn_from(&self, key: u64) -> bool {
+impl SharedTensors for Projections {
+    fn shapes(&self) -> Vec<(&'static str, [usize; 2])> {
+        let matrices = self.read();
+        let widest = |slices: &BTreeMap<usize, Option<Weight>>| slices.keys().last().copied().unwrap_or_default();
+        vec![("vera_A", [self.r, widest(&matrices.a)]), ("vera_B", [widest(&matrices.b), self.r])]
+    }
+
+    fn values(&self) -> Result<Vec<Tensor>> {
+        let (a, b) = self.whole()?;
+        Ok(vec![a, b])
+    }
+
+    /// As PEFT does (`tuners/vera/model.py`, `_init_vera_A_vera_B` and `_kaiming_init`): A, then B, uniform in `±sqrt(6 / columns)`,
+    /// Kaiming's distribution for rectified units (He et al. 2015, equation 10).
+    fn draw(&self, key: u64, dtype: DType, device: &Device) -> Result<()> {
+        let mut generator = TorchGenerator::new(key);
+        let matrices = self.shapes().into_iter().map(|(_, [rows, columns])| -> Result<Tensor> {
+            let bound = 3f64.sqrt() * (2f64.sqrt() / (columns as f64).sqrt());
+            let values: Vec<f32> = (0..rows * columns).map(|_| generator.uniform(-bound, bound)).collect();
+            Ok(Tensor::from_vec(values, (rows, columns), &Device::Cpu)?)
+        });
+        self.set(matrices.collect::<Result<_>>()?, dtype, device)?;
+        self.write().key = Some(key);
+        Ok(())
+    }
+
+    fn set(&self, values: Vec<Tensor>, dtype: DType, device: &Device) -> Result<()> {
+        let mut values = values.into_iter().map(|matrix| matrix.to_dtype(dtype)?.to_device(device));
+        let mut next = || drawn(values.next().transpose()?);
+        let (a, b) = (next()?, next()?);
+        let mut matrices = self.write();
+        let precision = matrices.precision;
+        for (&columns, slice) in &mut matrices.a {
+            *slice = Some(Weight::new(a.narrow(1, 0, columns)?.contiguous()?, precision)?);
+        }
+        for (&rows, slice) in &mut matrices.b {
+            *slice = Some(Weight::new(b.narrow(0, 0, rows)?.contiguous()?, precision)?);
+        }
+        matrices.whole = Some((a, b));
+        matrices.key = None;
+        Ok(())
+    }
+
+    fn are_drawn_from(&self, key: u64) -> bool {
         self.read().key == Some(key)
     }
 }
