@@ -10,7 +10,7 @@ use crate::numerics::IncrementalPca;
 use crate::parameters::Parameters;
 use crate::tuners::config::{DataInitializer, LayerRank};
 
-/// The options of [`InitLoraWeights::Eva`], in the words of PEFT's `EvaConfig` (`tuners/lora/config.py`), with its defaults.
+/// The options of [`InitLoraWeights::Eva`](super::InitLoraWeights::Eva), in the words of PEFT's `EvaConfig` (`tuners/lora/config.py`), with its defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EvaConfig {
