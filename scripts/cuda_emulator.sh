@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the emulated GPU (crates/ops/emulator) into a folder that looks like a CUDA installation, for builds with the feature `cuda`
+# Builds the emulated GPU (crates/emulator) into a folder that looks like a CUDA installation, for builds with the feature `cuda`
 # and tests of it on machines without a GPU:
 #
 #   scripts/cuda_emulator.sh [--test] [FOLDER]     FOLDER: target/cuda-emulator
@@ -35,7 +35,7 @@ for name in "${crates[@]}"; do
 done
 
 say "building into $folder"
-make --silent --directory crates/ops/emulator --jobs 2 "$goal" OUT="$folder" SANITIZE="${SANITIZE:-}" \
+make --silent --directory crates/emulator --jobs 2 "$goal" OUT="$folder" SANITIZE="${SANITIZE:-}" \
     CUDARC="$(crate "${crates[0]}")" CANDLE_KERNELS="$(crate "${crates[1]}")" >&2
 
 set_variable() { printf 'export %s=%q\n' "$1" "$2"; }

@@ -431,7 +431,7 @@ impl RunArguments {
             dropout: self.dropout.or(base.dropout),
             precision: match self.precision {
                 _ if !or("precision") => base.precision,
-                PrecisionName::F32 => Precision::Exact,
+                PrecisionName::F32 => Precision::F32,
                 PrecisionName::Bf16 => Precision::Bf16,
                 PrecisionName::Tf32 => Precision::Tf32,
             },

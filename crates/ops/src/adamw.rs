@@ -1,14 +1,17 @@
 //! AdamW as one pass over each parameter.
 
+use std::any::Any;
 use std::borrow::Cow;
+use std::fmt::Debug;
 use std::sync::Mutex;
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, Var, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use crate::float::Float;
-use crate::operation::with_views;
+use crate::backend;
+use crate::cpu::float::Float;
+use crate::cpu::with_views;
 
 /// The numbers of one step of [`adamw_step`].
 #[derive(Clone, Copy, Debug)]
@@ -134,13 +137,18 @@ pub fn squared_norm(tensor: &Tensor) -> Result<f64> {
 
 /// The running means of a parameter's gradient, on the parameter's device.
 #[derive(Debug)]
-pub struct ParameterMoments(Place);
+pub struct ParameterMoments(Box<dyn DeviceMoments>);
 
-#[derive(Debug)]
-enum Place {
-    Cpu(Moments),
-    #[cfg(feature = "cuda")]
-    Gpu(Box<crate::cuda::GpuMoments>),
+/// Moments in a device's memory.
+pub(crate) trait DeviceMoments: Any + Debug + Send + Sync {
+    /// Their numbers: themselves, or a copy.
+    fn read(&self) -> Result<Cow<'_, Moments>>;
+}
+
+impl DeviceMoments for Moments {
+    fn read(&self) -> Result<Cow<'_, Moments>> {
+        Ok(Cow::Borrowed(self))
+    }
 }
 
 impl ParameterMoments {
@@ -149,12 +157,7 @@ impl ParameterMoments {
     /// # Errors
     /// When the device's memory does not suffice.
     pub fn zeros(parameter: &Tensor) -> Result<Self> {
-        #[cfg(feature = "cuda")]
-        if parameter.device().is_cuda() {
-            let moments = crate::cuda::GpuMoments::zeros(parameter)?;
-            return Ok(Self(Place::Gpu(Box::new(moments))));
-        }
-        Ok(Self(Place::Cpu(Moments::zeros(parameter.elem_count()))))
+        backend::moments(parameter, None)
     }
 
     /// Those that [`ParameterMoments::read`] gave.
@@ -162,13 +165,11 @@ impl ParameterMoments {
     /// # Errors
     /// When the device's memory does not suffice.
     pub fn new(parameter: &Tensor, moments: Moments) -> Result<Self> {
-        #[cfg(feature = "cuda")]
-        if parameter.device().is_cuda() {
-            let moments = crate::cuda::GpuMoments::new(parameter.device(), &moments)?;
-            return Ok(Self(Place::Gpu(Box::new(moments))));
-        }
-        let _ = parameter;
-        Ok(Self(Place::Cpu(moments)))
+        backend::moments(parameter, Some(moments))
+    }
+
+    pub(crate) fn on(moments: impl DeviceMoments) -> Self {
+        Self(Box::new(moments))
     }
 
     /// Their numbers: themselves, or of a GPU's a copy.
@@ -176,18 +177,15 @@ impl ParameterMoments {
     /// # Errors
     /// Those of the device.
     pub fn read(&self) -> Result<Cow<'_, Moments>> {
-        match &self.0 {
-            Place::Cpu(moments) => Ok(Cow::Borrowed(moments)),
-            #[cfg(feature = "cuda")]
-            Place::Gpu(moments) => moments.read().map(Cow::Owned),
-        }
+        self.0.read()
     }
 
-    #[cfg(feature = "cuda")]
-    pub(crate) fn on_gpu(&self) -> Option<&crate::cuda::GpuMoments> {
-        match &self.0 {
-            Place::Gpu(moments) => Some(moments),
-            Place::Cpu(_) => None,
+    /// As the device of `M` has them.
+    pub(crate) fn of<M: DeviceMoments>(&mut self) -> Result<&mut M> {
+        let moments: &mut dyn Any = &mut *self.0;
+        match moments.downcast_mut() {
+            Some(moments) => Ok(moments),
+            None => bail!("adamw: the moments lie on another device than the loss"),
         }
     }
 }
@@ -221,26 +219,21 @@ pub struct AdamWSettings {
     pub step: usize,
 }
 
-/// What gradients were multiplied by, so that their norm is within a limit.
-pub enum ClipFactor {
-    /// It is known.
-    Known(f64),
-    /// It lies on a GPU.
-    #[cfg(feature = "cuda")]
-    OnGpu(crate::cuda::GpuFactor),
-}
+/// What gradients were multiplied by, so that their norm is within a limit: a number on the device of the loss.
+pub struct ClipFactor(Tensor);
 
 impl ClipFactor {
+    /// A scalar in f64.
+    pub(crate) fn new(factor: Tensor) -> Self {
+        Self(factor)
+    }
+
     /// The number. On a GPU, that is to wait for it.
     ///
     /// # Errors
     /// Those of the device.
     pub fn value(&self) -> Result<f64> {
-        match self {
-            Self::Known(value) => Ok(*value),
-            #[cfg(feature = "cuda")]
-            Self::OnGpu(factor) => factor.read(),
-        }
+        self.0.to_scalar()
     }
 }
 
@@ -252,10 +245,11 @@ impl ClipFactor {
 /// # Errors
 /// As [`adamw_step`].
 pub fn adamw(slots: &mut [AdamWSlot], loss: &Tensor, settings: AdamWSettings) -> Result<ClipFactor> {
-    #[cfg(feature = "cuda")]
-    if loss.device().is_cuda() {
-        return crate::cuda::adamw(slots, loss, settings).map(ClipFactor::OnGpu);
-    }
+    backend::adamw(slots, loss, settings)
+}
+
+/// See [`adamw()`].
+pub(crate) fn on_cpu(slots: &mut [AdamWSlot], loss: &Tensor, settings: AdamWSettings) -> Result<ClipFactor> {
     let AdamWSettings { beta1, beta2, epsilon, max_norm, step } = settings;
     let gradient_scale = match max_norm {
         Some(limit) => {
@@ -271,12 +265,8 @@ pub fn adamw(slots: &mut [AdamWSlot], loss: &Tensor, settings: AdamWSettings) ->
         for AdamWSlot { parameter, gradient, moments, learning_rate, weight_decay } in slots {
             let (learning_rate, weight_decay) = (*learning_rate, *weight_decay);
             let settings = AdamWStep { learning_rate, beta1, beta2, epsilon, weight_decay, gradient_scale, step };
-            match &mut moments.0 {
-                Place::Cpu(moments) => adamw_step(parameter, gradient, moments, settings)?,
-                #[cfg(feature = "cuda")]
-                Place::Gpu(_) => bail!("adamw: the loss is on the CPU, and moments are on a GPU"),
-            }
+            adamw_step(parameter, gradient, moments.of()?, settings)?;
         }
     }
-    Ok(ClipFactor::Known(gradient_scale))
+    Ok(ClipFactor::new(Tensor::new(gradient_scale, loss.device())?))
 }

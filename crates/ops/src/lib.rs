@@ -5,8 +5,7 @@
 //! an argument that no [`candle_core::Var`] stands behind gets no gradient, and costs nothing.
 //!
 //! A batch is *packed*: hidden states are one `(tokens, hidden)` matrix over all sequences of the batch, and [`Segments`] says
-//! where each sequence begins. There is no padding. Only [`attention`], [`relative_attention`],
-//! [`rotary`], [`prepend`], [`segment_mean`] and [`first_tokens`] look at the segments.
+//! where each sequence begins. There is no padding. Only [`attention`], [`rotary`], [`prepend`], [`segment_mean`] and [`first_tokens`] look at the segments.
 //!
 //! The operations are part of candle's graph, or, within [`record`], of a tape of their own, which is faster.
 //!
@@ -20,7 +19,7 @@
 //! let device = Device::Cpu;
 //! let hidden = Tensor::ones((5, 4), candle_core::DType::F32, &device)?; // (tokens, hidden): a sequence of 2 tokens, one of 3
 //! let frozen = Tensor::ones((4, 4), candle_core::DType::F32, &device)?; // no gradient is computed for it
-//! let weight = ops::Weight::new(frozen.clone(), ops::Precision::Exact)?;
+//! let weight = ops::Weight::new(frozen.clone(), ops::Precision::F32)?;
 //! let bias = Var::zeros(4, candle_core::DType::F32, &device)?; // trainable
 //! let segments = ops::Segments::from_lengths(&[2, 3]);
 //! let output = ops::linear(&hidden, &weight, Some(&bias))?;
@@ -30,62 +29,39 @@
 //! # }
 //! ```
 
-mod activation;
 mod adamw;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-mod amx;
-mod attention;
-mod columns;
-mod concatenation;
-mod conversion;
+mod autograd;
+mod backend;
+mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
-mod dropout;
-mod embedding;
-mod float;
-mod gate;
-mod linear;
-mod loss;
-mod matrix;
-mod matrix_product;
-mod memory;
-mod normalization;
-mod operation;
-mod orthogonality;
-mod panels;
-mod prefix;
-mod product;
-mod relative_attention;
-mod rotary;
+mod operations;
 mod segments;
-mod shared_weights;
-mod tape;
-mod tiles;
-mod transpose;
 
-pub use activation::{Activation, activation};
 pub use adamw::{
     AdamWSettings, AdamWSlot, AdamWStep, ClipFactor, Moments, ParameterMoments, adamw, adamw_step, squared_norm,
 };
-pub use attention::attention;
-pub use columns::{add_bias, scale_columns};
-pub use concatenation::{concatenate_columns, narrow_columns};
-pub use conversion::{to_exact, to_precision};
+pub use autograd::tape::{Gradients, Recorded, record, without_gradients};
+pub use backend::is_out_of_memory;
+pub use cpu::memory::keep_freed_memory;
+pub use cpu::threads::{on_workers, threads};
 #[cfg(feature = "cuda")]
 pub use cuda::{Communicators, card, card_memory, card_peak_memory, cuda_device, cuda_devices, cuda_stream};
-pub use dropout::{Dropout, add_dropout, dropout};
-pub use embedding::embedding_sum;
-pub use gate::gate;
-pub use linear::{Lora, Precision, Weight, linear, lora_linear};
-pub use loss::{cross_entropy, mean_squared_error};
-pub use matrix::{on_workers, threads};
-pub use matrix_product::{kronecker, matrix_product};
-pub use memory::keep_freed_memory;
-pub use normalization::{add_norm, layer_norm};
-pub use orthogonality::{Orthonormal, orthogonality};
-pub use prefix::prepend;
-pub use relative_attention::{Relative, RelativeRows, relative_attention};
-pub use rotary::rotary;
-pub use segments::{Segments, first_tokens, segment_mean};
-pub use shared_weights::SharedWeights;
-pub use tape::{Gradients, Recorded, record, without_gradients};
+pub use operations::activation::{Activation, activation};
+pub use operations::add::{add, scale, sub};
+pub use operations::attention::{AttentionOptions, RelativeRows, Scores, attention};
+pub use operations::columns::{add_bias, scale_columns};
+pub use operations::concatenation::{concatenate_columns, narrow_columns};
+pub use operations::conversion::{to_f32, to_precision};
+pub use operations::dropout::{Dropout, add_dropout, dropout};
+pub use operations::embedding::embedding_sum;
+pub use operations::gate::gate;
+pub use operations::linear::{Lora, Precision, SharedWeights, Weight, linear, lora_linear};
+pub use operations::loss::{cross_entropy, mean_squared_error};
+pub use operations::matrix_product::{kronecker, matrix_product};
+pub use operations::normalization::{add_norm, layer_norm};
+pub use operations::orthogonality::{Orthonormal, orthogonality};
+pub use operations::pooling::{first_tokens, segment_mean};
+pub use operations::prepend::prepend;
+pub use operations::rotary::rotary;
+pub use segments::Segments;

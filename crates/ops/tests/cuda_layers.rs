@@ -6,8 +6,12 @@
 mod support;
 
 use candle_core::{DType, Device, Result, Tensor};
-use ops::{Dropout, Lora, Precision, Relative, RelativeRows, Segments, Weight};
+use ops::{AttentionOptions, Dropout, Lora, Precision, RelativeRows, Scores, Segments, Weight};
 use support::{check, matrix, vector};
+
+fn options(heads: usize, scores: Scores, dropout: Option<Dropout>) -> AttentionOptions {
+    AttentionOptions { heads, scores, dropout }
+}
 
 /// f32 sums of some hundred products in another order: each number is off by a few units in the last place (6e-8) of the
 /// largest term. bf16: results are rounded to 8 bits (2^-9 = 2e-3), and so are the probabilities and factors they come from.
@@ -22,7 +26,7 @@ fn attention(name: &str, lengths: &[usize], prefix: usize, heads: usize, head: u
     for (dtype, tolerance) in TOLERANCES {
         check(name, dtype, tolerance, 3, &inputs, |inputs| {
             let dropout = Dropout::new(dropout, 7);
-            ops::attention(&inputs[0], &inputs[1], &inputs[2], &segments, heads, dropout)
+            ops::attention(&inputs[0], &inputs[1], &inputs[2], &segments, options(heads, Scores::Content, dropout))
         });
     }
 }
@@ -74,7 +78,7 @@ fn relative_attention(
 fn attention_within_a_window_is_the_cpus() {
     let window = |name: &str, lengths: &[usize], how, window| {
         relative_attention(name, lengths, how, 64, &[], |x, segments, dropout| {
-            ops::relative_attention(&x[0], &x[1], &x[2], Relative::Window(window), segments, 2, dropout)
+            ops::attention(&x[0], &x[1], &x[2], segments, options(2, Scores::Window(window), dropout))
         });
     };
     window("narrower than a tile", &[1, 150, 17], (0, false, 0.0), 5);
@@ -97,8 +101,8 @@ fn attention_with_a_bias_by_distance_is_the_cpus() {
     let rows = RelativeRows::new(210, buckets);
     let bias = |name: &str, lengths: &[usize], how, head: usize| {
         relative_attention(name, lengths, how, 3 * head, &[matrix(16, 3, 9)], |x, segments, dropout| {
-            let relative = Relative::Bias { table: &x[3], rows: &rows };
-            ops::relative_attention(&x[0], &x[1], &x[2], relative, segments, 3, dropout)
+            let relative = Scores::Bias { table: &x[3], rows: &rows };
+            ops::attention(&x[0], &x[1], &x[2], segments, options(3, relative, dropout))
         });
     };
     bias("around a tile", &[1, 64, 17, 65, 33], (0, false, 0.0), 32);
@@ -125,8 +129,8 @@ fn disentangled_attention_is_the_cpus() {
             .collect();
         relative_attention(name, lengths, how, 3 * head, &tables, |x, segments, dropout| {
             let (key, query) = (to_position.then(|| &x[3]), to_content.then(|| &x[x.len() - 1]));
-            let relative = Relative::Disentangled { key, query, rows: &rows };
-            ops::relative_attention(&x[0], &x[1], &x[2], relative, segments, 3, dropout)
+            let relative = Scores::Disentangled { key, query, rows: &rows };
+            ops::attention(&x[0], &x[1], &x[2], segments, options(3, relative, dropout))
         });
     };
     disentangled("around a tile", &[1, 64, 17, 65, 33], (0, false, 0.0), 32, true, true);
@@ -145,8 +149,8 @@ fn a_linear_layer_is_the_cpus_with_a_trained_and_with_a_frozen_weight() {
     for (tokens, inputs, outputs) in [(1, 8, 8), (37, 36, 130), (70, 64, 3)] {
         let (x, weight, bias) = (matrix(tokens, inputs, 1), matrix(outputs, inputs, 2), vector(outputs, 3));
         for (dtype, tolerance) in TOLERANCES {
-            let precision = if dtype == DType::F32 { Precision::Exact } else { Precision::Bf16 };
-            let on = |x: &Tensor| if x.device().is_cuda() { precision } else { Precision::Exact };
+            let precision = if dtype == DType::F32 { Precision::F32 } else { Precision::Bf16 };
+            let on = |x: &Tensor| if x.device().is_cuda() { precision } else { Precision::F32 };
             check("trained", dtype, tolerance, 1, &[x.clone(), weight.clone(), bias.clone()], |inputs| {
                 ops::linear(&inputs[0], &Weight::new(inputs[1].clone(), on(&inputs[0]))?, Some(&inputs[2]))
             });
@@ -162,7 +166,7 @@ fn a_linear_layer_is_the_cpus_with_a_trained_and_with_a_frozen_weight() {
 fn exact_products_of_bf16_hidden_states_are_taken_in_f32() {
     let (x, weight) = (matrix(9, 24, 1), matrix(10, 24, 2));
     check("exact", DType::BF16, 1e-2, 1, &[x, weight], |inputs| {
-        ops::linear(&inputs[0], &Weight::new(inputs[1].clone(), Precision::Exact)?, None)
+        ops::linear(&inputs[0], &Weight::new(inputs[1].clone(), Precision::F32)?, None)
     });
 }
 
@@ -175,7 +179,7 @@ fn tf32_products_read_ten_bits_behind_the_point_and_no_more() {
     let ones = full(1.0);
     for (last_bit, seen) in [(10, true), (12, false)] {
         let x = full(1.0 + 2f32.powi(-last_bit));
-        for (precision, sees) in [(Precision::Exact, true), (Precision::Tf32, seen)] {
+        for (precision, sees) in [(Precision::F32, true), (Precision::Tf32, seen)] {
             let y = ops::linear(&x, &Weight::new(ones.clone(), precision).unwrap(), None).unwrap();
             // 256 products that are equal, whose sum is exact.
             let expected = if sees { 256.0 * (1.0 + 2f32.powi(-last_bit)) } else { 256.0 };
@@ -192,7 +196,7 @@ fn tf32_layers_are_nearly_the_cpus_and_on_the_cpu_exactly() {
     };
     let inputs = [x.clone(), weight.clone(), bias];
     check("tf32", DType::F32, TF32_TOLERANCE, 1, &inputs, |inputs| layer(inputs, Precision::Tf32));
-    let [exact, found] = [Precision::Exact, Precision::Tf32].map(|precision| layer(&inputs, precision).unwrap());
+    let [exact, found] = [Precision::F32, Precision::Tf32].map(|precision| layer(&inputs, precision).unwrap());
     assert_eq!(support::difference(&found, &exact), 0.0);
     check("tf32 lora", DType::F32, TF32_TOLERANCE, 1, &[x, matrix(4, 36, 4), matrix(130, 4, 5)], |inputs| {
         let (x, a, b) = (&inputs[0], &inputs[1], &inputs[2]);
@@ -210,7 +214,7 @@ fn a_lora_layer_is_the_cpus_with_and_without_dropout() {
         for (dtype, tolerance) in TOLERANCES {
             check("lora", dtype, tolerance, 1, &inputs, |inputs| {
                 let (x, a, b) = (&inputs[0], &inputs[1], &inputs[2]);
-                let precision = if x.dtype() == DType::F32 { Precision::Exact } else { Precision::Bf16 };
+                let precision = if x.dtype() == DType::F32 { Precision::F32 } else { Precision::Bf16 };
                 let place = |tensor: &Tensor| tensor.to_device(x.device());
                 let weight = Weight::new(place(&weight)?, precision)?;
                 let lora = Lora { a, b, scaling: 0.5, dropout: Dropout::new(dropout, 3) };
@@ -246,7 +250,7 @@ fn hidden_states_go_to_bf16_and_back_and_their_gradient_the_other_way() {
     check("conversion", DType::F32, 4e-3, 1, &[x], |inputs| {
         let rounded = ops::to_precision(&inputs[0], Precision::Bf16)?;
         assert_eq!(rounded.dtype(), if inputs[0].device().is_cuda() { DType::BF16 } else { DType::F32 });
-        ops::to_exact(&rounded)
+        ops::to_f32(&rounded)
     });
 }
 

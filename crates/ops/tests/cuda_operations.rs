@@ -81,6 +81,17 @@ fn a_gate_takes_factors_of_different_types() {
 }
 
 #[test]
+fn sums_differences_and_multiples_are_the_cpus_of_one_type_and_of_two() {
+    let inputs = [matrix(7, 37, 1), matrix(7, 37, 2)];
+    for hidden in [1, 2] {
+        both("add", hidden, &inputs, |x| ops::add(&x[0], &x[1]));
+        both("sub", hidden, &inputs, |x| ops::sub(&x[0], &x[1]));
+        both("add_dropout", hidden, &inputs, |x| ops::add_dropout(&x[0], &x[1], ops::Dropout::new(0.3, 4)));
+    }
+    both("scale", 1, &inputs[..1], |x| ops::scale(&x[0], -0.3));
+}
+
+#[test]
 fn losses_are_the_cpus() {
     let classes = Tensor::new(&[0u32, 2, 1, 1, 0], &Device::Cpu).unwrap();
     check("cross_entropy", DType::F32, 5e-6, 0, &[matrix(5, 3, 1)], |x| ops::cross_entropy(&x[0], &classes));

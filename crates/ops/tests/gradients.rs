@@ -3,7 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // A test fails by panicking.
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
-use ops::{Activation, Dropout, Lora, Orthonormal, Precision, Relative, RelativeRows, Segments, Weight};
+use ops::{
+    Activation, AttentionOptions, Dropout, Lora, Orthonormal, Precision, RelativeRows, Scores, Segments, Weight,
+};
+
+fn options(heads: usize, scores: Scores, dropout: Option<Dropout>) -> AttentionOptions {
+    AttentionOptions { heads, scores, dropout }
+}
 
 /// Reproducible numbers in (-1, 1), without candle's generator, which has no seed on the CPU.
 fn numbers(shape: &[usize], seed: u64) -> Tensor {
@@ -54,7 +60,7 @@ fn agrees_with_finite_differences(inputs: &[Var], f: impl Fn(&[Var]) -> Result<T
 }
 
 fn exact(weight: &Tensor) -> Weight {
-    Weight::new(weight.clone(), Precision::Exact).unwrap()
+    Weight::new(weight.clone(), Precision::F32).unwrap()
 }
 
 #[test]
@@ -136,11 +142,11 @@ fn bf16_products_are_the_exact_ones_within_bf16s_rounding_forward_and_backward()
     let (ax, aw) = (x.abs()?, w.abs()?);
     let g = numbers(&[70, 53], 9).to_dtype(DType::F32)?.abs()?;
     let (y, dx) = (ax.matmul(&aw.t()?)?, g.matmul(&aw)?);
-    let (rounded, reference) = (run(true, Precision::Bf16)?, run(true, Precision::Exact)?);
+    let (rounded, reference) = (run(true, Precision::Bf16)?, run(true, Precision::F32)?);
     for ((found, exact), size) in rounded.iter().zip(&reference).zip([&y, &dx, &g.t()?.matmul(&ax)?]) {
         within_bf16(found, exact, size)?;
     }
-    let (rounded, reference) = (run(false, Precision::Bf16)?, run(false, Precision::Exact)?);
+    let (rounded, reference) = (run(false, Precision::Bf16)?, run(false, Precision::F32)?);
     for ((found, exact), size) in rounded.iter().zip(&reference).zip([&y, &dx]) {
         within_bf16(found, exact, size)?;
     }
@@ -273,10 +279,12 @@ fn packed_attention_is_plain_attention_sequence_by_sequence_and_its_gradients_ar
             plain_attention(&part(&inputs[0])?, &part(&inputs[1])?, &part(&inputs[2])?, 2)
         })
         .collect::<Result<Vec<_>>>()?;
-    let output = ops::attention(&inputs[0], &inputs[1], &inputs[2], &segments, 2, None)?;
+    let output = ops::attention(&inputs[0], &inputs[1], &inputs[2], &segments, options(2, Scores::Content, None))?;
     close(&output, &Tensor::cat(&expected, 0)?, 1e-14);
     for dropout in [None, Dropout::new(0.3, 5)] {
-        agrees_with_finite_differences(&inputs, |v| ops::attention(&v[0], &v[1], &v[2], &segments, 2, dropout));
+        agrees_with_finite_differences(&inputs, |v| {
+            ops::attention(&v[0], &v[1], &v[2], &segments, options(2, Scores::Content, dropout))
+        });
     }
     Ok(())
 }
@@ -287,14 +295,25 @@ fn attention_of_one_query_per_sequence_is_that_row_of_all_queries_and_its_gradie
     let inputs = variables(&[&[8, 6], &[8, 6], &[8, 6]]);
     let starts = Tensor::new(&[0u32, 3, 4], &Device::Cpu)?;
     let queries = Var::from_tensor(&inputs[0].index_select(&starts, 0)?)?;
-    let all = ops::attention(&inputs[0], &inputs[1], &inputs[2], &segments, 2, None)?;
-    let first = ops::attention(&queries, &inputs[1], &inputs[2], &segments, 2, None)?;
+    let all = ops::attention(&inputs[0], &inputs[1], &inputs[2], &segments, options(2, Scores::Content, None))?;
+    let first = ops::attention(&queries, &inputs[1], &inputs[2], &segments, options(2, Scores::Content, None))?;
     close(&first, &all.index_select(&starts, 0)?, 1e-14);
     let inputs = [queries, inputs[1].clone(), inputs[2].clone()];
     for dropout in [None, Dropout::new(0.3, 5)] {
-        agrees_with_finite_differences(&inputs, |v| ops::attention(&v[0], &v[1], &v[2], &segments, 2, dropout));
+        agrees_with_finite_differences(&inputs, |v| {
+            ops::attention(&v[0], &v[1], &v[2], &segments, options(2, Scores::Content, dropout))
+        });
     }
-    assert!(ops::attention(&inputs[1].narrow(0, 0, 2)?, &inputs[1], &inputs[2], &segments, 2, None).is_err());
+    assert!(
+        ops::attention(
+            &inputs[1].narrow(0, 0, 2)?,
+            &inputs[1],
+            &inputs[2],
+            &segments,
+            options(2, Scores::Content, None)
+        )
+        .is_err()
+    );
     Ok(())
 }
 
@@ -365,7 +384,7 @@ fn attention_within_a_window_leaves_out_the_keys_beyond_it_and_its_gradients_are
     let inputs = variables(&[&[8, 6], &[8, 6], &[8, 6]]);
     for dropout in [None, Dropout::new(0.3, 5)] {
         let window = |v: &[Var], segments: &Segments| {
-            ops::relative_attention(&v[0], &v[1], &v[2], Relative::Window(1), segments, 2, dropout)
+            ops::attention(&v[0], &v[1], &v[2], segments, options(2, Scores::Window(1), dropout))
         };
         if dropout.is_some() {
             agrees_with_finite_differences(&inputs, |v| window(v, &Segments::from_lengths(&[3, 1, 4])));
@@ -384,9 +403,9 @@ fn a_window_as_wide_as_the_sequences_is_attention() -> Result<()> {
     let segments = Segments::from_lengths(&[3, 1, 4]);
     let inputs = variables(&[&[8, 6], &[8, 6], &[8, 6]]);
     for dropout in [None, Dropout::new(0.3, 5)] {
-        let all = ops::attention(&inputs[0], &inputs[1], &inputs[2], &segments, 2, dropout)?;
-        let window = Relative::Window(4);
-        let found = ops::relative_attention(&inputs[0], &inputs[1], &inputs[2], window, &segments, 2, dropout)?;
+        let all = ops::attention(&inputs[0], &inputs[1], &inputs[2], &segments, options(2, Scores::Content, dropout))?;
+        let window = Scores::Window(4);
+        let found = ops::attention(&inputs[0], &inputs[1], &inputs[2], &segments, options(2, window, dropout))?;
         close(&found, &all, 1e-14);
     }
     Ok(())
@@ -405,8 +424,8 @@ fn a_bias_by_distance_is_added_to_the_scores_and_its_gradients_are_exact() -> Re
     let bias = |dropout| {
         let rows = &rows;
         move |v: &[Var], segments: &Segments| {
-            let relative = Relative::Bias { table: &v[3], rows };
-            ops::relative_attention(&v[0], &v[1], &v[2], relative, segments, 2, dropout)
+            let relative = Scores::Bias { table: &v[3], rows };
+            ops::attention(&v[0], &v[1], &v[2], segments, options(2, relative, dropout))
         }
     };
     is_attention_with(&inputs, 1, bias(None), |head, i, j, _, _, _| table[saturated(i as isize - j as isize)][head])?;
@@ -414,8 +433,8 @@ fn a_bias_by_distance_is_added_to_the_scores_and_its_gradients_are_exact() -> Re
     agrees_with_finite_differences(&inputs, |v| bias(Dropout::new(0.3, 5))(v, &segments));
     // A frozen table gets no gradient.
     let table = inputs[3].as_detached_tensor();
-    let relative = Relative::Bias { table: &table, rows: &rows };
-    let output = ops::relative_attention(&inputs[0], &inputs[1], &inputs[2], relative, &segments, 2, None)?;
+    let relative = Scores::Bias { table: &table, rows: &rows };
+    let output = ops::attention(&inputs[0], &inputs[1], &inputs[2], &segments, options(2, relative, None))?;
     let gradients = output.sum_all()?.backward()?;
     assert!(gradients.get(&inputs[0]).is_some() && gradients.get(&table).is_none());
     Ok(())
@@ -436,8 +455,8 @@ fn disentangled_attention_is_the_papers_sum_of_scores_and_its_gradients_are_exac
             move |v: &[Var], segments: &Segments| {
                 let key = to_position.then(|| v[3].as_tensor());
                 let query = to_content.then(|| v[v.len() - 1].as_tensor());
-                let relative = Relative::Disentangled { key, query, rows };
-                ops::relative_attention(&v[0], &v[1], &v[2], relative, segments, 2, dropout)
+                let relative = Scores::Disentangled { key, query, rows };
+                ops::attention(&v[0], &v[1], &v[2], segments, options(2, relative, dropout))
             }
         };
         let scale = 1.0 / ((3 * terms) as f64).sqrt();
@@ -459,9 +478,9 @@ fn rows_that_do_not_fit_the_table_or_the_sequences_are_errors() {
     let v = variables(&[&[8, 6], &[8, 6], &[8, 6], &[5, 2], &[4, 2]]);
     let error = |table: &Tensor, longest, lengths: &[usize]| {
         let rows = RelativeRows::new(longest, saturated);
-        let relative = Relative::Bias { table, rows: &rows };
+        let relative = Scores::Bias { table, rows: &rows };
         let segments = Segments::from_lengths(lengths);
-        ops::relative_attention(&v[0], &v[1], &v[2], relative, &segments, 2, None).unwrap_err().to_string()
+        ops::attention(&v[0], &v[1], &v[2], &segments, options(2, relative, None)).unwrap_err().to_string()
     };
     assert!(error(&v[3], 3, &[4, 4]).contains("4 tokens, the rows are made for 3"));
     assert!(error(&v[4], 6, &[4, 4]).contains("a table of 4 rows and 2 columns, expected 2 and row 4"));
@@ -553,7 +572,7 @@ fn attention_to_a_prefix_is_plain_attention_to_the_keys_with_the_prefix_before_t
     let inputs = variables(&[&[8, 6], &[8, 6], &[8, 6], &[2, 6], &[2, 6]]);
     let attend = |v: &[Var], dropout| {
         let (key, value) = (ops::prepend(&v[3], &v[1], &segments)?, ops::prepend(&v[4], &v[2], &segments)?);
-        ops::attention(&v[0], &key, &value, &segments, 2, dropout)
+        ops::attention(&v[0], &key, &value, &segments, options(2, Scores::Content, dropout))
     };
     let sequences = segments.ranges().map(|range| {
         let part = |t: &Tensor, before: &Tensor| Tensor::cat(&[before, &t.narrow(0, range.start, range.len())?], 0);
@@ -573,7 +592,8 @@ fn attention_to_a_prefix_is_plain_attention_to_the_keys_with_the_prefix_before_t
     }
     // Not as many rows more for each of the three.
     let key = numbers(&[13, 6], 3);
-    let error = ops::attention(&inputs[0], &key, &key, &segments, 2, None).unwrap_err().to_string();
+    let error =
+        ops::attention(&inputs[0], &key, &key, &segments, options(2, Scores::Content, None)).unwrap_err().to_string();
     assert!(error.contains("13 keys for 8 tokens of 3 sequences"), "{error}");
     Ok(())
 }
@@ -594,11 +614,11 @@ fn relative_attention_counts_a_prefix_among_the_positions_and_its_gradients_are_
         };
         let relative = |q: &Tensor, k: &Tensor, v: &Tensor, tables: &[Var], segments: &Segments, dropout| {
             let relative = match tables {
-                [] => Relative::Window(2),
-                [table] => Relative::Bias { table, rows: &rows },
-                tables => Relative::Disentangled { key: Some(&tables[0]), query: Some(&tables[1]), rows: &rows },
+                [] => Scores::Window(2),
+                [table] => Scores::Bias { table, rows: &rows },
+                tables => Scores::Disentangled { key: Some(&tables[0]), query: Some(&tables[1]), rows: &rows },
             };
-            ops::relative_attention(q, k, v, relative, segments, 2, dropout)
+            ops::attention(q, k, v, segments, options(2, relative, dropout))
         };
         let attend = |v: &[Var], dropout| {
             let (key, value) = (ops::prepend(&v[3], &v[1], &segments)?, ops::prepend(&v[4], &v[2], &segments)?);
@@ -632,6 +652,13 @@ fn columns_are_joined_and_cut_and_gates_multiplied_and_their_gradients_are_exact
         let gated = [inputs[0].clone(), inputs[2].clone()];
         close(&ops::gate(&gated[0], &gated[1])?, &(gated[0].as_tensor() * gated[1].as_tensor())?, 0.0);
         agrees_with_finite_differences(&gated, |v| ops::gate(&v[0], &v[1]));
+        close(&ops::add(&gated[0], &gated[1])?, &(gated[0].as_tensor() + gated[1].as_tensor())?, 0.0);
+        agrees_with_finite_differences(&gated, |v| ops::add(&v[0], &v[1]));
+        close(&ops::sub(&gated[0], &gated[1])?, &(gated[0].as_tensor() - gated[1].as_tensor())?, 0.0);
+        agrees_with_finite_differences(&gated, |v| ops::sub(&v[0], &v[1]));
+        close(&ops::scale(&gated[0], -0.3)?, &(gated[0].as_tensor() * -0.3)?, 0.0);
+        agrees_with_finite_differences(&gated[..1], |v| ops::scale(&v[0], -0.3));
+        assert!(ops::add(&inputs[0], &inputs[1]).is_err() && ops::sub(&inputs[0], &inputs[1]).is_err());
         assert!(ops::gate(&inputs[0], &inputs[1]).is_err() && ops::narrow_columns(&inputs[0], 2..5).is_err());
     }
     Ok(())

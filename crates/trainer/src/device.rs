@@ -135,10 +135,12 @@ pub(crate) fn card(device: &Device) -> Option<String> {
     None
 }
 
-/// Whether a device's memory did not suffice. The driver's own words, since the error comes through candle, ops and peft.
+/// Whether a device's memory did not suffice.
 pub(crate) fn is_out_of_memory(error: &Error) -> bool {
-    let text = error.to_string();
-    text.contains("CUDA_ERROR_OUT_OF_MEMORY") || text.contains("STATUS_ALLOC_FAILED")
+    match error {
+        Error::Tensor(error) | Error::Model(peft::Error::Tensor(error)) => ops::is_out_of_memory(error),
+        _ => false,
+    }
 }
 
 /// The most memory that tensors on a GPU have taken at one time, in bytes.

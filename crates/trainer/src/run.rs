@@ -244,7 +244,7 @@ impl Default for Settings {
             weight_decay: 0.01,
             max_grad_norm: Some(1.0),
             dropout: None,
-            precision: Precision::Exact,
+            precision: Precision::F32,
             max_length: 128,
             pooling: Pooling::Cls,
             train_pooler: false,

@@ -1,44 +1,35 @@
 //! AdamW over all parameters at once.
 
-use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::driver::CudaSlice;
-use candle_core::{CpuStorage, Device, Result, Tensor, bail};
+use std::borrow::Cow;
 
-use super::gpu::Grid;
-use super::{Argument, Array, Buffer, Element, Gpu, with_arrays};
-use crate::adamw::{AdamWSettings, AdamWSlot, Moments};
+use candle_core::cuda_backend::cudarc::driver::CudaSlice;
+use candle_core::op::BackpropOp;
+use candle_core::{CpuStorage, CudaStorage, Result, Tensor, bail};
+
+use super::array::pointer;
+use super::{Array, Buffer, Element, Gpu, Grid, Kernel, with_arrays};
+use crate::adamw::{AdamWSettings, AdamWSlot, ClipFactor, DeviceMoments, Moments, ParameterMoments};
 
 /// A parameter's moments on the GPU.
 #[derive(Debug)]
-pub struct GpuMoments {
+struct GpuMoments {
     first: Buffer,
     second: Buffer,
 }
 
-impl GpuMoments {
-    pub(crate) fn zeros(parameter: &Tensor) -> Result<Self> {
-        let (gpu, count) = (Gpu::of(parameter.device().as_cuda_device()?)?, parameter.elem_count());
-        Ok(Self { first: gpu.zeros(Element::F32, count)?, second: gpu.zeros(Element::F32, count)? })
-    }
-
-    pub(crate) fn new(device: &Device, moments: &Moments) -> Result<Self> {
-        let gpu = Gpu::of(device.as_cuda_device()?)?;
-        Ok(Self { first: gpu.copy(&moments.first)?, second: gpu.copy(&moments.second)? })
-    }
-
-    pub(crate) fn read(&self) -> Result<Moments> {
-        Ok(Moments { first: self.first.read()?, second: self.second.read()? })
+impl DeviceMoments for GpuMoments {
+    fn read(&self) -> Result<Cow<'_, Moments>> {
+        Ok(Cow::Owned(Moments { first: self.first.read()?, second: self.second.read()? }))
     }
 }
 
-/// What the gradients of a step are multiplied by, on the GPU: one number.
-pub struct GpuFactor(CudaSlice<f64>);
-
-impl GpuFactor {
-    pub(crate) fn read(&self) -> Result<f64> {
-        let values = self.0.stream().clone_dtoh(&self.0).w()?;
-        values.first().copied().ok_or_else(|| candle_core::Error::Msg("adamw: no clip factor".into()).bt())
-    }
+/// See [`crate::backend::moments`].
+pub(crate) fn moments(parameter: &Tensor, moments: Option<&Moments>) -> Result<ParameterMoments> {
+    let (gpu, count) = (Gpu::of(parameter.device().as_cuda_device()?)?, parameter.elem_count());
+    Ok(ParameterMoments::on(match moments {
+        Some(moments) => GpuMoments { first: gpu.copy(&moments.first)?, second: gpu.copy(&moments.second)? },
+        None => GpuMoments { first: gpu.zeros(Element::F32, count)?, second: gpu.zeros(Element::F32, count)? },
+    }))
 }
 
 /// Numbers that a block takes: `SLOT_CHUNK` in `adamw.cu`.
@@ -46,7 +37,7 @@ const CHUNK: usize = 4096;
 const THREADS: usize = 256;
 
 /// See [`crate::adamw()`].
-pub(crate) fn adamw(slots: &[AdamWSlot], loss: &Tensor, settings: AdamWSettings) -> Result<GpuFactor> {
+pub(crate) fn adamw(slots: &mut [AdamWSlot], loss: &Tensor, settings: AdamWSettings) -> Result<ClipFactor> {
     let gradients = slots.iter().map(|slot| slot.gradient.contiguous()).collect::<Result<Vec<_>>>()?;
     let parameters = slots.iter().map(|slot| slot.parameter.as_tensor());
     let tensors: Vec<&Tensor> = parameters.chain(&gradients).chain([loss]).collect();
@@ -54,21 +45,23 @@ pub(crate) fn adamw(slots: &[AdamWSlot], loss: &Tensor, settings: AdamWSettings)
         let (parameters, others) = arrays.split_at(slots.len());
         let (gradients, loss) = others.split_at(slots.len());
         let (table, blocks) = table(slots, parameters, gradients, settings)?;
-        launch(gpu, &table, (slots.len(), blocks), loss[0], settings).map(GpuFactor)
+        let factor = launch(gpu, &table, (slots.len(), blocks), loss[0], settings)?;
+        let storage = candle_core::Storage::Cuda(CudaStorage::wrap_cuda_slice(factor, gpu.device.clone()));
+        Ok(ClipFactor::new(Tensor::from_storage(storage, (), BackpropOp::none(), false)))
     })
 }
 
 /// For each parameter a `Slot` of `adamw.cu`, in words of 64 bits, and how many blocks all take together.
 fn table(
-    slots: &[AdamWSlot],
+    slots: &mut [AdamWSlot],
     parameters: &[Array],
     gradients: &[Array],
     settings: AdamWSettings,
 ) -> Result<(Vec<u64>, usize)> {
     let correction = 1.0 - settings.beta1.powi(settings.step as i32);
     let (mut table, mut blocks) = (Vec::with_capacity(7 * slots.len()), 0);
-    for ((slot, parameter), gradient) in slots.iter().zip(parameters).zip(gradients) {
-        let Some(moments) = slot.moments.on_gpu() else { bail!("adamw: a parameter's moments are not on its GPU") };
+    for ((slot, parameter), gradient) in slots.iter_mut().zip(parameters).zip(gradients) {
+        let moments: &mut GpuMoments = slot.moments.of()?;
         if parameter.shape != gradient.shape
             || [parameter.element, gradient.element] != [Element::F32; 2]
             || [moments.first.count(), moments.second.count()] != [parameter.count(); 2]
@@ -77,7 +70,7 @@ fn table(
         }
         let keep = (1.0 - slot.learning_rate * slot.weight_decay) as f32;
         let rate = (slot.learning_rate / correction) as f32;
-        table.extend([parameter.pointer, gradient.pointer, moments.first.pointer()?, moments.second.pointer()?]);
+        table.extend([parameter.pointer, gradient.pointer, moments.first.pointer(), moments.second.pointer()]);
         table.extend([parameter.count() as u64, blocks as u64]);
         // Two floats in a word, the first in its lower half: GPUs are little-endian.
         table.push(u64::from(keep.to_bits()) | u64::from(rate.to_bits()) << 32);
@@ -96,18 +89,21 @@ fn launch(
     let table = gpu.words(table)?;
     let factor = gpu.doubles(1)?;
     let sums = gpu.doubles(blocks.max(1))?;
-    let address = |slice: &CudaSlice<f64>| Argument::Pointer(super::array::pointer(slice));
-    let slots = [Argument::Pointer(super::array::pointer(&table)), slots.into()];
-    if settings.max_norm.is_some() {
-        gpu.launch("gradient_squares", Grid::blocks(blocks, THREADS), &[&[address(&sums)], &slots[..]].concat())?;
+    let grid = Grid::blocks(blocks, THREADS);
+    // SAFETY: adamw.cu: a slot of the table for each parameter, whose arrays `table` has checked; a sum for each block.
+    unsafe {
+        if settings.max_norm.is_some() {
+            let kernel = Kernel::f32("gradient_squares").address(pointer(&sums)).address(pointer(&table)).count(slots);
+            kernel.launch(gpu, grid)?;
+        }
+        let (limit, summed) = settings.max_norm.map_or((1.0, 0), |limit| (limit, blocks));
+        let kernel = Kernel::f32("clip_factor").address(pointer(&factor)).address(pointer(&sums)).count(summed);
+        kernel.double(limit).launch(gpu, Grid::blocks(1, THREADS))?;
+        let correction = 1.0 / (1.0 - settings.beta2.powi(settings.step as i32)).sqrt();
+        let numbers = [settings.beta1, settings.beta2, correction, settings.epsilon];
+        let kernel = Kernel::f32("adamw").address(pointer(&table)).count(slots).address(pointer(&factor)).read(loss, 1);
+        numbers.into_iter().fold(kernel, |kernel, number| kernel.float(number as f32)).launch(gpu, grid)?;
     }
-    let (limit, summed) = settings.max_norm.map_or((1.0, 0), |limit| (limit, blocks));
-    let arguments = [address(&factor), address(&sums), summed.into(), Argument::Double(limit)];
-    gpu.launch("clip_factor", Grid::blocks(1, THREADS), &arguments)?;
-    let correction = 1.0 / (1.0 - settings.beta2.powi(settings.step as i32)).sqrt();
-    let numbers = [settings.beta1, settings.beta2, correction, settings.epsilon].map(|x| Argument::Float(x as f32));
-    let arguments = [&slots[..], &[address(&factor), loss.into()], &numbers].concat();
-    gpu.launch("adamw", Grid::blocks(blocks, THREADS), &arguments)?;
     Ok(factor)
 }
 

@@ -1,15 +1,12 @@
 //! Memory on a GPU.
 
 use std::marker::PhantomData;
-use std::sync::{Arc, OnceLock};
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaStorageSlice;
-use candle_core::cuda_backend::DeviceId;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
-use candle_core::{CpuStorage, CudaStorage, DType, Layout, Result, bail};
-
-use super::gpu::Gpu;
+use candle_core::op::BackpropOp;
+use candle_core::{CpuStorage, CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
 
 /// The type of numbers that a kernel reads and writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,11 +16,11 @@ pub(crate) enum Element {
 }
 
 impl Element {
-    /// The kernel of that name for these numbers.
-    pub fn kernel(self, name: &str) -> String {
+    /// What the name of a kernel for these numbers ends in.
+    pub fn suffix(self) -> &'static str {
         match self {
-            Self::F32 => format!("{name}_f32"),
-            Self::Bf16 => format!("{name}_bf16"),
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
         }
     }
 
@@ -67,27 +64,39 @@ impl<'a> Array<'a> {
 
 /// New memory on a GPU. It is freed in the order of the device's work, when the last that was asked of it before is done.
 #[derive(Debug)]
-pub(crate) struct Buffer(CudaStorage);
+pub(crate) struct Buffer {
+    storage: CudaStorage,
+    pointer: u64,
+    element: Element,
+}
 
 impl Buffer {
-    pub fn new(storage: CudaStorage) -> Self {
-        Self(storage)
+    pub fn new(storage: CudaStorage) -> Result<Self> {
+        let (pointer, element) = start(&storage, "buffer")?;
+        Ok(Self { storage, pointer, element })
     }
 
     /// All of it, in a shape of so many numbers.
     pub fn array<'a>(&'a self, shape: &'a [usize]) -> Result<Array<'a>> {
-        let (pointer, element) = start(&self.0, "buffer")?;
-        Ok(Array { pointer, element, shape, storage: PhantomData })
+        let array = Array { pointer: self.pointer, element: self.element, shape, storage: PhantomData };
+        if array.count() > self.count() {
+            bail!("a buffer of {} numbers has no room for {shape:?}", self.count())
+        }
+        Ok(array)
     }
 
     /// The address of the first number.
-    pub fn pointer(&self) -> Result<u64> {
-        Ok(start(&self.0, "buffer")?.0)
+    pub fn pointer(&self) -> u64 {
+        self.pointer
+    }
+
+    pub fn element(&self) -> Element {
+        self.element
     }
 
     /// How many numbers.
     pub fn count(&self) -> usize {
-        match &self.0.slice {
+        match &self.storage.slice {
             CudaStorageSlice::F32(slice) => slice.len(),
             CudaStorageSlice::BF16(slice) => slice.len(),
             _ => 0,
@@ -96,58 +105,37 @@ impl Buffer {
 
     /// A copy on the CPU. Waits for the GPU.
     pub fn to_cpu(&self) -> Result<CpuStorage> {
-        self.0.to_cpu_storage()
+        self.storage.to_cpu_storage()
+    }
+
+    pub fn into_tensor(self, shape: &Shape) -> Tensor {
+        Tensor::from_storage(Storage::Cuda(self.storage), shape.clone(), BackpropOp::none(), false)
     }
 
     pub fn into_storage(self) -> CudaStorage {
-        self.0
+        self.storage
     }
 }
 
 /// Numbers of rows on a GPU.
 #[derive(Debug)]
-pub(crate) struct Indices {
-    slice: CudaSlice<u32>,
-    /// Where they lie.
-    pub device: DeviceId,
-}
+pub(crate) struct Indices(CudaSlice<u32>);
 
 impl Indices {
-    pub fn new(slice: CudaSlice<u32>, device: DeviceId) -> Self {
-        Self { slice, device }
+    pub fn new(slice: CudaSlice<u32>) -> Self {
+        Self(slice)
     }
 
     /// The address of the first.
     pub fn pointer(&self) -> u64 {
-        pointer(&self.slice)
+        pointer(&self.0)
+    }
+
+    /// How many.
+    pub fn count(&self) -> usize {
+        self.0.len()
     }
 }
-
-/// Numbers that were copied to a GPU when an operation there first asked for them. All clones share the copy, and whatever holds it is
-/// equal to what holds another.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Uploaded(Arc<OnceLock<Arc<Indices>>>);
-
-impl Uploaded {
-    /// The copy of those numbers, always the same, on that GPU.
-    pub fn or_upload(&self, gpu: &Gpu, numbers: &[usize]) -> Result<Arc<Indices>> {
-        if let Some(found) = self.0.get().filter(|found| found.device == gpu.id()) {
-            return Ok(found.clone());
-        }
-        let numbers: Vec<u32> = numbers.iter().map(|&number| number as u32).collect();
-        let indices = Arc::new(gpu.indices(&numbers)?);
-        let _ = self.0.set(indices.clone()); // The first GPU's are kept.
-        Ok(indices)
-    }
-}
-
-impl PartialEq for Uploaded {
-    fn eq(&self, _other: &Self) -> bool {
-        true
-    }
-}
-
-impl Eq for Uploaded {}
 
 /// All work on a device is put on one stream, so that nobody needs to wait for what is done with this memory.
 pub(super) fn pointer<T>(slice: &CudaSlice<T>) -> u64 {

@@ -1,109 +1,109 @@
-//! Operations on an NVIDIA GPU: what a kernel sees of a tensor, and how an operation finds its kernels.
+//! Operations on an NVIDIA GPU.
 //!
-//! An operation that has kernels says so by [`Operation::on_gpu`]. One that has none is run on the CPU, and its tensors cross over:
-//! slow, but right. Hidden states may be bf16 here, parameters and their gradients are always f32.
+//! An operation that has kernels is found in [`operations`]. One that has none is run on the CPU, and its tensors cross over: slow, but
+//! right. Hidden states may be bf16 here, parameters and their gradients are always f32.
 
 mod adamw;
 mod array;
-mod attention;
-mod columns;
+mod cublaslt;
 mod device;
 mod gpu;
-mod linear;
-mod loss;
+mod kernel;
+mod memory;
 mod nccl;
-mod normalization;
-mod pointwise;
-mod product;
-mod relative_attention;
-mod rotary;
-mod rows;
+mod operations;
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::result::memcpy_dtoh_sync;
-use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, Layout, Result, Shape, Storage, Tensor, bail};
 use half::bf16;
 
-use crate::operation::{Found, Gradient, Operation, View, tensors};
+use crate::autograd::operation::{Backward, BackwardPass, Found, Gradient, Operation, Output, View, tensors};
+use crate::backend::Saved;
 
-pub(crate) use adamw::adamw;
-pub use adamw::{GpuFactor, GpuMoments};
-pub(crate) use array::{Array, Buffer, Element, Indices, Uploaded};
-pub(crate) use gpu::{Argument, Gpu};
-
-pub(crate) use linear::GpuWeight;
-
+pub(crate) use adamw::{adamw, moments};
+use array::{Array, Buffer, Element, Indices};
 pub use device::{card, card_memory, card_peak_memory, cuda_device, cuda_devices, cuda_stream};
+use gpu::Gpu;
+use kernel::{Grid, Kernel};
+pub(crate) use memory::is_out_of_memory;
 pub use nccl::Communicators;
+pub(crate) use operations::linear::GpuWeight;
 
 /// The passes of an operation that has kernels.
 pub(crate) trait GpuOperation {
-    /// The values of the result and its shape.
-    fn forward(&self, gpu: &Gpu, inputs: &[Array]) -> Result<(Buffer, Vec<usize>)>;
+    fn forward(&self, gpu: &Gpu, inputs: &[Array]) -> Result<Output<Buffer>>;
 
-    /// One gradient per input, of its element type; `needed` says which of them a trainable parameter stands behind.
-    fn backward(
-        &self,
-        gpu: &Gpu,
-        inputs: &[Array],
-        needed: &[bool],
-        output: Array,
-        gradient: Array,
-    ) -> Result<Vec<GpuGradient>>;
+    /// One gradient per input, of its element type.
+    fn backward(&self, gpu: &Gpu, pass: GpuBackward) -> Result<Vec<GpuGradient>>;
 }
 
-/// What the backward pass on a GPU says of one argument.
+/// A backward pass on a GPU.
+pub(crate) type GpuBackward<'a> = BackwardPass<'a, Array<'a>, Buffer>;
+
+/// What a backward pass on a GPU says of one input.
 pub(crate) type GpuGradient = Found<Buffer>;
 
-/// The forward pass of an operation whose inputs lie on a GPU, for candle's graph.
-pub(crate) fn forward<K: Operation>(operation: &K, inputs: &[(&CudaStorage, &Layout)]) -> Result<(CudaStorage, Shape)> {
+/// See [`crate::backend::forward`].
+pub(crate) fn forward<O: Operation>(operation: &O, inputs: &[&Tensor]) -> Result<(Tensor, Option<Saved>)> {
+    let (output, saved) = with_arrays(inputs, O::NAME, |gpu, arrays| run(operation, gpu, arrays))?;
+    Ok((output.values.into_tensor(&output.shape.into()), saved))
+}
+
+/// The same for candle's graph.
+pub(crate) fn forward_of_storages<O: Operation>(
+    operation: &O,
+    inputs: &[(&CudaStorage, &Layout)],
+) -> Result<(CudaStorage, Shape, Option<Saved>)> {
     let gpu = Gpu::of(&inputs[0].0.device)?;
-    check_together(&gpu, inputs, K::NAME)?;
-    let arrays = inputs.iter().map(|(s, l)| Array::new(s, l, K::NAME)).collect::<Result<Vec<_>>>()?;
-    let (values, shape) = run(operation, &gpu, &arrays)?;
-    Ok((values.into_storage(), shape.into()))
+    check_together(&gpu, inputs, O::NAME)?;
+    let arrays = inputs.iter().map(|(s, l)| Array::new(s, l, O::NAME)).collect::<Result<Vec<_>>>()?;
+    let (output, saved) = run(operation, &gpu, &arrays)?;
+    Ok((output.values.into_storage(), output.shape.into(), saved))
 }
 
-/// The same for tensors.
-pub(crate) fn compute<K: Operation>(operation: &K, inputs: &[&Tensor]) -> Result<Tensor> {
-    let (values, shape) = with_arrays(inputs, K::NAME, |gpu, arrays| run(operation, gpu, arrays))?;
-    Ok(values.into_tensor(&shape.into()))
-}
-
-fn run<K: Operation>(operation: &K, gpu: &Gpu, arrays: &[Array]) -> Result<(Buffer, Vec<usize>)> {
-    if let Some(kernels) = operation.on_gpu() {
-        return kernels.forward(gpu, arrays);
+fn run<O: Operation>(operation: &O, gpu: &Gpu, arrays: &[Array]) -> Result<(Output<Buffer>, Option<Saved>)> {
+    if let Some(kernels) = operations::find(operation) {
+        let mut output = kernels.forward(gpu, arrays)?;
+        let saved = output.saved.take().map(|saved| Box::new(saved) as Saved);
+        return Ok((output, saved));
     }
     let copies = arrays.iter().map(|array| gpu.download(array)).collect::<Result<Vec<_>>>()?;
-    let (values, shape) = operation.forward::<f32>(&views(&copies, arrays))?;
-    Ok((gpu.upload(&values, arrays[0].element)?, shape))
+    let Output { values, shape, saved } = operation.forward::<f32>(&views(&copies, arrays))?;
+    let values = gpu.upload(&values, arrays[0].element)?;
+    Ok((Output::new(values, shape), saved.map(|saved| Box::new(saved) as Saved)))
 }
 
-/// The backward pass of an operation whose inputs lie on a GPU.
-pub(crate) fn backward<K: Operation>(
-    operation: &K,
-    inputs: &[&Tensor],
-    needed: &[bool],
-    output: &Tensor,
-    gradient: &Tensor,
+/// See [`crate::backend::backward`].
+pub(crate) fn backward<O: Operation>(
+    operation: &O,
+    (inputs, needed): (&[&Tensor], &[bool]),
+    [output, gradient]: [&Tensor; 2],
+    saved: Option<&Saved>,
 ) -> Result<Vec<Option<Tensor>>> {
-    let gradient = gradient.contiguous()?;
-    let all: Vec<&Tensor> = inputs.iter().copied().chain([output, &gradient]).collect();
-    let gradients = with_arrays(&all, K::NAME, |gpu, arrays| {
-        let (inputs, ends) = arrays.split_at(inputs.len());
-        if let Some(kernels) = operation.on_gpu() {
-            return kernels.backward(gpu, inputs, needed, ends[0], ends[1]);
+    let all: Vec<&Tensor> = inputs.iter().copied().chain([output, gradient]).collect();
+    let gradients = with_arrays(&all, O::NAME, |gpu, arrays| {
+        let (of, ends) = arrays.split_at(inputs.len());
+        if let Some(kernels) = operations::find(operation) {
+            let saved = saved.and_then(|saved| saved.downcast_ref());
+            return kernels.backward(gpu, GpuBackward::new::<O>((of, needed), [ends[0], ends[1]], saved));
         }
         let copies = arrays.iter().map(|array| gpu.download(array)).collect::<Result<Vec<_>>>()?;
         let views = views(&copies, arrays);
-        let (of, ends) = views.split_at(inputs.len());
-        let found = operation.backward::<f32>(of, needed, ends[0], ends[1])?;
-        let back =
-            |(gradient, input): (Gradient<f32>, &Array)| gradient.map(|values| gpu.upload(&values, input.element));
-        found.into_iter().zip(inputs).map(back).collect()
+        let (views, ends) = views.split_at(inputs.len());
+        let saved = saved.and_then(|saved| saved.downcast_ref());
+        let found = operation.backward(Backward::new::<O>((views, needed), [ends[0], ends[1]], saved))?;
+        let back = |(gradient, input): (Gradient<f32>, &Array)| {
+            Ok(match gradient {
+                Found::None => Found::None,
+                Found::Upstream => Found::Upstream,
+                Found::Same(index) => Found::Same(index),
+                Found::Values(values) => Found::Values(gpu.upload(&values, input.element)?),
+            })
+        };
+        found.into_iter().zip(of).map(back).collect()
     })?;
-    tensors(gradients, inputs, &gradient, |values, input| Ok(values.into_tensor(input.shape())))
+    tensors(gradients, inputs, gradient, |values, input| Ok(values.into_tensor(input.shape())))
 }
 
 /// Reads contiguous tensors of one GPU for the time of one call.
@@ -155,16 +155,10 @@ impl Gpu {
     }
 
     /// A copy on the GPU.
-    pub(crate) fn upload(&self, values: &[f32], element: Element) -> Result<Buffer> {
+    fn upload(&self, values: &[f32], element: Element) -> Result<Buffer> {
         match element {
             Element::F32 => self.copy(values),
             Element::Bf16 => self.copy(&values.iter().copied().map(bf16::from_f32).collect::<Vec<_>>()),
         }
-    }
-}
-
-impl Buffer {
-    fn into_tensor(self, shape: &Shape) -> Tensor {
-        Tensor::from_storage(Storage::Cuda(self.into_storage()), shape.clone(), BackpropOp::none(), false)
     }
 }

@@ -123,7 +123,7 @@ impl Communicators {
         let ranks = self.ranks.read().unwrap_or_else(PoisonError::into_inner);
         self.library.grouped(|| {
             for ((gpu, rank), buffer) in self.gpus.iter().zip(&*ranks).zip(&buffers) {
-                self.all_reduce(gpu, rank, buffer.pointer()?, 1)?;
+                self.all_reduce(gpu, rank, buffer.pointer(), 1)?;
             }
             Ok(())
         })?;

@@ -50,7 +50,7 @@ pub struct Adapters {
 impl Adapters {
     /// None yet.
     pub fn new(pretrained: &Pretrained) -> Self {
-        Self { pretrained: pretrained.clone(), precision: Precision::Exact, models: BTreeMap::new(), active: None }
+        Self { pretrained: pretrained.clone(), precision: Precision::F32, models: BTreeMap::new(), active: None }
     }
 
     /// The precision of the adapters that are loaded from now on.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use ops::{Relative, RelativeRows, Segments};
+use ops::{AttentionOptions, RelativeRows, Scores, Segments};
 
 use crate::architectures::Config;
 use crate::architectures::layout::{DisentangledLayout, Layout, PositionsLayout, ProjectionNames};
@@ -233,21 +233,18 @@ impl SelfAttention {
             Queries::Projection(query) => query.forward(hidden, pass)?,
             Queries::Made(query) => wanted.of(&query, pass)?,
         };
-        let attend = |query: &Tensor, key: &Tensor, relative: Option<Relative>| {
-            let dropout = pass.dropout(self.dropout);
-            match relative {
-                Some(relative) => ops::relative_attention(query, key, &value, relative, segments, heads, dropout),
-                None => ops::attention(query, key, &value, segments, heads, dropout),
-            }
+        let attend = |query: &Tensor, key: &Tensor, scores: Scores| {
+            let options = AttentionOptions { heads, scores, dropout: pass.dropout(self.dropout) };
+            ops::attention(query, key, &value, segments, options)
         };
         Ok(match &self.positions {
-            Positions::Absolute => attend(&query, &key, None)?,
-            Positions::Bias { table, rows } => attend(&query, &key, Some(Relative::Bias { table, rows }))?,
+            Positions::Absolute => attend(&query, &key, Scores::Content)?,
+            Positions::Bias { table, rows } => attend(&query, &key, Scores::Bias { table, rows })?,
             Positions::Disentangled(positions) => {
                 let (key_positions, query_positions) = self.project(positions, pass)?;
                 let (to_position, to_content) = (key_positions.as_ref(), query_positions.as_ref());
-                let relative = Relative::Disentangled { key: to_position, query: to_content, rows: &positions.rows };
-                attend(&query, &key, Some(relative))?
+                let scores = Scores::Disentangled { key: to_position, query: to_content, rows: &positions.rows };
+                attend(&query, &key, scores)?
             }
             Positions::Rotary { theta, window } => {
                 let query = match wanted {
@@ -260,7 +257,7 @@ impl SelfAttention {
                     }
                 };
                 key = ops::rotary(&key, &segments.lengthened(virtual_tokens), heads, *theta, 0)?;
-                attend(&query, &key, window.map(Relative::Window))?
+                attend(&query, &key, window.map_or(Scores::Content, Scores::Window))?
             }
         })
     }

@@ -91,6 +91,6 @@ impl Encoder {
         if let Some(norm) = &self.last_norm {
             hidden = norm.forward(&hidden)?;
         }
-        Ok(ops::to_exact(&hidden)?)
+        Ok(ops::to_f32(&hidden)?)
     }
 }

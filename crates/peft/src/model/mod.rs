@@ -58,7 +58,7 @@ impl ModelOptions {
             dropout: None,
             seed: 1,
             dtype: DType::F32,
-            precision: Precision::Exact,
+            precision: Precision::F32,
             device: Device::Cpu,
         }
     }

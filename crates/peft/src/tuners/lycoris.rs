@@ -194,7 +194,7 @@ impl<C: WeightChange> LinearAdapter for WeightBranch<C> {
         if let Some(factors) = self.dropout.factors(pass, &branch)? {
             branch = ops::scale_columns(&branch, &factors, None)?;
         }
-        Ok(ops::add_dropout(&branch, &base.forward(x)?, None)?)
+        Ok(ops::add(&branch, &base.forward(x)?)?)
     }
 
     /// `W + ΔW`.

@@ -160,7 +160,7 @@ fn a_merged_model_gives_the_logits_of_branches_beside_their_weights() {
 #[test]
 fn a_merged_model_in_bf16_stays_in_bf16() {
     let batch = batch(&sequences(&[7, 1, 40, 12], 100));
-    let [exact, rounded] = [Precision::Exact, Precision::Bf16].map(|precision| {
+    let [exact, rounded] = [Precision::F32, Precision::Bf16].map(|precision| {
         let method = Method::Lora(lora_everywhere());
         let [_, _, merged] = merging(&ModelOptions { precision, ..ModelOptions::new(method, 2) }, &batch);
         merged

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use ops::{Gradients, Segments};
 use peft::{Batch, Model, Pass};
 
@@ -121,8 +121,7 @@ fn times(value: &Tensor, factor: f64) -> Result<Tensor> {
     if factor == 1.0 {
         return Ok(value.clone());
     }
-    let factor = Tensor::full(factor as f32, value.shape(), &Device::Cpu)?.to_device(value.device())?;
-    Ok(ops::without_gradients(|| ops::gate(value, &factor))?)
+    Ok(ops::without_gradients(|| ops::scale(value, factor))?)
 }
 
 /// The loss of one forward pass, recorded for the backward pass.
@@ -131,7 +130,7 @@ fn record(model: &Model, batch: &Batch, targets: &Tensor, seed: u64) -> Result<o
         let logits = model.forward(batch, &Pass::training(&batch.segments, seed))?; // (sequences, num_labels)
         let loss = loss(&logits, targets)?;
         Ok(match model.regularization()? {
-            Some(term) => ops::add_dropout(&loss, &term, None)?,
+            Some(term) => ops::add(&loss, &term)?,
             None => loss,
         })
     })

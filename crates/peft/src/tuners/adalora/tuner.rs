@@ -79,7 +79,7 @@ impl TunerConfig for AdaLora {
         for (matrix, of) in matrices {
             let term = ops::orthogonality(matrix, of, scale)?;
             sum = Some(match sum {
-                Some(sum) => ops::add_dropout(&sum, &term, None)?,
+                Some(sum) => ops::add(&sum, &term)?,
                 None => term,
             });
         }

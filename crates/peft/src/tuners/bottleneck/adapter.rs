@@ -58,7 +58,7 @@ impl SublayerAdapter for BottleneckAdapter {
     /// `A(x)`, where the style says what x is, and `residual + dropout(output)`, which it is added to; `(tokens, hidden)` each.
     fn terms(&self, flow: &SublayerOutput) -> Result<(Tensor, Tensor)> {
         let output = ops::dropout(flow.output, flow.dropout)?;
-        let sum = ops::add_dropout(&output, flow.residual, None)?;
+        let sum = ops::add(&output, flow.residual)?;
         let branch = match (self.style, flow.norm) {
             (AdapterStyle::Houlsby, _) => self.branch(&output)?,
             (AdapterStyle::Pfeiffer, Some(norm)) => self.branch(&norm.forward(&sum)?)?,

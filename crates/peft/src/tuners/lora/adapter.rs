@@ -137,11 +137,8 @@ impl LinearAdapter for DoraBranch {
         if dropout.is_none() {
             return base.bias.as_ref().map_or(Ok(y.clone()), |bias| Ok(ops::add_bias(&y, bias)?));
         }
-        let (_, inputs) = x.dims2()?;
-        let minus = (Tensor::ones(inputs, x.dtype(), x.device())? * -1.0)?;
-        let dropped = ops::add_dropout(&ops::scale_columns(&input, &minus, None)?, x, None)?; // x - dropout(x)
-        let rest = ops::linear(&dropped, &base.weight, base.bias.as_ref())?;
-        Ok(ops::add_dropout(&y, &rest, None)?)
+        let rest = ops::linear(&ops::sub(x, &input)?, &base.weight, base.bias.as_ref())?;
+        Ok(ops::add(&y, &rest)?)
     }
 
     fn merge(&self, base: BaseLayer) -> Result<BaseLayer> {

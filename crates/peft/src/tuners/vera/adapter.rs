@@ -49,7 +49,7 @@ impl LinearAdapter for VeraLayer {
         let up = ops::linear(&down, &self.projections.b(self.outputs)?, None)?; // (tokens, out)
         let branch = ops::scale_columns(&up, &self.lambda_b, None)?;
         let y = base.forward(x)?;
-        Ok(ops::add_dropout(&branch, &y, None)?)
+        Ok(ops::add(&branch, &y)?)
     }
 
     /// `W + (λ_b ∘ B) (λ_d ∘ A)`, the vectors on the rows.
