@@ -35,6 +35,10 @@ mod adamw;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 mod attention;
+mod block_product;
+mod bounded_rows;
+mod cayley;
+mod cayley_neumann;
 mod columns;
 mod concatenation;
 mod conversion;
@@ -59,6 +63,7 @@ mod relative_attention;
 mod rotary;
 mod segments;
 mod shared_weights;
+mod skew_symmetric;
 mod tape;
 mod tiles;
 mod transpose;
@@ -68,6 +73,10 @@ pub use adamw::{
     AdamWSettings, AdamWSlot, AdamWStep, ClipFactor, Moments, ParameterMoments, adamw, adamw_step, squared_norm,
 };
 pub use attention::attention;
+pub use block_product::block_product;
+pub use bounded_rows::bounded_rows;
+pub use cayley::cayley;
+pub use cayley_neumann::cayley_neumann;
 pub use columns::{add_bias, scale_columns};
 pub use concatenation::{concatenate_columns, narrow_columns};
 pub use conversion::{to_exact, to_precision};
@@ -88,4 +97,5 @@ pub use relative_attention::{Relative, RelativeRows, relative_attention};
 pub use rotary::rotary;
 pub use segments::{Segments, first_tokens, segment_mean};
 pub use shared_weights::SharedWeights;
+pub use skew_symmetric::skew_symmetric;
 pub use tape::{Gradients, Recorded, record, without_gradients};
