@@ -56,7 +56,7 @@ const SYMBOLS: [MarkerSymbol; 12] = [
 
 /// What kinds of methods look like, in the order of [`Method::IDS`]. Relatives share a color: those that train the model's own weights,
 /// its biases and norms, small factors, inserted layers, or virtual tokens.
-const KINDS: [(&str, MarkerSymbol); 16] = [
+const KINDS: [(&str, MarkerSymbol); 17] = [
     (BLUE, MarkerSymbol::Square),
     (BLUE, MarkerSymbol::Diamond),
     (BLUISH_GREEN, MarkerSymbol::TriangleUp),
@@ -67,6 +67,7 @@ const KINDS: [(&str, MarkerSymbol); 16] = [
     (ORANGE, MarkerSymbol::Square),
     (VERMILLION, MarkerSymbol::Square),
     (VERMILLION, MarkerSymbol::Diamond),
+    (VERMILLION, MarkerSymbol::Cross),
     (ORANGE, MarkerSymbol::Circle),
     (REDDISH_PURPLE, MarkerSymbol::Square),
     (REDDISH_PURPLE, MarkerSymbol::Circle),

@@ -75,6 +75,6 @@ pub use targets::Targets;
 pub use tuners::{
     AdaLora, AdapterStyle, AfterStep, Bias, BitFit, Bottleneck, Combination, CombinationType, ConversionRank,
     ConvertedLayer, EvaConfig, Ia3, InitLoKrWeights, InitLoraWeights, InitWeights, LnTuning, LoHa, LoKr, Lora,
-    LycorisInit, MajoritySignMethod, Method, MethodOption, OptionKind, PTuning, PrefixInitWeights, PrefixTuning,
+    LycorisInit, MajoritySignMethod, Method, MethodOption, Oft, OptionKind, PTuning, PrefixInitWeights, PrefixTuning,
     PromptSizes, PromptTuning, PromptTuningInit, RankAllocator, Reparameterization, Vera,
 };

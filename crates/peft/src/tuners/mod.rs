@@ -16,6 +16,7 @@ mod lokr;
 mod lora;
 mod lycoris;
 mod modules_to_save;
+mod oft;
 mod options;
 mod p_tuning;
 mod patterns;
@@ -47,6 +48,7 @@ pub use loha::LoHa;
 pub use lokr::{InitLoKrWeights, LoKr, LycorisInit};
 pub(crate) use lora::to_lora;
 pub use lora::{ConversionRank, ConvertedLayer, EvaConfig, InitLoraWeights, Lora};
+pub use oft::Oft;
 pub use options::{MethodOption, OptionKind};
 pub use p_tuning::{PTuning, Reparameterization};
 pub use prefix_tuning::{PrefixInitWeights, PrefixTuning};
@@ -213,6 +215,8 @@ methods! {
     LoHa = "loha",
     /// A branch beside chosen linear layers, the Kronecker product of two small matrices.
     LoKr = "lokr",
+    /// Rotations of the inputs of chosen linear layers, block by block.
+    Oft = "oft",
     /// Branches beside chosen linear layers that share a budget of ranks.
     AdaLora = "adalora",
     /// Keys and values before those of each layer.
@@ -317,6 +321,7 @@ mod tests {
             Method::Vera(Vera::default()),
             Method::LoHa(LoHa { rank_dropout: 0.1, ..LoHa::default() }),
             Method::LoKr(LoKr { init_weights: InitLoKrWeights::Named(LycorisInit::Lycoris), ..LoKr::default() }),
+            Method::Oft(Oft { r: 4, oft_block_size: 0, bias: Bias::LoraOnly, ..Oft::default() }),
             Method::AdaLora(AdaLora { total_step: Some(10), ..AdaLora::default() }),
             Method::PrefixTuning(PrefixTuning { prefix_projection: true, ..PrefixTuning::default() }),
             Method::PromptTuning(PromptTuning {
