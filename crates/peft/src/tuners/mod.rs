@@ -5,6 +5,7 @@ mod adalora;
 mod bitfit;
 mod bottleneck;
 pub(crate) mod combination;
+mod compacter;
 pub(crate) mod config;
 pub(crate) mod config_file;
 mod full;
@@ -40,6 +41,7 @@ pub use adalora::{AdaLora, RankAllocator};
 pub use bitfit::BitFit;
 pub use bottleneck::{AdapterStyle, Bottleneck, InitWeights};
 pub use combination::{Combination, CombinationType};
+pub use compacter::{Compacter, PhmCInit};
 pub use config::{AfterStep, Bias};
 pub use config_file::PromptSizes;
 pub use ia3::Ia3;
@@ -209,6 +211,8 @@ methods! {
     LnTuning = "ln_tuning",
     /// Small networks within the layers.
     Bottleneck = "bottleneck",
+    /// The same with matrices of Kronecker products, of which the layers share a part.
+    Compacter = "compacter",
     /// Two vectors beside chosen linear layers, around random matrices that all share.
     Vera = "vera",
     /// A branch beside chosen linear layers, the product number by number of two of low rank.
@@ -318,6 +322,7 @@ mod tests {
             Method::Ia3(Ia3::default()),
             Method::LnTuning(LnTuning::default()),
             Method::Bottleneck(Bottleneck::new(AdapterStyle::Parallel)),
+            Method::Compacter(Compacter { shared_w_phm: true, phm_c_init: PhmCInit::Uniform, ..Compacter::default() }),
             Method::Vera(Vera::default()),
             Method::LoHa(LoHa { rank_dropout: 0.1, ..LoHa::default() }),
             Method::LoKr(LoKr { init_weights: InitLoKrWeights::Named(LycorisInit::Lycoris), ..LoKr::default() }),
