@@ -134,7 +134,7 @@ def train(model, batches, learning_rate):
 def flags(options):
     """peft-glue's arguments for a case."""
     lower = lambda value: str(value).lower()
-    names = {"init_lora_weights": lower, "save_projection": lower, "init_weights": lower}
+    names = {"init_lora_weights": lower, "save_projection": lower, "init_weights": lower, "use_cayley_neumann": lower}
     method = options.get("peft_type", "LORA").lower()
     result = ["--method", method] + (["--r", "3", "--lora-alpha", "12"] if method == "lora" else [])
     for option, value in options.items():

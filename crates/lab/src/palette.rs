@@ -56,7 +56,7 @@ const SYMBOLS: [MarkerSymbol; 12] = [
 
 /// What kinds of methods look like, in the order of [`Method::IDS`]. Relatives share a color: those that train the model's own weights,
 /// its biases and norms, small factors, inserted layers, or virtual tokens.
-const KINDS: [(&str, MarkerSymbol); 16] = [
+const KINDS: [(&str, MarkerSymbol); 18] = [
     (BLUE, MarkerSymbol::Square),
     (BLUE, MarkerSymbol::Diamond),
     (BLUISH_GREEN, MarkerSymbol::TriangleUp),
@@ -64,9 +64,11 @@ const KINDS: [(&str, MarkerSymbol); 16] = [
     (ORANGE, MarkerSymbol::TriangleUp),
     (BLUISH_GREEN, MarkerSymbol::Diamond),
     (SKY_BLUE, MarkerSymbol::Square),
+    (SKY_BLUE, MarkerSymbol::Diamond),
     (ORANGE, MarkerSymbol::Square),
     (VERMILLION, MarkerSymbol::Square),
     (VERMILLION, MarkerSymbol::Diamond),
+    (VERMILLION, MarkerSymbol::Cross),
     (ORANGE, MarkerSymbol::Circle),
     (REDDISH_PURPLE, MarkerSymbol::Square),
     (REDDISH_PURPLE, MarkerSymbol::Circle),

@@ -50,6 +50,10 @@ pub use cuda::{Communicators, card, card_memory, card_peak_memory, cuda_device, 
 pub use operations::activation::{Activation, activation};
 pub use operations::add::{add, scale, sub};
 pub use operations::attention::{AttentionOptions, RelativeRows, Scores, attention};
+pub use operations::block_product::block_product;
+pub use operations::bounded_rows::bounded_rows;
+pub use operations::cayley::cayley;
+pub use operations::cayley_neumann::cayley_neumann;
 pub use operations::columns::{add_bias, scale_columns};
 pub use operations::concatenation::{concatenate_columns, narrow_columns};
 pub use operations::conversion::{to_f32, to_precision};
@@ -64,4 +68,5 @@ pub use operations::orthogonality::{Orthonormal, orthogonality};
 pub use operations::pooling::{first_tokens, segment_mean};
 pub use operations::prepend::prepend;
 pub use operations::rotary::rotary;
+pub use operations::skew_symmetric::skew_symmetric;
 pub use segments::Segments;

@@ -799,3 +799,117 @@ fn a_kronecker_product_has_the_second_matrix_in_every_block_and_its_gradients_ar
     assert!(error.contains("do not fit"), "{error}");
     Ok(())
 }
+
+/// By the definition: what is above the diagonal, row by row, and the negative of it below.
+#[test]
+fn a_skew_symmetric_matrix_is_made_of_what_is_above_its_diagonal_and_its_gradients_are_exact() -> Result<()> {
+    let vectors = variables(&[&[2, 6]]);
+    let found = ops::skew_symmetric(&vectors[0])?;
+    assert_eq!(found.dims(), [2, 4, 4]);
+    close(&found.t()?, &found.neg()?, 0.0);
+    let above: Vec<f64> = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+        .into_iter()
+        .map(|(row, column)| found.get(1)?.get(row)?.get(column)?.to_scalar())
+        .collect::<Result<_>>()?;
+    assert_eq!(above, vectors[0].get(1)?.to_vec1::<f64>()?);
+    agrees_with_finite_differences(&vectors, |v| ops::skew_symmetric(&v[0]));
+    assert_eq!(ops::skew_symmetric(&numbers(&[0, 3], 1))?.dims(), [0, 3, 3]);
+    assert_eq!(ops::skew_symmetric(&numbers(&[1, 1], 1))?.dims(), [1, 2, 2]);
+    // Of a matrix of one number nothing is above the diagonal.
+    assert_eq!(ops::skew_symmetric(&numbers(&[2, 0], 1))?.to_vec3::<f64>()?, [[[0.0]], [[0.0]]]);
+    let error = ops::skew_symmetric(&numbers(&[2, 5], 1)).unwrap_err().to_string();
+    assert!(error.contains("5 numbers above its diagonal"), "{error}");
+    Ok(())
+}
+
+/// By what defines it: `R (I + Q) = I - Q`, and `R Rᵀ = I`, of matrices whose numbers are below 1 and below 10.
+#[test]
+fn cayleys_transform_of_a_skew_symmetric_matrix_is_orthogonal_and_its_gradients_are_exact() -> Result<()> {
+    let identity = Tensor::eye(5, DType::F64, &Device::Cpu)?.broadcast_as((3, 5, 5))?.contiguous()?;
+    for scale in [1.0, 10.0] {
+        let skew = (ops::skew_symmetric(&numbers(&[3, 10], 4))? * scale)?;
+        let rotations = ops::cayley(&skew)?;
+        close(&rotations.matmul(&(&identity + &skew)?)?, &(&identity - &skew)?, 1e-13 * scale);
+        close(&rotations.matmul(&rotations.t()?.contiguous()?)?, &identity, 1e-13);
+    }
+    let vectors = variables(&[&[3, 10]]);
+    agrees_with_finite_differences(&vectors, |v| ops::cayley(&ops::skew_symmetric(&v[0])?));
+    assert_eq!(ops::cayley(&numbers(&[0, 3, 3], 1))?.dims(), [0, 3, 3]);
+    assert_eq!(ops::cayley(&numbers(&[2, 0, 0], 1))?.dims(), [2, 0, 0]);
+    let (one, half) = (numbers(&[1, 1, 1], 1), |q: &Tensor| (q.neg()? + 1.0)? / (q + 1.0)?);
+    close(&ops::cayley(&one)?, &half(&one)?, 1e-15);
+    let error = ops::cayley(&numbers(&[2, 3, 4], 1)).unwrap_err().to_string();
+    assert!(error.contains("no square matrices"), "{error}");
+    Ok(())
+}
+
+/// The coefficients are those of PEFT's loop (`tuners/oft/layer.py`, `_cayley_batch`).
+#[test]
+fn a_neumann_series_is_the_sum_of_powers_near_cayleys_transform_and_its_gradients_are_exact() -> Result<()> {
+    let vectors = variables(&[&[2, 3]]);
+    let skew = |vectors: &[Var]| ops::skew_symmetric(&vectors[0]);
+    let identity = Tensor::eye(3, DType::F64, &Device::Cpu)?.broadcast_as((2, 3, 3))?.contiguous()?;
+    for (terms, coefficients) in [
+        (1, &[1.0][..]),
+        (2, &[1.0, 2.0]),
+        (3, &[1.0, 2.0, 2.0, 1.0]),
+        (4, &[1.0, 2.0, 2.0, 1.0]),
+        (5, &[1.0, 2.0, 2.0, 2.0, 1.0]),
+        (7, &[1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.0]),
+    ] {
+        let (mut power, mut expected) = (identity.clone(), identity.zeros_like()?);
+        for &coefficient in coefficients {
+            expected = (expected + (&power * coefficient)?)?;
+            power = power.matmul(&skew(&vectors)?)?;
+        }
+        close(&ops::cayley_neumann(&skew(&vectors)?, terms)?, &expected, 1e-13);
+        agrees_with_finite_differences(&vectors, |v| ops::cayley_neumann(&skew(v)?, terms));
+    }
+    let small = (skew(&vectors)? * 0.01)?;
+    close(&ops::cayley_neumann(&small, 8)?, &ops::cayley(&small.neg()?)?, 1e-12);
+    assert_eq!(ops::cayley_neumann(&numbers(&[0, 3, 3], 1), 5)?.dims(), [0, 3, 3]);
+    let one = numbers(&[1, 1, 1], 1);
+    close(&ops::cayley_neumann(&one, 2)?, &((&one * 2.0)? + 1.0)?, 1e-15);
+    let error = ops::cayley_neumann(&numbers(&[2, 3, 4], 1), 5).unwrap_err().to_string();
+    assert!(error.contains("no square matrices"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn rows_beyond_a_bound_are_as_long_as_it_and_the_gradient_passes() -> Result<()> {
+    let x = variables(&[&[4, 20]]);
+    let scales = Tensor::new(&[[0.0], [0.01], [1.0], [100.0]], &Device::Cpu)?;
+    x[0].set(&x[0].broadcast_mul(&scales)?)?;
+    let bounded = ops::bounded_rows(&x[0], 0.5)?;
+    let norms = |x: &Tensor| x.sqr()?.sum_keepdim(1)?.sqrt();
+    close(&norms(&bounded)?, &norms(&x[0])?.minimum(0.5)?, 1e-15);
+    close(&(&bounded.narrow(0, 0, 2)? * 1.0)?, &x[0].narrow(0, 0, 2)?, 0.0);
+    close(&bounded.broadcast_mul(&norms(&x[0])?)?, &x[0].broadcast_mul(&norms(&bounded)?)?, 1e-13);
+    let weights = numbers(&[4, 20], 9);
+    let gradients = (bounded * &weights)?.sum_all()?.backward()?;
+    close(gradients.get(&x[0]).unwrap(), &weights, 0.0);
+    assert_eq!(ops::bounded_rows(&numbers(&[0, 3], 1), 0.5)?.dims(), [0, 3]);
+    assert_eq!(ops::bounded_rows(&Tensor::new(&[[-2.0]], &Device::Cpu)?, 0.5)?.to_vec2::<f64>()?, [[-0.5]]);
+    Ok(())
+}
+
+#[test]
+fn a_block_product_is_that_with_the_block_diagonal_matrix_and_its_gradients_are_exact() -> Result<()> {
+    for count in [1, 3] {
+        let inputs = variables(&[&[4, 6], &[count, 2, 2]]);
+        let whole = Tensor::zeros((6, 6), DType::F64, &Device::Cpu)?;
+        let whole = (0..3).try_fold(whole, |whole, index| {
+            whole.slice_assign(&[2 * index..2 * index + 2, 2 * index..2 * index + 2], &inputs[1].get(index % count)?)
+        })?;
+        close(&ops::block_product(&inputs[0], &inputs[1])?, &inputs[0].matmul(&whole)?, 1e-15);
+        agrees_with_finite_differences(&inputs, |v| ops::block_product(&v[0], &v[1]));
+    }
+    assert_eq!(ops::block_product(&numbers(&[0, 6], 1), &numbers(&[3, 2, 2], 2))?.dims(), [0, 6]);
+    let (x, block) = (numbers(&[1, 1], 1), numbers(&[1, 1, 1], 2));
+    close(&ops::block_product(&x, &block)?, &(&x * &block.reshape((1, 1))?)?, 1e-16);
+    for blocks in [&[2, 2, 2][..], &[3, 2, 1], &[1, 4, 4]] {
+        let error = ops::block_product(&numbers(&[4, 6], 1), &numbers(blocks, 2)).unwrap_err().to_string();
+        assert!(error.contains("do not fit"), "{error}");
+    }
+    Ok(())
+}

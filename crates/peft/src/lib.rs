@@ -73,8 +73,9 @@ pub use pooling::Pooling;
 pub use pretrained::Pretrained;
 pub use targets::Targets;
 pub use tuners::{
-    AdaLora, AdapterStyle, AfterStep, Bias, BitFit, Bottleneck, Combination, CombinationType, ConversionRank,
-    ConvertedLayer, EvaConfig, Ia3, InitLoKrWeights, InitLoraWeights, InitWeights, LnTuning, LoHa, LoKr, Lora,
-    LycorisInit, MajoritySignMethod, Method, MethodOption, OptionKind, PTuning, PrefixInitWeights, PrefixTuning,
-    PromptSizes, PromptTuning, PromptTuningInit, RankAllocator, Reparameterization, Vera,
+    AdaLora, AdapterStyle, AfterStep, Bias, BitFit, Bottleneck, Combination, CombinationType, Compacter,
+    ConversionRank, ConvertedLayer, EvaConfig, Ia3, InitLoKrWeights, InitLoraWeights, InitWeights, LnTuning, LoHa,
+    LoKr, Lora, LycorisInit, MajoritySignMethod, Method, MethodOption, Oft, OptionKind, PTuning, PhmCInit,
+    PrefixInitWeights, PrefixTuning, PromptSizes, PromptTuning, PromptTuningInit, RankAllocator, Reparameterization,
+    Vera,
 };

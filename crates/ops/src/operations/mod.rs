@@ -3,6 +3,10 @@
 pub(crate) mod activation;
 pub(crate) mod add;
 pub(crate) mod attention;
+pub(crate) mod block_product;
+pub(crate) mod bounded_rows;
+pub(crate) mod cayley;
+pub(crate) mod cayley_neumann;
 pub(crate) mod columns;
 pub(crate) mod concatenation;
 pub(crate) mod conversion;
@@ -17,3 +21,4 @@ pub(crate) mod orthogonality;
 pub(crate) mod pooling;
 pub(crate) mod prepend;
 pub(crate) mod rotary;
+pub(crate) mod skew_symmetric;

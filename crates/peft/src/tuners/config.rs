@@ -24,8 +24,8 @@ pub enum Bias {
     None,
     /// Every bias of the model.
     All,
-    /// Those of the layers that have an adapter: `lora_only`, or `vera_only` in VeRA's files.
-    #[serde(alias = "vera_only")]
+    /// Those of the layers that have an adapter: `lora_only`, or `vera_only` and `oft_only` in the files of VeRA and OFT.
+    #[serde(alias = "vera_only", alias = "oft_only")]
     LoraOnly,
 }
 

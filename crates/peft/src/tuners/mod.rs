@@ -5,6 +5,7 @@ mod adalora;
 mod bitfit;
 mod bottleneck;
 pub(crate) mod combination;
+mod compacter;
 pub(crate) mod config;
 pub(crate) mod config_file;
 mod full;
@@ -16,6 +17,7 @@ mod lokr;
 mod lora;
 mod lycoris;
 mod modules_to_save;
+mod oft;
 mod options;
 mod p_tuning;
 mod patterns;
@@ -39,6 +41,7 @@ pub use adalora::{AdaLora, RankAllocator};
 pub use bitfit::BitFit;
 pub use bottleneck::{AdapterStyle, Bottleneck, InitWeights};
 pub use combination::{Combination, CombinationType};
+pub use compacter::{Compacter, PhmCInit};
 pub use config::{AfterStep, Bias};
 pub use config_file::PromptSizes;
 pub use ia3::Ia3;
@@ -47,6 +50,7 @@ pub use loha::LoHa;
 pub use lokr::{InitLoKrWeights, LoKr, LycorisInit};
 pub(crate) use lora::to_lora;
 pub use lora::{ConversionRank, ConvertedLayer, EvaConfig, InitLoraWeights, Lora};
+pub use oft::Oft;
 pub use options::{MethodOption, OptionKind};
 pub use p_tuning::{PTuning, Reparameterization};
 pub use prefix_tuning::{PrefixInitWeights, PrefixTuning};
@@ -207,12 +211,16 @@ methods! {
     LnTuning = "ln_tuning",
     /// Small networks within the layers.
     Bottleneck = "bottleneck",
+    /// The same with matrices of Kronecker products, of which the layers share a part.
+    Compacter = "compacter",
     /// Two vectors beside chosen linear layers, around random matrices that all share.
     Vera = "vera",
     /// A branch beside chosen linear layers, the product number by number of two of low rank.
     LoHa = "loha",
     /// A branch beside chosen linear layers, the Kronecker product of two small matrices.
     LoKr = "lokr",
+    /// Rotations of the inputs of chosen linear layers, block by block.
+    Oft = "oft",
     /// Branches beside chosen linear layers that share a budget of ranks.
     AdaLora = "adalora",
     /// Keys and values before those of each layer.
@@ -314,9 +322,11 @@ mod tests {
             Method::Ia3(Ia3::default()),
             Method::LnTuning(LnTuning::default()),
             Method::Bottleneck(Bottleneck::new(AdapterStyle::Parallel)),
+            Method::Compacter(Compacter { shared_w_phm: true, phm_c_init: PhmCInit::Uniform, ..Compacter::default() }),
             Method::Vera(Vera::default()),
             Method::LoHa(LoHa { rank_dropout: 0.1, ..LoHa::default() }),
             Method::LoKr(LoKr { init_weights: InitLoKrWeights::Named(LycorisInit::Lycoris), ..LoKr::default() }),
+            Method::Oft(Oft { r: 4, oft_block_size: 0, bias: Bias::LoraOnly, ..Oft::default() }),
             Method::AdaLora(AdaLora { total_step: Some(10), ..AdaLora::default() }),
             Method::PrefixTuning(PrefixTuning { prefix_projection: true, ..PrefixTuning::default() }),
             Method::PromptTuning(PromptTuning {

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use peft::{
-    AdaLora, Adapter, AdapterConfig, Batch, BitFit, EvaConfig, Ia3, InitLoraWeights, LnTuning, LoHa, LoKr, Lora,
-    Method, Model, ModelOptions, PTuning, Pass, Pooling, PrefixTuning, Reparameterization, Sequence, Targets, Vera,
-    Warning,
+    AdaLora, Adapter, AdapterConfig, Batch, Bias, BitFit, EvaConfig, Ia3, InitLoraWeights, LnTuning, LoHa, LoKr, Lora,
+    Method, Model, ModelOptions, Oft, PTuning, Pass, Pooling, PrefixTuning, Reparameterization, Sequence, Targets,
+    Vera, Warning,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -222,6 +222,9 @@ fn adapters_that_begin_as_nothing_give_the_logits_of_the_base_model() {
         "loha",
         "lokr",
         "lokr_lycoris",
+        "oft",
+        "oft_shared",
+        "coft",
     ] {
         let (config, _) = AdapterConfig::read(&folder(case)).unwrap();
         close(case, &logits(config.method), &base, 1e-11);
@@ -242,6 +245,28 @@ fn at_its_start_dora_gives_the_logits_of_the_base_model_under_dropout_too() {
     let doubled = flat(model.parameters().get(name).unwrap()).iter().map(|value| 2.0 * value).collect();
     set(&model, name, doubled);
     assert_ne!(step(), flat(&model.predict(&batch).unwrap()));
+}
+
+/// PEFT `tuners/oft/layer.py`, `OFTRotationModule.forward`, which sets them in evaluation too.
+#[test]
+fn in_training_cofts_vectors_are_set_to_those_within_the_bound_and_the_logits_stay() {
+    let oft = Oft { oft_block_size: 8, coft: true, eps: 0.5, init_weights: false, ..Oft::default() };
+    let (model, batch) = (Model::new(&tiny(), &exact(Method::Oft(oft))).unwrap(), batch(&sequences(&[7, 1], 100)));
+    let values = || -> Vec<Vec<f64>> {
+        let blocks = model.parameters().trainable().filter(|(name, _)| name.ends_with("oft_R.weight"));
+        blocks.flat_map(|(_, blocks)| blocks.to_vec2::<f64>().unwrap()).collect()
+    };
+    // A number stands in a block's Q twice.
+    let norm = |vector: &[f64]| (2.0 * vector.iter().map(|value| value * value).sum::<f64>()).sqrt();
+    let (before, logits) = (values(), flat(&model.predict(&batch).unwrap()));
+    assert_eq!(values(), before, "a prediction changes nothing");
+    let step = model.forward(&batch, &Pass::training(&batch.segments, 3)).unwrap();
+    close("the step", &flat(&step), &logits, 1e-12);
+    for (before, after) in before.iter().zip(values()) {
+        assert!((norm(&after) - norm(before).min(0.5 / 2.0)).abs() < 1e-12, "{} {}", norm(before), norm(&after));
+    }
+    assert!(before.iter().any(|vector| norm(vector) > 0.25), "the bound binds");
+    close("after the step", &flat(&model.predict(&batch).unwrap()), &logits, 1e-12);
 }
 
 /// Byte for byte the same tensors under the same keys, but for the copies of a head's bias that PEFT writes with `bias: "all"`.
@@ -325,6 +350,7 @@ fn every_method_comes_back_from_its_files_with_the_same_logits() {
         Method::Vera(Vera { r: 7, save_projection: false, ..Vera::default() }),
         Method::AdaLora(AdaLora { total_step: Some(10), ..AdaLora::default() }),
         Method::LoKr(LoKr { r: 2, decompose_both: true, rank_dropout_scale: true, ..LoKr::default() }),
+        Method::Oft(Oft { oft_block_size: 4, bias: Bias::LoraOnly, coft: true, eps: 0.3, ..Oft::default() }),
         Method::LoHa(LoHa { rank_dropout: 0.2, module_dropout: 0.1, target_modules: all_linear(), ..LoHa::default() }),
     ]
     .into_iter()

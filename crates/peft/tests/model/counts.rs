@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Tensor};
 use peft::{
-    AdaLora, BitFit, LoHa, LoKr, Method, Model, ModelOptions, PTuning, PrefixTuning, Pretrained, PromptTuning, Targets,
-    TrainableReport, Vera,
+    AdaLora, BitFit, LoHa, LoKr, Method, Model, ModelOptions, Oft, PTuning, PrefixTuning, Pretrained, PromptTuning,
+    Targets, TrainableReport, Vera,
 };
 use std::collections::HashMap;
 
@@ -129,6 +129,15 @@ fn loha_trains_as_much_of_bert_base_as_its_paper_says() {
 fn lokr_trains_two_small_matrices_for_each_layer_of_bert_base() {
     let trained = 2 * 12 * (24 * 24 + 2 * 8 * 32);
     assert_eq!(at_twelve_layers(&Method::LoKr(LoKr::default())), (trained, BERT_BASE + HEAD + trained));
+}
+
+/// What is above the diagonals of 768 / 32 blocks of 32, twice in each layer.
+#[test]
+fn oft_trains_half_of_each_block_without_its_diagonal() {
+    let trained = 2 * 12 * (768 / 32) * (32 * 31 / 2);
+    assert_eq!(at_twelve_layers(&Method::Oft(Oft::default())), (trained, BERT_BASE + HEAD + trained));
+    let shared = Method::Oft(Oft { block_share: true, ..Oft::default() });
+    assert_eq!(at_twelve_layers(&shared).0, 2 * 12 * (32 * 31 / 2));
 }
 
 /// Zhang et al. 2023, equation 3: for each layer P `(out, r)`, Λ `(r)` and Q `(r, in)`.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use candle_core::{DType, Device, Tensor, TensorId};
 use peft::{
     AdaLora, Batch, Bias, BitFit, Ia3, InitLoKrWeights, InitLoraWeights, LnTuning, LoHa, LoKr, Lora, Method, Model,
-    ModelOptions, PTuning, Pass, Pooling, Precision, PrefixTuning, PromptTuning, Targets, Vera,
+    ModelOptions, Oft, PTuning, Pass, Pooling, Precision, PrefixTuning, PromptTuning, Targets, Vera,
 };
 
 use crate::reference::Reference;
@@ -30,6 +30,7 @@ fn methods() -> Vec<Method> {
 /// LoRA with its further options, VeRA, AdaLoRA, (IA)³, LN tuning, bottleneck adapters and prompt learning.
 fn variants() -> Vec<Method> {
     let lora = lora_everywhere();
+    let oft = Oft { oft_block_size: 8, init_weights: false, ..Oft::default() };
     let prefix = PrefixTuning { num_virtual_tokens: 3, ..PrefixTuning::default() };
     let projected = PrefixTuning { prefix_projection: true, encoder_hidden_size: Some(5), ..prefix.clone() };
     let prompt = PromptTuning { num_virtual_tokens: 3, ..PromptTuning::default() };
@@ -75,6 +76,8 @@ fn variants() -> Vec<Method> {
         Method::LoKr(LoKr { target_modules: all_linear(), ..lokr() }),
         Method::LoKr(LoKr { r: 1, decompose_both: true, ..lokr() }),
         Method::LoHa(LoHa { r: 2, alpha: 2.0, target_modules: all_linear(), ..LoHa::default() }),
+        Method::Oft(Oft { oft_block_size: 4, target_modules: all_linear(), ..oft.clone() }),
+        Method::Oft(Oft { use_cayley_neumann: false, block_share: true, bias: Bias::All, ..oft }),
     ])
     .chain(smooth_bottlenecks())
     .chain(prompts)

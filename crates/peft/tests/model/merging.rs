@@ -2,8 +2,8 @@
 
 use candle_core::DType;
 use peft::{
-    AdaLora, Bias, BitFit, Error, Ia3, InitLoraWeights, LnTuning, LoHa, LoKr, Lora, Method, Model, ModelOptions, Pass,
-    Pretrained, Targets, Vera,
+    AdaLora, Bias, BitFit, Error, Ia3, InitLoraWeights, LnTuning, LoHa, LoKr, Lora, Method, Model, ModelOptions, Oft,
+    Pass, Pretrained, Targets, Vera,
 };
 
 use crate::adapters::{cases, examples, model, starts_from_the_weight};
@@ -27,6 +27,8 @@ fn mergeable() -> Vec<Method> {
         Method::AdaLora(AdaLora { lora_dropout: 0.5, target_modules: all_linear(), ..AdaLora::default() }),
         Method::LoKr(LoKr { rank_dropout: 0.5, target_modules: all_linear(), ..LoKr::default() }),
         Method::LoHa(LoHa { rank_dropout: 0.5, target_modules: all_linear(), ..LoHa::default() }),
+        Method::Oft(Oft { oft_block_size: 8, target_modules: all_linear(), bias: Bias::LoraOnly, ..Oft::default() }),
+        Method::Oft(Oft { use_cayley_neumann: false, coft: true, eps: 0.7, ..Oft::default() }),
     ]
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use candle_core::{DType, Device, Tensor};
 use peft::{
     AdaLora, Adapter, Adapters, Bias, Combination, CombinationType, ConversionRank, Error, Ia3, InitLoraWeights,
-    LnTuning, LoHa, LoKr, Lora, MajoritySignMethod, Method, Model, ModelOptions, Targets, Vera,
+    LnTuning, LoHa, LoKr, Lora, MajoritySignMethod, Method, Model, ModelOptions, Oft, Targets, Vera,
 };
 use serde::Deserialize;
 
@@ -367,6 +367,7 @@ fn a_conversion_is_exact_where_the_rank_suffices() {
         (Method::AdaLora(AdaLora { init_r: 3, target_r: 2, bias: Bias::LoraOnly, ..AdaLora::default() }), 3),
         (Method::LoKr(LoKr { r: 1, ..LoKr::default() }), 32),
         (Method::LoHa(LoHa { r: 2, ..LoHa::default() }), 4),
+        (Method::Oft(Oft { oft_block_size: 8, ..Oft::default() }), 32),
     ] {
         let model = trained(method, 3);
         let expected = flat(&model.predict(&batch(&examples().0)).unwrap());

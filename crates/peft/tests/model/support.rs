@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor};
 use peft::{
-    Activation, AdapterStyle, Batch, Bottleneck, Lora, Method, Model, ModelOptions, Pass, Pretrained, Sequence, Targets,
+    Activation, AdapterStyle, Batch, Bottleneck, Compacter, Lora, Method, Model, ModelOptions, Pass, Pretrained,
+    Sequence, Targets,
 };
 
 /// Where `make_oracle.py` and what it made are.
@@ -92,25 +93,33 @@ pub fn fill_lora_b(model: &Model) {
 /// Bottleneck adapters start at or near zero, where gradients are small: gives them other values.
 pub fn fill_bottleneck(model: &Model) {
     for (index, (name, variable)) in model.parameters().trainable().enumerate() {
-        if name.contains(".adapter_") {
+        if name.contains(".adapter_") || name.contains(".shared_parameters.") {
             let values = numbers(variable.elem_count(), 200 + index as u64).iter().map(|x| 0.5 * x).collect();
             set(model, name, values);
         }
     }
 }
 
-/// Bottleneck adapters of every style with dropout, and layer norms trained beside one. Without ReLU's kink, which finite
-/// differences may step over.
-pub fn smooth_bottlenecks() -> [Method; 4] {
+/// Bottleneck adapters of every style with dropout, and layer norms trained beside one, and Compacter with and without what layers
+/// share. Without ReLU's kink, which finite differences may step over.
+pub fn smooth_bottlenecks() -> [Method; 6] {
     let of = |style| Bottleneck { reduction_factor: 8, dropout: 0.3, ..Bottleneck::new(style) };
     let pfeiffer = Bottleneck { non_linearity: Activation::Gelu, ..of(AdapterStyle::Pfeiffer) };
+    let compacter = Compacter { reduction_factor: 4, scaling: 4.0, dropout: 0.3, phm_rank: 2, ..Compacter::default() };
     [
-        of(AdapterStyle::Houlsby),
-        pfeiffer.clone(),
-        Bottleneck { train_layer_norms: true, ..pfeiffer },
-        Bottleneck { non_linearity: Activation::Tanh, ..of(AdapterStyle::Parallel) },
+        Method::Bottleneck(of(AdapterStyle::Houlsby)),
+        Method::Bottleneck(pfeiffer.clone()),
+        Method::Bottleneck(Bottleneck { train_layer_norms: true, ..pfeiffer }),
+        Method::Bottleneck(Bottleneck { non_linearity: Activation::Tanh, ..of(AdapterStyle::Parallel) }),
+        Method::Compacter(Compacter { shared_w_phm: true, factorized_phm_rule: true, ..compacter.clone() }),
+        Method::Compacter(Compacter {
+            adapter_style: AdapterStyle::Pfeiffer,
+            factorized_phm_w: false,
+            shared_phm_rule: false,
+            phm_bias: false,
+            ..compacter
+        }),
     ]
-    .map(Method::Bottleneck)
 }
 
 /// Sets a trained parameter.

@@ -33,6 +33,7 @@ from peft import (
     LoHaConfig,
     LoKrConfig,
     LoraConfig,
+    OFTConfig,
     PeftModel,
     PrefixTuningConfig,
     PromptEncoderConfig,
@@ -164,6 +165,38 @@ LATER = {
         "modules_to_save": ["token_type_embeddings"],
     },
     "lokr_lycoris": {"peft_type": "LOKR", "r": 2, "decompose_factor": 5, "init_weights": "lycoris", "target_modules": "all-linear"},
+    "oft": {"peft_type": "OFT", "oft_block_size": 8, "target_modules": DENSE},
+    "oft_options": {
+        "peft_type": "OFT",
+        # What divides 32 and 64, and is nearest to 5.
+        "oft_block_size": 5,
+        "use_cayley_neumann": False,
+        "target_modules": ["query", "dense"],
+        "exclude_modules": ["intermediate.dense"],
+        "layers_to_transform": [1],
+        "layers_pattern": "layer",
+        "init_weights": False,
+        "modules_to_save": ["token_type_embeddings"],
+        "bias": "oft_only",
+    },
+    "oft_shared": {
+        "peft_type": "OFT",
+        "r": 4,
+        "oft_block_size": 0,
+        "block_share": True,
+        "num_cayley_neumann_terms": 3,
+        "target_modules": "all-linear",
+    },
+    # A bound that binds, and of which f32 holds all digits over 4 blocks: PEFT takes their root in f32.
+    "coft": {
+        "peft_type": "OFT",
+        "r": 4,
+        "oft_block_size": 0,
+        "coft": True,
+        "eps": 0.5,
+        "num_cayley_neumann_terms": 7,
+        "target_modules": DENSE,
+    },
 }
 
 CASES = FIRST | LATER
@@ -184,6 +217,7 @@ CONFIGS = {
     "VERA": VeraConfig,
     "LOHA": LoHaConfig,
     "LOKR": LoKrConfig,
+    "OFT": OFTConfig,
     "ADALORA": AdaLoraConfig,
     "PREFIX_TUNING": PrefixTuningConfig,
     "PROMPT_TUNING": PromptTuningConfig,

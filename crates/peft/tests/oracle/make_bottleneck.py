@@ -107,7 +107,7 @@ def our_name(name):
     """A parameter's name as this crate says it."""
     name = name.replace("attention_adapters.", "attention.").replace("output_adapters.", "ffn.")
     name = name.replace("adapter_down.0.", "adapter_down.")
-    return re.sub(r"\.adapters\.a\.|\.adapter\.(?=adapter_)", ".", name)
+    return re.sub(r"\.adapters\.a\.|\.adapter\.(?=adapter_)|(?<=\.shared_parameters)\.a\.", ".", name)
 
 
 def load(folder):
@@ -129,7 +129,7 @@ def padded(sequences, config):
     return batch
 
 
-def case(name, folder, oracle, style, options, tensors):
+def case(name, folder, oracle, style, options, tensors, configs=CONFIGS):
     """One adapter on one checkpoint."""
     model = load(folder)
     batch = padded(oracle["sequences"], model.config)
@@ -138,7 +138,7 @@ def case(name, folder, oracle, style, options, tensors):
 
     options = dict(options)
     train_layer_norms = options.pop("train_layer_norms", False)
-    config = CONFIGS[style](**options)
+    config = configs[style](**options)
     if folder.name in ("mpnet", "modernbert"):
         hook_in(model, style, config)
     else:
@@ -152,7 +152,7 @@ def case(name, folder, oracle, style, options, tensors):
                 module.requires_grad_(True)
     trained = {our_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for parameter_name, parameter in trained.items():
-        if ".adapter_" in parameter_name:
+        if ".adapter_" in parameter_name or ".shared_parameters." in parameter_name:
             with torch.no_grad():
                 parameter.copy_((0.3 * torch.randn(parameter.shape)).float())
             tensors[f"{name}.value.{parameter_name}"] = parameter.detach().float().clone()
@@ -174,13 +174,18 @@ def case(name, folder, oracle, style, options, tensors):
     }
 
 
-def bert_base(style):
-    """How many numbers an adapter of AdapterHub's defaults has on BERT-base."""
+def bert_base(config):
+    """How many numbers an adapter of that configuration has on BERT-base."""
     with torch.device("meta"):
         model = BertForSequenceClassification(BertConfig())
         adapters.init(model)
-        model.add_adapter("a", config=CONFIGS[style]())
-    return sum(parameter.numel() for name, parameter in model.named_parameters() if ".adapters." in name)
+        model.add_adapter("a", config=config)
+    parts = (".adapters.", ".shared_parameters.")
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if any(part in name for part in parts))
+
+
+def versions():
+    return {module.__name__: module.__version__ for module in (torch, transformers, adapters, safetensors, numpy)}
 
 
 def main():
@@ -203,14 +208,14 @@ def main():
         for style in CONFIGS:
             name = f"{folder.name}_{style}"
             cases[name] = case(name, folder, oracle, style, {"reduction_factor": 4}, tensors)
-    modules = (torch, transformers, adapters, safetensors, numpy)
     oracle = {
-        "made_with": {module.__name__: module.__version__ for module in modules},
-        "bert_base": {style: bert_base(style) for style in CONFIGS},
+        "made_with": versions(),
+        "bert_base": {style: bert_base(config()) for style, config in CONFIGS.items()},
         "cases": cases,
     }
     (HERE / "bottleneck.json").write_text(json.dumps(oracle) + "\n")
     save_file(tensors, HERE / "bottleneck.safetensors")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -9,34 +9,25 @@ use crate::error::Result;
 use crate::layers::{SublayerAdapter, SublayerOutput};
 use crate::parameters::Initializer;
 
-/// `A(x) = scaling * (f(x Dᵀ + d) Uᵀ + u)`.
-pub(super) struct BottleneckAdapter {
+/// One of the two layers of an adapter.
+pub(in crate::tuners) trait Projection: Send + Sync {
+    /// `(tokens, outputs)`, of x `(tokens, inputs)`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor>;
+}
+
+/// `A(x) = scaling * up(f(down(x)))`.
+pub(in crate::tuners) struct BottleneckAdapter<P> {
     style: AdapterStyle,
-    down: (Weight, Tensor), // D (bottleneck, hidden), d (bottleneck)
-    up: (Weight, Tensor),   // U (hidden, bottleneck), u (hidden)
+    down: P, // from hidden to bottleneck
+    up: P,   // from bottleneck to hidden
     non_linearity: Activation,
     scaling: Option<Tensor>, // (hidden), all equal; None: 1
     dropout: f64,
 }
 
-impl BottleneckAdapter {
-    /// The adapter of a sublayer whose last linear layer has that path. Its parameters are those of the module that the linear layer
-    /// lies in, such as `bert.encoder.layer.0.output.adapter_down.weight`.
-    pub fn new(builder: &mut Builder, bottleneck: &Bottleneck, linear: &str, hidden: usize) -> Result<Self> {
-        let module = linear.rsplit_once('.').map_or(linear, |(module, _)| module);
-        let size = bottleneck.size(hidden);
-        let (down, up) = match bottleneck.init_weights {
-            InitWeights::Bert => (NEAR_ZERO, NEAR_ZERO),
-            InitWeights::MamAdapter => (Initializer::KaimingUniform { inputs: hidden }, Initializer::Zeros),
-        };
-        let precision = builder.precision.of_f32();
-        let mut linear = |name: &str, inputs: usize, outputs: usize, start| {
-            let weight = builder.adapter(format!("{module}.{name}.weight"), &[outputs, inputs], start)?;
-            let bias = builder.adapter(format!("{module}.{name}.bias"), &[outputs], Initializer::Zeros)?;
-            // Thin matrices that are trained: never rounded to bf16.
-            Ok::<_, crate::Error>((Weight::new(weight, precision)?, bias))
-        };
-        let (down, up) = (linear("adapter_down", hidden, size, down)?, linear("adapter_up", size, hidden, up)?);
+impl<P: Projection> BottleneckAdapter<P> {
+    /// The adapter of these two layers, down and up.
+    pub fn new(builder: &Builder, bottleneck: &Bottleneck, hidden: usize, [down, up]: [P; 2]) -> Result<Self> {
         let ones = || Tensor::ones(hidden, builder.dtype, builder.device);
         let scaling = (bottleneck.scaling != 1.0).then(|| ones()? * bottleneck.scaling).transpose()?;
         let (style, non_linearity, dropout) = (bottleneck.adapter_style, bottleneck.non_linearity, bottleneck.dropout);
@@ -44,9 +35,8 @@ impl BottleneckAdapter {
     }
 
     fn branch(&self, x: &Tensor) -> Result<Tensor> {
-        let [(down, down_bias), (up, up_bias)] = [&self.down, &self.up];
-        let inner = ops::activation(&ops::linear(x, down, Some(down_bias))?, self.non_linearity)?; // (tokens, bottleneck)
-        let outer = ops::linear(&inner, up, Some(up_bias))?; // (tokens, hidden)
+        let inner = ops::activation(&self.down.forward(x)?, self.non_linearity)?; // (tokens, bottleneck)
+        let outer = self.up.forward(&inner)?; // (tokens, hidden)
         match &self.scaling {
             Some(scaling) => Ok(ops::scale_columns(&outer, scaling, None)?),
             None => Ok(outer),
@@ -54,7 +44,7 @@ impl BottleneckAdapter {
     }
 }
 
-impl SublayerAdapter for BottleneckAdapter {
+impl<P: Projection> SublayerAdapter for BottleneckAdapter<P> {
     /// `A(x)`, where the style says what x is, and `residual + dropout(output)`, which it is added to; `(tokens, hidden)` each.
     fn terms(&self, flow: &SublayerOutput) -> Result<(Tensor, Tensor)> {
         let output = ops::dropout(flow.output, flow.dropout)?;
@@ -71,6 +61,43 @@ impl SublayerAdapter for BottleneckAdapter {
     fn dropout(&self) -> f64 {
         self.dropout
     }
+}
+
+/// `x Wᵀ + b`.
+pub(super) struct Dense {
+    weight: Weight, // (outputs, inputs)
+    bias: Tensor,   // (outputs)
+}
+
+impl Dense {
+    /// The two layers of the adapter of a sublayer whose last linear layer has that path.
+    pub fn pair(builder: &mut Builder, bottleneck: &Bottleneck, linear: &str, hidden: usize) -> Result<[Self; 2]> {
+        let (module, size) = (module_of(linear), bottleneck.size(hidden));
+        let (down, up) = match bottleneck.init_weights {
+            InitWeights::Bert => (NEAR_ZERO, NEAR_ZERO),
+            InitWeights::MamAdapter => (Initializer::KaimingUniform { inputs: hidden }, Initializer::Zeros),
+        };
+        let precision = builder.precision.of_f32();
+        let mut layer = |name: &str, inputs: usize, outputs: usize, start| {
+            let weight = builder.adapter(format!("{module}.{name}.weight"), &[outputs, inputs], start)?;
+            let bias = builder.adapter(format!("{module}.{name}.bias"), &[outputs], Initializer::Zeros)?;
+            // Thin matrices that are trained: never rounded to bf16.
+            Ok::<_, crate::Error>(Self { weight: Weight::new(weight, precision)?, bias })
+        };
+        Ok([layer("adapter_down", hidden, size, down)?, layer("adapter_up", size, hidden, up)?])
+    }
+}
+
+impl Projection for Dense {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::linear(x, &self.weight, Some(&self.bias))?)
+    }
+}
+
+/// The module that a sublayer's last linear layer lies in, of which the adapter's parameters are, such as
+/// `bert.encoder.layer.0.output.adapter_down.weight`.
+pub(in crate::tuners) fn module_of(linear: &str) -> &str {
+    linear.rsplit_once('.').map_or(linear, |(module, _)| module)
 }
 
 /// BERT's initial values of linear layers.

@@ -16,7 +16,8 @@ use crate::builder::{Builder, Tuner};
 use crate::error::{ConfigError, Error, Result};
 use crate::layers::{Sublayer, SublayerAdapter};
 
-use adapter::BottleneckAdapter;
+use adapter::Dense;
+pub(super) use adapter::{BottleneckAdapter, Projection, module_of};
 
 /// Bottleneck adapters in the words of AdapterHub's `BnConfig` (the Python package `adapters` 1.3,
 /// `configuration/adapter_config.py`), with the defaults that it has for each style.
@@ -145,7 +146,12 @@ impl Bottleneck {
         self.bottleneck_size.unwrap_or_else(|| (hidden / self.reduction_factor.max(1)).max(1))
     }
 
-    fn check(&self) -> Result<()> {
+    /// Whether a sublayer of that kind has an adapter.
+    pub(super) fn stands_at(&self, sublayer: Sublayer) -> bool {
+        sublayer == Sublayer::FeedForward || self.adapter_style == AdapterStyle::Houlsby
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
         let wrong = |field, found: String, expected| {
             Err(Error::Adapter { method: "bottleneck adapter", field, found, expected })
         };
@@ -179,10 +185,11 @@ impl Tuner for Bottleneck {
         linear: &str,
         hidden: usize,
     ) -> Result<Option<Arc<dyn SublayerAdapter>>> {
-        if sublayer == Sublayer::Attention && self.adapter_style != AdapterStyle::Houlsby {
+        if !self.stands_at(sublayer) {
             return Ok(None);
         }
-        Ok(Some(Arc::new(BottleneckAdapter::new(builder, self, linear, hidden)?)))
+        let layers = Dense::pair(builder, self, linear, hidden)?;
+        Ok(Some(Arc::new(BottleneckAdapter::new(builder, self, hidden, layers)?)))
     }
 }
 
