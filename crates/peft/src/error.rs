@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::wrong_content::WrongContent;
+
 /// What is wrong with an `adapter_config.json`.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -126,8 +128,52 @@ pub enum Error {
         /// What was found.
         found: String,
     },
+    /// A file that is something else.
+    #[error("{path}: expected {expected}, found {found}")]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What it should be.
+        expected: &'static str,
+        /// What it is, and what to do.
+        found: WrongContent,
+    },
+    /// A folder without a safetensors file.
+    #[error("{folder}: expected model.safetensors, found {}; {advice}", if found.is_empty() { "no weights".into() } else { found.join(", ") })]
+    NoWeights {
+        /// The folder.
+        folder: PathBuf,
+        /// What may hold weights there.
+        found: Vec<String>,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// A part of a checkpoint that is not there.
+    #[error("{path}: {missing} is missing, one of the checkpoint's {of} files; download it too")]
+    MissingShard {
+        /// The index.
+        path: PathBuf,
+        /// The file.
+        missing: PathBuf,
+        /// How many files there are.
+        of: usize,
+    },
+    /// A weight that is no floating-point number.
+    #[error(
+        "{path}: tensor {name} is of type {dtype}: quantized weights are not read; take the checkpoint in f32, f16 or bf16"
+    )]
+    Quantized {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its type.
+        dtype: String,
+    },
     /// A safetensors file that does not parse.
-    #[error("{path}: expected a safetensors file ({source}); pickled .bin files are not read, convert them first")]
+    #[error(
+        "{path}: expected a safetensors file ({source}); if it was downloaded, it may have broken off: download it again"
+    )]
     Weights {
         /// The file.
         path: PathBuf,

@@ -47,6 +47,7 @@ mod adapters;
 mod architectures;
 mod batch;
 mod builder;
+mod checkpoint;
 mod encoder;
 mod error;
 mod files;
@@ -59,11 +60,13 @@ mod pretrained;
 mod similar_names;
 mod targets;
 mod tuners;
+mod wrong_content;
 
 pub use adapter_files::{Adapter, AdapterConfig, Warning};
 pub use adapters::{Adapters, Conversion};
-pub use architectures::{Architecture, Config};
+pub use architectures::{Architecture, Config, FieldRole};
 pub use batch::{Batch, Sequence};
+pub use checkpoint::{Configuration, LabelNames, Remark};
 pub use error::{ConfigError, Error, Result};
 pub use layers::Pass;
 pub use model::{Model, ModelOptions};
@@ -78,3 +81,4 @@ pub use tuners::{
     LycorisInit, MajoritySignMethod, Method, MethodOption, OptionKind, PTuning, PrefixInitWeights, PrefixTuning,
     PromptSizes, PromptTuning, PromptTuningInit, RankAllocator, Reparameterization, Vera,
 };
+pub use wrong_content::WrongContent;
