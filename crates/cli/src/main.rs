@@ -2,6 +2,7 @@
 
 mod adapter;
 mod arguments;
+mod given_adapter;
 mod method;
 mod progress;
 mod recipes;

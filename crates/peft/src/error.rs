@@ -275,6 +275,19 @@ pub enum Error {
         /// A hint, or nothing.
         nearest: String,
     },
+    /// A part of the head that neither the adapter nor the base model holds.
+    #[error(
+        "{path}: no tensor {key}, and the base model has none either: PEFT trains and saves {module} only where modules_to_save names it, so \
+         it was left at random numbers and is lost; train again with modules_to_save [\"{module}\"], or name the base model that has it"
+    )]
+    NotSaved {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+        /// What modules_to_save would have to name.
+        module: String,
+    },
     /// An adapter without its classifier.
     #[error(
         "{path}: the head is missing: no tensor {key}; an adapter of a classifier holds it, in PEFT with \

@@ -62,7 +62,7 @@ mod targets;
 mod tuners;
 mod wrong_content;
 
-pub use adapter_files::{Adapter, AdapterConfig, Warning};
+pub use adapter_files::{Adapter, AdapterConfig, Conditions, Warning};
 pub use adapters::{Adapters, Conversion};
 pub use architectures::{Architecture, Config, FieldRole};
 pub use batch::{Batch, Sequence};

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use ops::SharedWeights;
 
 use crate::architectures::Config;
 use crate::architectures::layout::Layout;
-use crate::checkpoint::{Configuration, Remark, Tensors};
+use crate::checkpoint::{Configuration, LabelMatch, Remark, Tensors};
 use crate::error::{Error, Result};
 use crate::pooling::Pooling;
 
@@ -28,6 +29,7 @@ pub struct Pretrained {
     tensors: BTreeMap<String, Tensor>,
     /// The file that holds them, or the index of several.
     weights: PathBuf,
+    sha256: Arc<str>,
     device: Device,
     /// The frozen weights of all models that are built on it: they share them.
     pub(crate) shared: SharedWeights,
@@ -49,11 +51,22 @@ impl Pretrained {
     /// When a file is missing or not what its name says, or as [`Configuration::read`].
     pub fn from_folder(folder: &Path) -> Result<Self> {
         let configuration = Configuration::read(folder)?;
-        let Tensors { by_name: tensors, path: weights } = Tensors::read(folder, &configuration.layout)?;
+        let Tensors { by_name: tensors, path: weights, sha256 } = Tensors::read(folder, &configuration.layout)?;
         let (config, layout) = (configuration.config.clone(), configuration.layout.clone());
         let name = folder.display().to_string();
         let (device, shared) = (Device::Cpu, SharedWeights::default());
-        Ok(Self { name, folder: folder.into(), configuration, config, layout, tensors, weights, device, shared })
+        Ok(Self {
+            name,
+            folder: folder.into(),
+            configuration,
+            config,
+            layout,
+            tensors,
+            weights,
+            sha256,
+            device,
+            shared,
+        })
     }
 
     /// The same checkpoint on another device, where [`crate::Adapters`] and [`crate::Model::from_adapter`] then put their models, with one
@@ -120,6 +133,53 @@ impl Pretrained {
         others
     }
 
+    /// The same for a task of these labels, none for a score: with its output layer where that is for them, its rows brought into their
+    /// order, and without it where it is for others. The remark says what was done, unless there was nothing to do.
+    ///
+    /// # Errors
+    /// When `config.json` has no list of labels in `id2label` or `label2id`.
+    pub fn for_labels(&self, labels: &[&str]) -> Result<(Self, Option<Remark>)> {
+        let Some(rows) = self.num_labels() else { return Ok((self.clone(), None)) };
+        let (names, folder) = (self.configuration.labels()?, self.folder.clone());
+        let wanted = labels.len().max(1);
+        let taken =
+            || if labels.is_empty() { vec!["a score".into()] } else { labels.iter().map(|l| l.to_string()).collect() };
+        let matched = match names.problem_type.as_deref() {
+            _ if rows != wanted || names.names.as_ref().is_some_and(|names| names.len() != rows) => LabelMatch::Others,
+            Some("multi_label_classification") => LabelMatch::Others,
+            Some("regression") if !labels.is_empty() => LabelMatch::Others,
+            Some("single_label_classification") if labels.is_empty() => LabelMatch::Others,
+            _ if labels.is_empty() => LabelMatch::Unnamed,
+            _ => names.matched(labels),
+        };
+        match matched {
+            LabelMatch::Order(order) if order.iter().copied().eq(0..rows) => Ok((self.clone(), None)),
+            LabelMatch::Order(order) => {
+                let found = names.names.unwrap_or_default();
+                Ok((self.with_output_rows(&order)?, Some(Remark::LabelsReordered { folder, found })))
+            }
+            LabelMatch::Unnamed => Ok((self.clone(), Some(Remark::LabelsByNumber { folder, taken: taken() }))),
+            LabelMatch::Others => {
+                let found = names.described(rows);
+                let expected = taken().join(", ");
+                Ok((self.without_output(), Some(Remark::NewOutput { folder, found, expected })))
+            }
+        }
+    }
+
+    /// The same with the rows of its output layer in another order.
+    fn with_output_rows(&self, order: &[usize]) -> Result<Self> {
+        let order: Vec<u32> = order.iter().map(|&row| row as u32).collect();
+        let order = Tensor::new(order.as_slice(), &self.device)?;
+        let mut others = self.clone();
+        for name in [self.output_weight(), format!("{}.bias", self.layout.head.output)] {
+            if let Some(tensor) = others.tensors.get_mut(&name) {
+                *tensor = tensor.index_select(&order, 0)?;
+            }
+        }
+        Ok(others)
+    }
+
     /// The name of the weight that the logits come from.
     pub(crate) fn output_weight(&self) -> String {
         format!("{}.weight", self.layout.head.output)
@@ -128,6 +188,17 @@ impl Pretrained {
     /// Its tensors by name, in the order of their names.
     pub(crate) fn tensors(&self) -> &BTreeMap<String, Tensor> {
         &self.tensors
+    }
+
+    /// The SHA-256 digest of the encoder's tensors, their names and shapes, in hexadecimal digits: the same in one file or several, beside
+    /// any head.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// Whether the checkpoint has a tensor of that name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
     }
 
     /// The tensor of that name, if the checkpoint has it in that shape.

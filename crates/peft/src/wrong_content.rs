@@ -28,7 +28,8 @@ impl WrongContent {
             _ if text.is_empty() || bytes.iter().all(|byte| *byte == 0) => Some(Self::Empty),
             _ if begins(b"version https://git-lfs") => Some(Self::LfsPointer),
             _ if begins(b"<!doctype") || begins(b"<html") || begins(b"<?xml") => Some(Self::Html),
-            [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, ..] => Some(Self::Pickle),
+            // The length of a safetensors header may begin so, but its JSON follows.
+            [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, ..] if bytes.get(8) != Some(&b'{') => Some(Self::Pickle),
             [b'G', b'G', b'U', b'F', ..] => Some(Self::Gguf),
             [0x89, b'H', b'D', b'F', ..] => Some(Self::Hdf5),
             _ => None,
@@ -76,6 +77,7 @@ mod tests {
             (b"{\"model_type\": \"bert\"}", None),
             // The length of a safetensors header, 0x80 bytes, and the header.
             (b"\x80\x00\x00\x00\x00\x00\x00\x00{\"a\":", None),
+            (b"\x80\x04\x00\x00\x00\x00\x00\x00{\"a\":", None),
         ] {
             assert_eq!(WrongContent::of(bytes), expected, "{}", String::from_utf8_lossy(bytes));
         }

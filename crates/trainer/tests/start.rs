@@ -154,7 +154,7 @@ fn a_merged_checkpoint_that_tells_its_run_starts_another_with_a_new_output_layer
     let (qnli, folder) = (place.run(Task::Qnli, Method::lora(2)), tempfile::tempdir().unwrap());
     trainer.run(&qnli).unwrap();
     let pretrained = Pretrained::load(&qnli.model).unwrap();
-    trainer.trained_model(&qnli).unwrap().save_merged(&pretrained, folder.path()).unwrap();
+    trainer.trained_model(&qnli).unwrap().save_merged(&pretrained, qnli.task.labels(), folder.path()).unwrap();
     provenance::write(folder.path(), &qnli).unwrap();
 
     let on_merged = |task| Run { model: folder.path().to_string_lossy().into(), ..place.run(task, Method::bitfit()) };

@@ -27,8 +27,8 @@ pub struct AdapterConfig {
     pub method: Method,
     /// The name or folder of the checkpoint that it was trained on.
     pub base_model_name_or_path: Option<String>,
-    /// From hidden states to one vector.
-    pub pooling: Pooling,
+    /// From hidden states to one vector; `None`: as the base model's `config.json` says.
+    pub pooling: Option<Pooling>,
     /// The pooler was trained whole, by a method that has no `modules_to_save`.
     pub train_pooler: bool,
     /// Modules of the head that PEFT does not take for one, and trains only where it is told to, such as DistilBERT's
@@ -73,7 +73,7 @@ impl AdapterConfig {
         if let Some(task) = value::<String>(&fields, "task_type")?.filter(|task| task != "SEQ_CLS") {
             return Err(ConfigError::Task { found: task });
         }
-        let pooling = value(&fields, "pooling")?.unwrap_or(Pooling::Cls);
+        let pooling = value(&fields, "pooling")?;
         let prompt = sizes(&fields)?;
         let mut saved = names(&fields, "modules_to_save")?;
         saved.retain(|name| !HEADS.contains(&name.as_str()));
@@ -105,7 +105,7 @@ impl AdapterConfig {
         Ok(Self {
             method,
             base_model_name_or_path: Some(model.base_model().into()),
-            pooling: model.pooling(),
+            pooling: Some(model.pooling()).filter(|pooling| *pooling != model.base_pooling()),
             train_pooler: model.trains_pooler() && !trains_everything,
             head: head(model),
             prompt,
@@ -131,8 +131,8 @@ impl AdapterConfig {
                 set("num_attention_heads", json!(sizes.num_attention_heads));
                 set("num_transformer_submodules", json!(1));
             }
-            if self.pooling == Pooling::Mean {
-                set("pooling", json!(self.pooling));
+            if let Some(pooling) = self.pooling {
+                set("pooling", json!(pooling));
             }
             Ok(serde_json::to_string_pretty(&fields)?)
         };

@@ -11,9 +11,10 @@ use super::is_finite;
 use super::warning::Warning;
 use crate::error::{Error, Result};
 use crate::files::write_tensors;
-use crate::parameters::HEADS;
+use crate::parameters::{HEADS, POOLER};
 use crate::similar_names::nearest;
 use crate::tuners::Method;
+use crate::wrong_content::WrongContent;
 
 const FILE: &str = "adapter_model.safetensors";
 /// Before every key: PEFT's model and its tuner, around Hugging Face's.
@@ -29,17 +30,25 @@ pub(crate) struct Weights {
     /// The file that they are from, or the name of the adapter: for messages.
     path: PathBuf,
     tensors: BTreeMap<String, Tensor>,
+    /// That of the file.
+    metadata: BTreeMap<String, String>,
 }
 
 impl Weights {
     pub fn new(path: impl Into<PathBuf>, tensors: BTreeMap<String, Tensor>) -> Self {
-        Self { path: path.into(), tensors }
+        Self { path: path.into(), tensors, metadata: BTreeMap::new() }
     }
 
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
         let bytes = std::fs::read(&path).map_err(|source| Error::AdapterFile { path: path.clone(), source })?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|source| Error::Weights { path: path.clone(), source })?;
+        if let Some(found) = WrongContent::of(&bytes) {
+            return Err(Error::Content { path, expected: "the tensors of an adapter", found });
+        }
+        let broken = |source| Error::Weights { path: path.clone(), source };
+        let file = SafeTensors::deserialize(&bytes).map_err(broken)?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
+        let metadata = header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
         let mut tensors = BTreeMap::new();
         for (key, view) in file.iter() {
             let tensor = view.load(&Device::Cpu)?;
@@ -48,12 +57,17 @@ impl Weights {
             }
             tensors.insert(key.to_string(), tensor);
         }
-        Ok(Self { path, tensors })
+        Ok(Self { path, tensors, metadata })
     }
 
-    /// Writes them to `folder`.
-    pub fn write(&self, folder: &Path) -> Result<()> {
-        write_tensors(&folder.join(FILE), &self.tensors)
+    /// Writes them to `folder`, with this metadata.
+    pub fn write(&self, folder: &Path, metadata: &BTreeMap<String, String>) -> Result<()> {
+        write_tensors(&folder.join(FILE), &self.tensors, metadata)
+    }
+
+    /// That of the file.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
     }
 
     pub fn path(&self) -> &Path {
@@ -68,7 +82,7 @@ impl Weights {
     /// On the CPU, with storage of their own.
     pub fn copy(self) -> Result<Self> {
         let copy = |(key, tensor): (String, Tensor)| Ok((key, tensor.to_device(&Device::Cpu)?.copy()?));
-        Ok(Self { path: self.path, tensors: self.tensors.into_iter().map(copy).collect::<Result<_>>()? })
+        Ok(Self { tensors: self.tensors.into_iter().map(copy).collect::<Result<_>>()?, ..self })
     }
 
     /// Each by its key.
@@ -81,6 +95,11 @@ impl Weights {
         let is_weight = |key: &&String| is_head(key) && key.ends_with(".weight");
         let last = self.tensors.keys().rfind(is_weight).and_then(|key| self.tensors[key].dims().first().copied());
         last.ok_or_else(|| self.missing(&format!("{PREFIX}classifier.weight"), &[]))
+    }
+
+    /// The tensor of a key, if the file has it.
+    pub fn get(&self, key: &str) -> Option<&Tensor> {
+        self.tensors.get(key)
     }
 
     /// The tensor that a trained parameter is set to.
@@ -123,10 +142,16 @@ impl Weights {
         Ok(warnings)
     }
 
-    fn missing(&self, key: &str, parameters: &[(String, &Var)]) -> Error {
+    pub fn missing(&self, key: &str, parameters: &[(String, &Var)]) -> Error {
         let path = self.path.clone();
         if is_head(key) {
             return Error::MissingHead { path, key: key.into() };
+        }
+        // PEFT saves none of these but where it is told to.
+        let first = name(key).split('.').next().unwrap_or_default();
+        if crate::parameters::is_head(first) || name(key).starts_with(POOLER) {
+            let module = if crate::parameters::is_head(first) { first } else { "pooler" };
+            return Error::NotSaved { path, key: key.into(), module: module.into() };
         }
         // A name that is nearly right belongs to no other parameter.
         let is_free = |name: &&String| parameters.iter().all(|(key, _)| key != *name);

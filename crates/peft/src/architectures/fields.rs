@@ -101,9 +101,17 @@ const WITHOUT_EFFECT: &[&str] = &[
     "pooler_type",
 ];
 
-/// Fields of every configuration that are used beside the sizes: for the architecture and the classifier's labels.
-const OF_EVERY_CLASS: &[&str] =
-    &["architectures", "id2label", "label2id", "model_type", "num_labels", "_num_labels", "problem_type"];
+/// Fields of every configuration that are used beside the sizes: for the architecture, and for the classifier's labels and pooling.
+const OF_EVERY_CLASS: &[&str] = &[
+    "architectures",
+    "classifier_pooling",
+    "id2label",
+    "label2id",
+    "model_type",
+    "num_labels",
+    "_num_labels",
+    "problem_type",
+];
 
 /// Fields of every configuration that may say one thing alone.
 fn only() -> Value {

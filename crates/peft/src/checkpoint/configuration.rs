@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::labels::LabelNames;
@@ -14,7 +15,9 @@ use crate::pooling::Pooling;
 use crate::similar_names::nearest;
 use crate::wrong_content::WrongContent;
 
-pub(super) const FILE: &str = "config.json";
+const FILE: &str = "config.json";
+/// ModernBERT's field for the pooling, and of merged checkpoints of other architectures, whose classes in transformers have no choice.
+pub(crate) const POOLING_FIELD: &str = "classifier_pooling";
 
 /// What `config.json` says.
 #[derive(Clone, Debug)]
@@ -51,7 +54,11 @@ impl Configuration {
             }
         };
         let read = architecture.read(&Value::Object(fields.clone()));
-        let (config, layout) = read.map_err(|error| invalid(error.to_string()))?;
+        let (config, mut layout) = read.map_err(|error| invalid(error.to_string()))?;
+        if let Some(pooling) = fields.get(POOLING_FIELD).filter(|pooling| !pooling.is_null()) {
+            let unfit = |error: serde_json::Error| invalid(format!("{POOLING_FIELD} {pooling}: {error}"));
+            layout.head.pooling = Pooling::deserialize(pooling).map_err(unfit)?;
+        }
         check_heads(&config).map_err(invalid)?;
         remarks.extend(unknown_fields(&path, &fields, architecture));
         Ok(Self { path, fields, config, layout, remarks })
@@ -62,9 +69,16 @@ impl Configuration {
         &self.remarks
     }
 
-    /// How transformers' classifier makes a sequence's vector: `classifier_pooling` of ModernBERT's, the first token elsewhere.
+    /// How a sequence's vector is made: as `classifier_pooling` says, by the first token where there is no such field.
     pub fn pooling(&self) -> Pooling {
         self.layout.head.pooling
+    }
+
+    /// A remark where the pooling is another than the file says.
+    pub(crate) fn other_pooling(&self, taken: Pooling) -> Option<Remark> {
+        let said = self.fields.get(POOLING_FIELD).is_some_and(|pooling| !pooling.is_null());
+        let folder = self.path.parent().unwrap_or(&self.path).to_path_buf();
+        (said && taken != self.pooling()).then(|| Remark::OtherPooling { folder, said: self.pooling(), taken })
     }
 
     /// The longest sequence that the encoder takes, in tokens.

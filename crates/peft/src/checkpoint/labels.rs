@@ -33,6 +33,17 @@ impl LabelNames {
         Ok(Self { names: by_id.or(by_name).transpose()?, problem_type })
     }
 
+    /// What a classifier of so many rows is for, for messages.
+    pub(crate) fn described(&self, rows: usize) -> String {
+        match (&self.names, self.problem_type.as_deref()) {
+            (_, Some("regression")) => format!("{rows} scores"),
+            (_, Some("multi_label_classification")) => format!("{rows} labels that may hold together"),
+            (Some(names), _) if names.len() == rows => names.join(", "),
+            (Some(names), _) => format!("{rows} labels, of which id2label names {}", names.len()),
+            (None, _) => format!("{rows} labels"),
+        }
+    }
+
     /// How its labels are `wanted`. Case, and the signs between words, make no difference.
     pub(crate) fn matched(&self, wanted: &[&str]) -> LabelMatch {
         let Some(names) = &self.names else { return LabelMatch::Unnamed };

@@ -6,6 +6,8 @@ mod remark;
 mod tensors;
 
 pub use configuration::Configuration;
+pub(crate) use configuration::POOLING_FIELD;
+pub(crate) use labels::LabelMatch;
 pub use labels::LabelNames;
 pub use remark::Remark;
 pub(crate) use tensors::Tensors;

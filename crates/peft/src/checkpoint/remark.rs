@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::pooling::Pooling;
+
 /// Something about a checkpoint that is no error, and that a result depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Remark {
@@ -37,6 +39,31 @@ pub enum Remark {
         folder: PathBuf,
         /// Their names.
         names: Vec<String>,
+    },
+    /// The tokenizer's file adds no special tokens.
+    SpecialTokens {
+        /// The file.
+        path: PathBuf,
+        /// What a pair becomes.
+        sequence: String,
+    },
+    /// The model has fewer positions than the default length.
+    Shortened {
+        /// The folder.
+        folder: PathBuf,
+        /// What sequences are cut to.
+        taken: usize,
+        /// The default.
+        default: usize,
+    },
+    /// The pooling is another than `config.json` says.
+    OtherPooling {
+        /// The folder.
+        folder: PathBuf,
+        /// What `config.json` says.
+        said: Pooling,
+        /// What was asked for.
+        taken: Pooling,
     },
     /// The checkpoint's classifier has the task's classes in another order.
     LabelsReordered {
@@ -87,6 +114,21 @@ impl fmt::Display for Remark {
                 "{}: the checkpoint lacks {}: new, trained whole, and saved with the adapter",
                 folder.display(),
                 names.join(", ")
+            ),
+            Self::SpecialTokens { path, sequence } => write!(
+                f,
+                "{}: the post_processor adds no special tokens; a sequence is {sequence}, by the rule of the architecture",
+                path.display()
+            ),
+            Self::Shortened { folder, taken, default } => write!(
+                f,
+                "{}: sequences are cut to {taken} tokens and not to {default}, since the model has no more positions",
+                folder.display()
+            ),
+            Self::OtherPooling { folder, said, taken } => write!(
+                f,
+                "{}: config.json says classifier_pooling {said}, and {taken} is taken as the settings say",
+                folder.display()
             ),
             Self::LabelsReordered { folder, found } => write!(
                 f,

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use crate::architectures::layout::Layout;
 use crate::error::{Error, Result};
@@ -29,18 +31,30 @@ pub(crate) struct Tensors {
     pub by_name: BTreeMap<String, Tensor>,
     /// The file that holds them, or the index of several.
     pub path: PathBuf,
+    /// The digest of the encoder's tensors.
+    pub sha256: Arc<str>,
 }
 
 impl Tensors {
     /// Those in `folder`, under present names and with the encoder's prefix.
     pub fn read(folder: &Path, layout: &Layout) -> Result<Self> {
         let (path, files) = weight_files(folder)?;
-        let (mut by_name, mut tied) = (BTreeMap::new(), Map::new());
+        let mut read = Files::default();
         for file in &files {
-            read_file(file, &mut by_name, &mut tied)?;
+            read.add(file)?;
         }
-        let by_name = by_name.into_iter().map(|(name, tensor)| (present_name(&name, layout), tensor)).collect();
-        let mut tensors = Self { by_name, path };
+        let Files { tensors, digests, tied } = read;
+        let of_encoder = layout.path("");
+        let mut digest = Sha256::new();
+        let named = digests.iter().map(|(name, digest)| (present_name(name, layout), digest));
+        // In the order of present names, which may be another than that of the old ones.
+        for (name, one) in named.collect::<BTreeMap<_, _>>().iter().filter(|(name, _)| name.starts_with(&of_encoder)) {
+            digest.update(name);
+            digest.update(one);
+        }
+        let sha256 = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();
+        let by_name = tensors.into_iter().map(|(name, tensor)| (present_name(&name, layout), tensor)).collect();
+        let mut tensors = Self { by_name, path, sha256 };
         tensors.untie(&tied, layout);
         Ok(tensors)
     }
@@ -140,27 +154,42 @@ fn contents(path: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// Adds the tensors of a file, and what its metadata says of tensors that it holds under another name.
-fn read_file(path: &Path, tensors: &mut BTreeMap<String, Tensor>, tied: &mut Map<String, Value>) -> Result<()> {
-    let bytes = contents(path)?;
-    let broken = |source| Error::Weights { path: path.into(), source };
-    let file = SafeTensors::deserialize(&bytes).map_err(broken)?;
-    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
-    tied.extend(metadata.metadata().iter().flatten().map(|(name, kept)| (name.clone(), kept.clone().into())));
-    for (name, view) in file.iter() {
-        match view.dtype() {
-            Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => {
-                tensors.insert(name.into(), view.load(&Device::Cpu)?.to_dtype(DType::F32)?);
+/// What the files of a checkpoint hold, under the names that stand there.
+#[derive(Default)]
+struct Files {
+    tensors: BTreeMap<String, Tensor>,
+    /// Of each tensor's type, shape and bytes.
+    digests: BTreeMap<String, Vec<u8>>,
+    /// The names of tensors that are stored under another's, with that.
+    tied: Map<String, Value>,
+}
+
+impl Files {
+    /// Adds what a file holds.
+    fn add(&mut self, path: &Path) -> Result<()> {
+        let bytes = contents(path)?;
+        let broken = |source| Error::Weights { path: path.into(), source };
+        let file = SafeTensors::deserialize(&bytes).map_err(broken)?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
+        self.tied.extend(header.metadata().iter().flatten().map(|(name, kept)| (name.clone(), kept.clone().into())));
+        for (name, view) in file.iter() {
+            match view.dtype() {
+                Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => {
+                    let kind = format!("{:?} {:?}", view.dtype(), view.shape());
+                    let digest = Sha256::new().chain_update(kind).chain_update(view.data()).finalize();
+                    self.digests.insert(name.into(), digest.to_vec());
+                    self.tensors.insert(name.into(), view.load(&Device::Cpu)?.to_dtype(DType::F32)?);
+                }
+                // Whole numbers are buffers, such as position_ids; a weight of them is quantized.
+                dtype if name.ends_with(".weight") || name.ends_with(".bias") => {
+                    let (path, name, dtype) = (path.into(), name.into(), format!("{dtype:?}"));
+                    return Err(Error::Quantized { path, name, dtype });
+                }
+                _ => {}
             }
-            // Whole numbers are buffers, such as position_ids; a weight of them is quantized.
-            dtype if name.ends_with(".weight") || name.ends_with(".bias") => {
-                let (path, name, dtype) = (path.into(), name.into(), format!("{dtype:?}"));
-                return Err(Error::Quantized { path, name, dtype });
-            }
-            _ => {}
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Checkpoints of a bare encoder lack its prefix; those converted from TensorFlow say gamma and beta.

@@ -66,7 +66,7 @@ fn load(path: &Path) -> HashMap<String, Tensor> {
 /// The case's adapter on the tiny BERT, without dropout.
 pub fn model(case: &str, dtype: DType) -> Model {
     let adapter = Adapter::read(&folder(case)).unwrap();
-    let options = ModelOptions { dtype, dropout: Some(0.0), device: device(), ..adapter.options().unwrap() };
+    let options = ModelOptions { dtype, dropout: Some(0.0), device: device(), ..adapter.options(&tiny()).unwrap() };
     let model = Model::new(&tiny(), &options).unwrap();
     assert_eq!(model.load(&adapter).unwrap(), [], "{case}");
     model
@@ -185,7 +185,7 @@ fn starts_from_the_weight_are_pefts() {
     const MODULE: &str = "bert.encoder.layer.1.intermediate.dense";
     for name in ["pissa", "olora", "dora", "dora_pissa_bias"] {
         let adapter = Adapter::read(&folder(name)).unwrap();
-        let model = Model::new(&tiny(), &adapter.options().unwrap()).unwrap();
+        let model = Model::new(&tiny(), &adapter.options(&tiny()).unwrap()).unwrap();
         let ours = |part: &str| {
             model.parameters().get(&format!("{MODULE}.{part}")).map(|v| v.as_tensor().to_dtype(DType::F64).unwrap())
         };
