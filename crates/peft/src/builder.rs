@@ -9,7 +9,7 @@ use ops::Precision;
 use rand::RngExt;
 
 use crate::architectures::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layers::{
     AdaptedLayer, BaseLayer, LayerNorm, Linear, LinearAdapter, Sublayer, SublayerAdapter, VirtualTokens,
 };
@@ -114,6 +114,8 @@ pub(crate) struct Builder<'a> {
     pub modules_to_save: &'a [String],
     /// Whether the pooler is trained whole, whatever the method.
     pub train_pooler: bool,
+    /// Whether names that match no module are passed over.
+    pub passes_over_names: bool,
     pub dtype: DType,
     /// Of the linear layers' products.
     pub precision: Precision,
@@ -251,7 +253,12 @@ impl Builder<'_> {
 
     /// Fails if a target of the method names nothing so far.
     pub fn check_targets(&self) -> Result<()> {
-        self.tuner.check_targets(&self.modules)
+        // As in PEFT some name has to match.
+        let trains_something = || self.parameters.trainable.keys().any(|name| !is_head(name));
+        match self.tuner.check_targets(&self.modules) {
+            Err(Error::NoTarget { .. }) if self.passes_over_names && trains_something() => Ok(()),
+            checked => checked,
+        }
     }
 
     /// Whether a parameter that may be new is: the checkpoint lacks it, or it is of an output layer for other labels.

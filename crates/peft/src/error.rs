@@ -224,7 +224,7 @@ pub enum Error {
         /// As asked for.
         pattern: String,
         /// Why.
-        source: Box<regex::Error>,
+        source: Box<fancy_regex::Error>,
     },
     /// A number that makes no adapter.
     #[error("{method}: {field} is {found}, expected {expected}")]

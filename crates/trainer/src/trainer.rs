@@ -405,7 +405,8 @@ impl Trainer {
     /// # Errors
     /// When the adapter is broken, or one for another task, method or base model.
     pub fn adapter_model(&mut self, run: &Run, folder: &Path) -> Result<(Model, Vec<Warning>)> {
-        let model = self.blank_model(run)?;
+        let options = ModelOptions { passes_over_names: true, ..self.options(run, Slot::ALONE)? };
+        let model = Model::new(&*self.base(run)?, &options)?;
         self.tell(model.remarks());
         let warnings = model.load_adapter(folder)?;
         Ok((model, warnings))

@@ -14,6 +14,7 @@ use crate::pooling::Pooling;
 use crate::similar_names::nearest;
 use crate::tuners::config_file::Fields;
 use crate::tuners::{Method, PromptSizes};
+use crate::wrong_content::WrongContent;
 
 pub(super) const FILE: &str = "adapter_config.json";
 
@@ -59,10 +60,12 @@ impl AdapterConfig {
     /// something that this crate does not do.
     pub fn read(folder: &Path) -> Result<(Self, Vec<Warning>)> {
         let path = folder.join(FILE);
-        let text =
-            std::fs::read_to_string(&path).map_err(|source| Error::AdapterFile { path: path.clone(), source })?;
-        let parse = |text: &str| Self::parse(serde_json::from_str(text)?);
-        parse(&text).map_err(|source| Error::AdapterConfig { path, source })
+        let bytes = std::fs::read(&path).map_err(|source| Error::AdapterFile { path: path.clone(), source })?;
+        if let Some(found) = WrongContent::of(&bytes) {
+            return Err(Error::Content { path, expected: "the configuration of an adapter", found });
+        }
+        let parse = || Self::parse(serde_json::from_slice(&bytes)?);
+        parse().map_err(|source| Error::AdapterConfig { path, source })
     }
 
     /// The configuration and its warnings.

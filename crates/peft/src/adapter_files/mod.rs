@@ -25,6 +25,8 @@
 
 mod conditions;
 mod config;
+mod releases;
+mod unused_names;
 mod warning;
 mod weights;
 
@@ -37,7 +39,7 @@ use crate::builder::SharedTensors;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::model::{Model, ModelOptions};
-use crate::parameters::is_of_prompt;
+use crate::parameters::{is_head, is_of_prompt};
 use crate::pretrained::Pretrained;
 use crate::tuners::Method;
 
@@ -65,8 +67,9 @@ impl Adapter {
     /// When a file is missing or broken, a field means something that this crate does not do, a tensor holds a number that
     /// is not finite, or there is no head.
     pub fn read(folder: &Path) -> Result<Self> {
+        let mut weights = Weights::read(folder)?;
         let (config, warnings) = AdapterConfig::read(folder)?;
-        let weights = Weights::read(folder)?;
+        releases::update(&config.method, weights.tensors_mut())?;
         Ok(Self { config, warnings, conditions: Conditions::of(weights.metadata()), weights })
     }
 
@@ -91,13 +94,14 @@ impl Adapter {
     /// # Errors
     /// When neither has a head.
     pub fn options(&self, pretrained: &Pretrained) -> Result<ModelOptions> {
-        let num_labels = match (self.weights.num_labels(), pretrained.num_labels()) {
-            (Ok(labels), _) | (Err(_), Some(labels)) => labels,
-            (Err(error), None) => return Err(error),
+        let num_labels = match pretrained.num_labels().filter(|_| !self.weights.has_head()) {
+            Some(labels) => labels,
+            None => self.weights.num_labels()?,
         };
         Ok(ModelOptions {
             pooling: self.config.pooling.unwrap_or(pretrained.pooling()),
             train_pooler: self.config.train_pooler,
+            passes_over_names: true,
             ..ModelOptions::new(self.config.method.clone(), num_labels)
         })
     }
@@ -184,7 +188,9 @@ impl Model {
         let parameters: Vec<_> = self.parameters().trainable().map(|(name, v)| (self.key(name), v)).collect();
         let (mut values, mut from_base) = (Vec::with_capacity(parameters.len()), Vec::new());
         for ((name, _), (key, variable)) in self.parameters().trainable().zip(&parameters) {
-            let base = self.base_value(name).filter(|_| weights.get(key).is_none());
+            let is_lacking =
+                weights.get(key).is_none() && !(is_head(name) && weights.has_head() && self.is_output(name));
+            let base = self.base_value(name).filter(|_| is_lacking);
             if base.is_some() {
                 from_base.push(name.to_string());
             }
@@ -203,6 +209,8 @@ impl Model {
             .collect::<Result<_>>()?;
         known.extend(keys.iter().map(|(key, _)| key.as_str()));
         let mut warnings = adapter.warnings.clone();
+        let unused = unused_names::warnings(config, &self.modules);
+        warnings.extend(unused.map_err(|source| Error::AdapterConfig { path: weights.path().into(), source })?);
         warnings.extend(weights.extra(&known, &self.modules.all)?);
         warnings.extend((!from_base.is_empty()).then_some(Warning::FromBaseModel { names: from_base }));
         warnings.extend(self.base_warning(adapter));

@@ -19,6 +19,13 @@ pub enum Warning {
         /// ` (nearest: …)`.
         nearest: String,
     },
+    /// Names of modules that no tensor belongs to.
+    UnusedNames {
+        /// The field that lists them.
+        field: String,
+        /// The names.
+        names: Vec<String>,
+    },
     /// The file lacks what the base model has.
     FromBaseModel {
         /// The names of the parameters.
@@ -55,6 +62,13 @@ impl fmt::Display for Warning {
             }
             Self::UnknownTensor { key, nearest } => {
                 write!(f, "adapter_model.safetensors: tensor {key} has no place in the model{nearest} and was ignored")
+            }
+            Self::UnusedNames { field, names } => {
+                write!(
+                    f,
+                    "adapter_config.json: {field} names {}, of which there are no tensors: passed over",
+                    names.join(", ")
+                )
             }
             Self::FromBaseModel { names } => write!(
                 f,

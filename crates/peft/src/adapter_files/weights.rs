@@ -97,6 +97,16 @@ impl Weights {
         last.ok_or_else(|| self.missing(&format!("{PREFIX}classifier.weight"), &[]))
     }
 
+    /// Whether the file has any tensor of the head that PEFT saves.
+    pub fn has_head(&self) -> bool {
+        self.tensors.keys().any(|key| is_head(key))
+    }
+
+    /// Each by its key, to be changed.
+    pub fn tensors_mut(&mut self) -> &mut BTreeMap<String, Tensor> {
+        &mut self.tensors
+    }
+
     /// The tensor of a key, if the file has it.
     pub fn get(&self, key: &str) -> Option<&Tensor> {
         self.tensors.get(key)
@@ -167,7 +177,7 @@ fn holds(modules: &BTreeSet<String>, module: &str) -> bool {
 }
 
 /// A key without what PEFT's files have before it.
-fn name(key: &str) -> &str {
+pub(super) fn name(key: &str) -> &str {
     key.strip_prefix(PREFIX).or_else(|| key.strip_prefix(PREFIX_OF_PROMPTS)).unwrap_or(key)
 }
 

@@ -11,7 +11,6 @@ use crate::architectures::layout::{
     Dropouts, EmbeddingsLayout, HeadLayout, LayersLayout, Layout, NormOrder, PositionsLayout, ProjectionNames,
     RotaryLayout,
 };
-use crate::pooling::Pooling;
 
 #[derive(Deserialize)]
 struct Sizes {
@@ -39,7 +38,6 @@ struct Options {
     classifier_dropout: f64,
     #[serde(deserialize_with = "activation")]
     classifier_activation: Activation,
-    classifier_pooling: Pooling,
     local_attention: usize,
     layer_types: Option<Vec<LayerType>>,
     global_attn_every_n_layers: usize,
@@ -56,7 +54,7 @@ pub(super) fn fields() -> Fields {
             "intermediate_size": 1152, "hidden_activation": "gelu", "max_position_embeddings": 8192, "norm_eps": 1e-5,
             "initializer_range": 0.02, "norm_bias": false, "attention_bias": false, "mlp_bias": false,
             "classifier_bias": false, "embedding_dropout": 0.0, "attention_dropout": 0.0, "mlp_dropout": 0.0,
-            "classifier_dropout": 0.0, "classifier_activation": "gelu", "classifier_pooling": "cls",
+            "classifier_dropout": 0.0, "classifier_activation": "gelu",
             "local_attention": 128, "layer_types": null, "global_attn_every_n_layers": 3, "rope_parameters": null,
             "global_rope_theta": 160000.0, "local_rope_theta": 10000.0,
         }),
@@ -194,7 +192,6 @@ pub(super) fn read(json: &Value) -> serde_json::Result<(Config, Layout)> {
             output: None,
         },
         head: HeadLayout {
-            pooling: options.classifier_pooling,
             dense_bias: options.classifier_bias,
             norm: Some("head.norm"),
             norm_bias: options.norm_bias,

@@ -35,6 +35,9 @@ pub struct ModelOptions {
     /// Train BERT's pooler whole, whatever the method. PEFT freezes it, BitFit trains its bias. The dense layers of other
     /// architectures' heads are always trained.
     pub train_pooler: bool,
+    /// Pass over the method's names that match no module, as long as its tensors are all there in the adapter that is loaded next. What
+    /// is to be trained must be there.
+    pub passes_over_names: bool,
     /// Every dropout probability; `None`: the checkpoint's configuration.
     pub dropout: Option<f64>,
     /// For the parameters that the checkpoint lacks.
@@ -56,6 +59,7 @@ impl ModelOptions {
             num_labels,
             pooling: Pooling::Cls,
             train_pooler: false,
+            passes_over_names: false,
             dropout: None,
             seed: 1,
             dtype: DType::F32,
@@ -125,6 +129,7 @@ impl Model {
             tuner: options.method.config().tuner()?,
             modules_to_save: options.method.config().modules_to_save(),
             train_pooler: options.train_pooler,
+            passes_over_names: options.passes_over_names,
             dtype: options.dtype,
             precision: options.precision,
             device: &options.device,

@@ -18,6 +18,7 @@ mod merging;
 mod prompts;
 mod python;
 mod reference;
+mod releases;
 mod several;
 mod support;
 mod tree;
