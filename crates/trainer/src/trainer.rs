@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use candle_core::Device;
 use glue::{Glue, Split, Targets, Task};
-use peft::{Model, ModelOptions, Pretrained, Remark, Warning};
+use peft::{Adapter, Model, ModelOptions, Pretrained, Remark, Warning};
 
 use crate::checkpoint;
 use crate::data::TaskData;
@@ -405,10 +405,12 @@ impl Trainer {
     /// # Errors
     /// When the adapter is broken, or one for another task, method or base model.
     pub fn adapter_model(&mut self, run: &Run, folder: &Path) -> Result<(Model, Vec<Warning>)> {
+        let adapter = Adapter::read(folder)?;
         let options = ModelOptions { passes_over_names: true, ..self.options(run, Slot::ALONE)? };
-        let model = Model::new(&*self.base(run)?, &options)?;
+        let base = if adapter.has_head() { self.pretrained(&run.model)? } else { self.base(run)? };
+        let model = Model::new(&*base, &options)?;
         self.tell(model.remarks());
-        let warnings = model.load_adapter(folder)?;
+        let warnings = model.load(&adapter)?;
         Ok((model, warnings))
     }
 
@@ -474,11 +476,10 @@ impl Trainer {
                 Tokenizer::load(&pretrained, left)?
             }
             false => {
-                let besides = match virtual_tokens {
-                    0 => String::new(),
-                    taken => format!(" that {taken} virtual tokens leave"),
+                let expected = match virtual_tokens {
+                    0 => format!("at most {left}, the positions of the model"),
+                    taken => format!("at most {left}, the positions that {taken} virtual tokens leave"),
                 };
-                let expected = format!("at most {left}, the positions of the model{besides}");
                 return Err(Error::Setting { name: "max_length", found: found.to_string(), expected });
             }
         };

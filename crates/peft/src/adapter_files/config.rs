@@ -18,8 +18,10 @@ use crate::wrong_content::WrongContent;
 
 pub(super) const FILE: &str = "adapter_config.json";
 
-/// The version of PEFT whose fields and defaults these are.
-const PEFT_VERSION: &str = "0.21.2";
+/// Fields that releases of PEFT from 0.9 on have. Those between 0.5 and 0.13 fail at a field that they do not know, and later ones warn:
+/// where these say nothing they are not written.
+const NEWER: [&str; 6] =
+    ["exclude_modules", "init_weights", "lora_bias", "rank_dropout_scale", "use_dora", "use_qalora"];
 
 /// What `adapter_config.json` says.
 #[derive(Clone, Debug, PartialEq)]
@@ -126,8 +128,11 @@ impl AdapterConfig {
             set("auto_mapping", Value::Null);
             set("revision", Value::Null);
             set("inference_mode", json!(true));
-            set("peft_version", json!(PEFT_VERSION));
-            set("modules_to_save", json!(self.modules_to_save()));
+            // PEFT adds the names of heads itself, and its prompt learning has no such field before 0.15.
+            let saved = self.modules_to_save();
+            if self.prompt.is_none() || saved.len() > HEADS.len() {
+                set("modules_to_save", json!(saved));
+            }
             if let Some(sizes) = self.prompt {
                 set("token_dim", json!(sizes.token_dim));
                 set("num_layers", json!(sizes.num_layers));
@@ -137,6 +142,7 @@ impl AdapterConfig {
             if let Some(pooling) = self.pooling {
                 set("pooling", json!(pooling));
             }
+            fields.retain(|field, value| !NEWER.contains(&field.as_str()) || !(value.is_null() || *value == false));
             Ok(serde_json::to_string_pretty(&fields)?)
         };
         write().map_err(|source| Error::AdapterConfig { path: FILE.into(), source })

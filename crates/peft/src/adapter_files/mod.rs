@@ -88,6 +88,11 @@ impl Adapter {
         Self { weights: self.weights.named(name), ..self }
     }
 
+    /// Whether it holds a classifier. One that does not has the base model's.
+    pub fn has_head(&self) -> bool {
+        self.weights.has_head()
+    }
+
     /// What a model for this adapter on `pretrained` is built from. The number of labels is that of the head, the adapter's or else the
     /// checkpoint's; the pooling the adapter's or else the checkpoint's.
     ///

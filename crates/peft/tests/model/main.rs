@@ -8,6 +8,7 @@ mod allocation;
 mod bad_adapters;
 mod behaviour;
 mod bottleneck;
+mod checkpoints;
 mod configuration;
 mod counts;
 mod encoders;
