@@ -77,8 +77,8 @@ pub use pretrained::Pretrained;
 pub use targets::Targets;
 pub use tuners::{
     AdaLora, AdapterStyle, AfterStep, Bias, BitFit, Bottleneck, Combination, CombinationType, ConversionRank,
-    ConvertedLayer, EvaConfig, Ia3, InitLoKrWeights, InitLoraWeights, InitWeights, LnTuning, LoHa, LoKr, Lora,
-    LycorisInit, MajoritySignMethod, Method, MethodOption, OptionKind, PTuning, PrefixInitWeights, PrefixTuning,
+    ConvertedLayer, EvaConfig, FileField, Ia3, InitLoKrWeights, InitLoraWeights, InitWeights, LnTuning, LoHa, LoKr,
+    Lora, LycorisInit, MajoritySignMethod, Method, MethodOption, OptionKind, PTuning, PrefixInitWeights, PrefixTuning,
     PromptSizes, PromptTuning, PromptTuningInit, RankAllocator, Reparameterization, Vera,
 };
 pub use wrong_content::WrongContent;

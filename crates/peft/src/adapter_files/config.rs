@@ -13,7 +13,7 @@ use crate::parameters::{HEADS, is_head};
 use crate::pooling::Pooling;
 use crate::similar_names::nearest;
 use crate::tuners::config_file::Fields;
-use crate::tuners::{Method, PromptSizes};
+use crate::tuners::{FileField, Method, PromptSizes};
 use crate::wrong_content::WrongContent;
 
 pub(super) const FILE: &str = "adapter_config.json";
@@ -41,18 +41,21 @@ pub struct AdapterConfig {
     pub prompt: Option<PromptSizes>,
 }
 
-/// Fields of every configuration, which PEFT has for itself.
-const COMMON: [&str; 9] = [
-    "peft_type",
-    "task_type",
-    "base_model_name_or_path",
-    "modules_to_save",
-    "pooling",
-    "auto_mapping",
-    "revision",
-    "inference_mode",
-    "peft_version",
+/// Fields of every configuration.
+const COMMON: [(&str, FileField); 9] = [
+    ("peft_type", FileField::Used),
+    ("task_type", FileField::Used),
+    ("base_model_name_or_path", FileField::Used),
+    ("modules_to_save", FileField::Used),
+    ("pooling", FileField::Used),
+    ("revision", FileField::Used),
+    ("auto_mapping", FileField::WithoutEffect),
+    ("inference_mode", FileField::WithoutEffect),
+    ("peft_version", FileField::WithoutEffect),
 ];
+
+/// Those of prompt learning: the sizes of the base model.
+const SIZES: [&str; 4] = ["token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"];
 
 impl AdapterConfig {
     /// Reads `adapter_config.json` in `folder`, and what in it was passed over. Fields that are not there have PEFT's defaults.
@@ -70,6 +73,18 @@ impl AdapterConfig {
         parse().map_err(|source| Error::AdapterConfig { path, source })
     }
 
+    /// The fields that a file of this `peft_type` may have, each with what becomes of it; `None` where it is not known.
+    pub fn fields(peft_type: &str) -> Option<Vec<(String, FileField)>> {
+        let mut fields: Vec<(String, FileField)> = COMMON.map(|(name, field)| (name.into(), field)).into();
+        for (name, field) in Method::known_fields(peft_type)? {
+            let field = if SIZES.contains(&name.as_str()) { FileField::Used } else { field };
+            if !fields.iter().any(|(other, _)| *other == name) {
+                fields.push((name, field));
+            }
+        }
+        Some(fields)
+    }
+
     /// The configuration and its warnings.
     fn parse(fields: Fields) -> std::result::Result<(Self, Vec<Warning>), ConfigError> {
         let peft_type: String = value(&fields, "peft_type")?
@@ -78,13 +93,15 @@ impl AdapterConfig {
         if let Some(task) = value::<String>(&fields, "task_type")?.filter(|task| task != "SEQ_CLS") {
             return Err(ConfigError::Task { found: task });
         }
+        // The base model is what is found under its name.
+        let revision =
+            value::<String>(&fields, "revision")?.filter(|revision| !["", "main"].contains(&revision.as_str()));
         let pooling = value(&fields, "pooling")?;
         let prompt = sizes(&fields)?;
         let mut saved = names(&fields, "modules_to_save")?;
         saved.retain(|name| !HEADS.contains(&name.as_str()));
 
-        let mut known: Vec<String> = COMMON.map(String::from).into();
-        known.extend(Method::known_fields(&peft_type).unwrap_or_default());
+        let known: Vec<String> = Self::fields(&peft_type).into_iter().flatten().map(|(name, _)| name).collect();
         let unknown: Vec<String> = fields.keys().filter(|field| !known.contains(field)).cloned().collect();
         let method = Method::read(&peft_type, fields, &saved)?;
         let nearest = |field: &str| nearest(field, known.iter().map(String::as_str));
@@ -93,7 +110,8 @@ impl AdapterConfig {
         let train_pooler = saved.iter().any(|name| name == "pooler") && method.config().modules_to_save().is_empty();
         let prompt = prompt.filter(|_| method.virtual_tokens() > 0);
         let config = Self { method, base_model_name_or_path, pooling, train_pooler, head: Vec::new(), prompt };
-        Ok((config, warnings.collect()))
+        let revision = revision.map(|revision| Warning::Revision { revision });
+        Ok((config, warnings.chain(revision).collect()))
     }
 
     /// That of a model.

@@ -19,6 +19,11 @@ pub enum Warning {
         /// ` (nearest: …)`.
         nearest: String,
     },
+    /// The base model is meant as it was at one commit of its repository.
+    Revision {
+        /// The commit, branch or tag.
+        revision: String,
+    },
     /// Names of modules that no tensor belongs to.
     UnusedNames {
         /// The field that lists them.
@@ -63,6 +68,11 @@ impl fmt::Display for Warning {
             Self::UnknownTensor { key, nearest } => {
                 write!(f, "adapter_model.safetensors: tensor {key} has no place in the model{nearest} and was ignored")
             }
+            Self::Revision { revision } => write!(
+                f,
+                "adapter_config.json: the base model is meant at the revision {revision:?}, and is taken as it is found; give --model a folder \
+                 of that revision"
+            ),
             Self::UnusedNames { field, names } => {
                 write!(
                     f,

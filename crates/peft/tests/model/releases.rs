@@ -1,10 +1,12 @@
 //! Adapters that releases of PEFT from 0.3 on wrote, against what those releases compute with them, as `oracle/make_releases.py` stored it.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use candle_core::DType;
-use peft::{Adapter, Model, ModelOptions, Sequence, Warning};
+use peft::{Adapter, AdapterConfig, FileField, Model, ModelOptions, Sequence, Warning};
 use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
 use crate::support::*;
 
@@ -48,4 +50,63 @@ fn an_adapter_of_every_release_gives_the_logits_that_the_release_gave() {
             assert!(expected, "{name}: {warning}");
         }
     }
+}
+
+/// Release, `peft_type`, field, default.
+type Releases = BTreeMap<String, BTreeMap<String, Map<String, Value>>>;
+
+/// As `oracle/make_peft_fields.py` stored them.
+fn releases() -> Releases {
+    serde_json::from_slice(&std::fs::read(oracle_folder().join("peft_fields.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn no_field_of_any_release_is_unlisted() {
+    for (release, classes) in releases() {
+        for (kind, fields) in classes {
+            let known = AdapterConfig::fields(&kind).unwrap();
+            let unlisted: Vec<&String> =
+                fields.keys().filter(|field| !known.iter().any(|(name, _)| name == *field)).collect();
+            assert!(unlisted.is_empty(), "PEFT {release}, {kind}: {unlisted:?}");
+        }
+    }
+}
+
+#[test]
+fn a_field_that_is_not_supported_is_refused_by_name_where_it_says_something() {
+    for (kind, fields) in &releases()["0.21.2"] {
+        for (name, role) in AdapterConfig::fields(kind).unwrap() {
+            if role != FileField::NotSupported {
+                continue;
+            }
+            let there = tempfile::tempdir().unwrap();
+            let mut fields = fields.clone();
+            fields.insert("target_modules".into(), json!(["query"]));
+            fields.insert(name.clone(), json!("something"));
+            std::fs::write(there.path().join("adapter_config.json"), Value::Object(fields).to_string()).unwrap();
+            let message = AdapterConfig::read(there.path()).unwrap_err().to_string();
+            assert!(message.contains(&name) && message.contains("not supported"), "{kind}: {message}");
+        }
+    }
+}
+
+#[test]
+fn the_page_of_pefts_fields_says_what_the_code_does() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/adapter-config.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let common = ["peft_type", "task_type", "base_model_name_or_path", "modules_to_save", "pooling"];
+    let common = [&common[..], &["auto_mapping", "inference_mode", "peft_version", "revision"]].concat();
+    let row = |kind: &String| {
+        let fields = AdapterConfig::fields(kind).unwrap();
+        let cell = |wanted: FileField| {
+            let of_kind = fields.iter().filter(|(name, role)| *role == wanted && !common.contains(&name.as_str()));
+            let names: Vec<String> = of_kind.map(|(name, _)| format!("`{name}`")).collect();
+            if names.is_empty() { "–".to_string() } else { names.join(", ") }
+        };
+        let [used, without, refused] = [FileField::Used, FileField::WithoutEffect, FileField::NotSupported].map(cell);
+        format!("| `{kind}` | {used} | {without} | {refused} |")
+    };
+    let lacking: Vec<String> = releases()["0.21.2"].keys().map(row).filter(|row| !page.contains(row)).collect();
+    assert!(lacking.is_empty(), "docs/adapter-config.md lacks these rows:\n{}", lacking.join("\n"));
+    assert!(common.iter().all(|name| page.contains(&format!("`{name}`"))));
 }
