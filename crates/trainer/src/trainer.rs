@@ -408,7 +408,7 @@ impl Trainer {
         let adapter = Adapter::read(folder)?;
         let options = ModelOptions { passes_over_names: true, ..self.options(run, Slot::ALONE)? };
         let base = if adapter.has_head() { self.pretrained(&run.model)? } else { self.base(run)? };
-        let model = Model::new(&*base, &options)?;
+        let model = Model::new(&base, &options)?;
         self.tell(model.remarks());
         let warnings = model.load(&adapter)?;
         Ok((model, warnings))
