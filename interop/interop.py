@@ -142,7 +142,7 @@ def flags(options):
     for option, value in options.items():
         if option == "peft_type":
             continue
-        flag = f"--{option.replace('_', '-')}"
+        flag = "--delta-t" if option == "deltaT" else f"--{option.replace('_', '-')}"
         if option == "target_modules" and isinstance(value, str) and value != "all-linear":
             result += ["--target-pattern", value]
         elif option == "exclude_modules" and isinstance(value, str):

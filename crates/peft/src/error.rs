@@ -146,7 +146,7 @@ pub enum Error {
         /// What may hold weights there.
         found: Vec<String>,
         /// What to do.
-        advice: &'static str,
+        advice: String,
     },
     /// A part of a checkpoint that is not there.
     #[error("{path}: {missing} is missing, one of the checkpoint's {of} files; download it too")]
@@ -330,6 +330,17 @@ pub enum Error {
         key: String,
         /// A hint, or nothing.
         nearest: String,
+    },
+    /// A tensor of an adapter where the model can have none.
+    #[error(
+        "{path}: tensor {key} adapts a module that has no adapter here: linear layers that the configuration names have one, and LoRA on \
+         embeddings is not supported"
+    )]
+    NotAdapted {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
     },
     /// A tensor with infinite numbers, or what is no number.
     #[error("{path}: tensor {key} holds a number that is not finite; the training that wrote it diverged")]

@@ -9,12 +9,15 @@ use ops::SharedWeights;
 
 use crate::architectures::Config;
 use crate::architectures::layout::Layout;
-use crate::checkpoint::{Configuration, LabelMatch, Remark, Tensors};
+use crate::checkpoint::{Configuration, INDEX, LabelMatch, Remark, Tensors, WEIGHTS, part_names};
 use crate::error::{Error, Result};
 use crate::pooling::Pooling;
 
 /// The files of a model folder that are read.
-const FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
+const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
+/// What changes how the tokenizer is used, if it is there.
+const BESIDE_TOKENIZER: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
 
 /// An encoder's checkpoint in memory, its tensors under Hugging Face's names with the encoder's prefix, such as `bert.`.
 #[derive(Clone)]
@@ -117,7 +120,7 @@ impl Pretrained {
 
     /// `tokenizer.json` of the folder.
     pub fn tokenizer_path(&self) -> PathBuf {
-        self.folder.join("tokenizer.json")
+        self.folder.join(TOKENIZER)
     }
 
     /// The labels of the checkpoint's own classifier, if it has one.
@@ -234,7 +237,7 @@ impl Configuration {
 }
 
 fn find(name: &str) -> Result<PathBuf> {
-    let is_model = |folder: &Path| folder.join(FILES[0]).is_file();
+    let is_model = |folder: &Path| folder.join(CONFIG).is_file();
     let mut tried = vec![PathBuf::from(name)];
     if let Ok(here) = std::env::current_dir() {
         // From the project's root and from any folder below it, such as notebooks/.
@@ -250,24 +253,34 @@ fn find(name: &str) -> Result<PathBuf> {
     })
 }
 
-/// Fetches the three files of a hub model, or finds them in the hub's cache; returns their folder.
+/// Fetches the files of a hub model, or finds them in the hub's cache; returns their folder.
 fn download(name: &str) -> std::result::Result<PathBuf, String> {
     if name.split('/').count() > 2 || name.starts_with(['.', '/']) {
         return Err("that is no hub id".into());
     }
     let repository = hf_hub::Cache::from_env().model(name.to_string());
-    let mut folder = None;
-    for file in FILES {
-        let path = match repository.get(file) {
-            Some(path) => path,
-            None => {
-                let hub = hf_hub::api::sync::ApiBuilder::from_env().build().map_err(|e| e.to_string())?;
-                hub.model(name.to_string()).get(file).map_err(|e| e.to_string())?
-            }
-        };
-        folder = path.parent().map(Path::to_path_buf);
+    let fetch = |file: &str| match repository.get(file) {
+        Some(path) => Ok(path),
+        None => {
+            let hub = hf_hub::api::sync::ApiBuilder::from_env().build().map_err(|e| e.to_string())?;
+            hub.model(name.to_string()).get(file).map_err(|e| e.to_string())
+        }
+    };
+    let is_new = repository.get(TOKENIZER).is_none();
+    let path = fetch(CONFIG)?;
+    if let Err(error) = fetch(WEIGHTS) {
+        // Of a checkpoint in parts there is an index in its place.
+        let index = fetch(INDEX).map_err(|_| error)?;
+        for part in part_names(&index).map_err(|e| e.to_string())? {
+            fetch(&part)?;
+        }
     }
-    folder.ok_or_else(|| "the hub's cache has no folder".into())
+    fetch(TOKENIZER)?;
+    for file in BESIDE_TOKENIZER.iter().filter(|_| is_new) {
+        // A repository need not have it, and what it would say is then not said.
+        let _ = fetch(file);
+    }
+    path.parent().map(Path::to_path_buf).ok_or_else(|| "the hub's cache has no folder".into())
 }
 
 #[cfg(test)]

@@ -216,7 +216,7 @@ impl Model {
         let mut warnings = adapter.warnings.clone();
         let unused = unused_names::warnings(config, &self.modules);
         warnings.extend(unused.map_err(|source| Error::AdapterConfig { path: weights.path().into(), source })?);
-        warnings.extend(weights.extra(&known, &self.modules.all)?);
+        warnings.extend(weights.extra(&known, &self.modules.all, |module| self.trains_in(module))?);
         warnings.extend((!from_base.is_empty()).then_some(Warning::FromBaseModel { names: from_base }));
         warnings.extend(self.base_warning(adapter));
         for ((_, variable), value) in parameters.iter().zip(values) {
@@ -228,6 +228,12 @@ impl Model {
             _ => {}
         }
         Ok(warnings)
+    }
+
+    /// Whether a parameter of a module is trained, of itself or of an adapter beside it.
+    fn trains_in(&self, module: &str) -> bool {
+        let within = format!("{module}.");
+        self.parameters().trainable().any(|(name, _)| name.starts_with(&within))
     }
 
     /// The checkpoint's value of a trained parameter, which PEFT leaves where a file lacks it. Of this crate's own methods files are whole.

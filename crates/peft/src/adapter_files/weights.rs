@@ -135,8 +135,14 @@ impl Weights {
     /// A warning for each tensor whose key is not known: nothing is set to it.
     ///
     /// # Errors
-    /// When one belongs to a layer that the model has not: it is then an adapter for another base model.
-    pub fn extra(&self, known: &BTreeSet<&str>, modules: &BTreeSet<String>) -> Result<Vec<Warning>> {
+    /// When one belongs to a layer that the model has not: it is then an adapter for another base model. Or when it belongs to one that
+    /// is neither adapted nor trained whole: the adapter is then of a kind that this crate has not, such as LoRA on embeddings.
+    pub fn extra(
+        &self,
+        known: &BTreeSet<&str>,
+        modules: &BTreeSet<String>,
+        is_trained: impl Fn(&str) -> bool,
+    ) -> Result<Vec<Warning>> {
         let mut warnings = Vec::new();
         for key in self.tensors.keys().filter(|key| !known.contains(key.as_str()) && !is_copy(key)) {
             let name = name(key);
@@ -145,6 +151,9 @@ impl Weights {
             if let Some(module) = adapted.filter(|module| !holds(modules, module)) {
                 let nearest = nearest(module, modules.iter().map(String::as_str));
                 return Err(Error::NoSuchModule { path: self.path.clone(), key: key.clone(), nearest });
+            }
+            if adapted.is_some_and(|module| modules.contains(module) && !is_trained(module)) {
+                return Err(Error::NotAdapted { path: self.path.clone(), key: key.clone() });
             }
             let nearest = nearest(key, known.iter().copied());
             warnings.push(Warning::UnknownTensor { key: key.clone(), nearest });

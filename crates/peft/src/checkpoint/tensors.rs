@@ -14,8 +14,10 @@ use crate::architectures::layout::Layout;
 use crate::error::{Error, Result};
 use crate::wrong_content::WrongContent;
 
-const WHOLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// The file of a whole checkpoint.
+pub(crate) const WEIGHTS: &str = "model.safetensors";
+/// What says which parts a checkpoint in parts has.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// What the output layers of language models that share the table of words with the encoder are called.
 const TIED: [&str; 5] = [
@@ -90,29 +92,36 @@ pub(super) fn names(folder: &Path) -> Result<Vec<String>> {
 
 /// What says where the tensors in `folder` lie, and the files that hold them.
 pub(crate) fn weight_files(folder: &Path) -> Result<(PathBuf, Vec<PathBuf>)> {
-    let (whole, index) = (folder.join(WHOLE), folder.join(INDEX));
+    let (whole, index) = (folder.join(WEIGHTS), folder.join(INDEX));
     if whole.exists() {
         return Ok((whole.clone(), vec![whole]));
     }
     if !index.exists() {
         return Err(no_weights(folder));
     }
-    let bytes = std::fs::read(&index).map_err(|source| Error::Read { path: index.clone(), source })?;
-    if let Some(found) = WrongContent::of(&bytes) {
-        return Err(Error::Content { path: index, expected: "the index of a checkpoint in parts", found });
-    }
-    let parsed: std::result::Result<Value, _> = serde_json::from_slice(&bytes);
-    let map = parsed.ok().and_then(|json| json.get("weight_map").and_then(Value::as_object).cloned());
-    let names =
-        map.and_then(|map| map.values().map(|file| file.as_str().map(String::from)).collect::<Option<BTreeSet<_>>>());
-    let Some(names) = names.filter(|names| names.iter().all(|name| is_file_name(name))) else {
-        return Err(Error::Config { path: index, found: "no weight_map of tensors to files beside it".into() });
-    };
+    let names = part_names(&index)?;
     let files: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
     match files.iter().find(|file| !file.exists()) {
         Some(missing) => Err(Error::MissingShard { path: index, missing: missing.clone(), of: files.len() }),
         None => Ok((index, files)),
     }
+}
+
+/// The files that an index names.
+pub(crate) fn part_names(index: &Path) -> Result<BTreeSet<String>> {
+    let bytes = std::fs::read(index).map_err(|source| Error::Read { path: index.into(), source })?;
+    if let Some(found) = WrongContent::of(&bytes) {
+        return Err(Error::Content { path: index.into(), expected: "the index of a checkpoint in parts", found });
+    }
+    let json: Option<Value> = serde_json::from_slice(&bytes).ok();
+    let map = json.as_ref().and_then(|json| json.get("weight_map")?.as_object());
+    let names = map.and_then(|map| map.values().map(|file| file.as_str().map(String::from)).collect::<Option<_>>());
+    let names: Option<BTreeSet<String>> =
+        names.filter(|names: &BTreeSet<String>| names.iter().all(|name| is_file_name(name)));
+    names.ok_or_else(|| Error::Config {
+        path: index.into(),
+        found: "no weight_map of tensors to files beside it".into(),
+    })
 }
 
 /// Whether an index names a file beside it, and none elsewhere.
@@ -125,24 +134,39 @@ fn no_weights(folder: &Path) -> Error {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
+    let of_training =
+        |name: &str| ["training_args", "optimizer", "scheduler"].iter().any(|start| name.starts_with(start));
     let ends = |ends: &[&str]| -> Vec<String> {
-        names.iter().filter(|name| ends.iter().any(|end| name.ends_with(end))).cloned().collect()
+        let is_one = |name: &&String| ends.iter().any(|end| name.ends_with(end)) && !of_training(name);
+        names.iter().filter(is_one).cloned().collect()
     };
-    let convert = "convert it once, where you trust it: python -c \"from transformers import AutoModel; \
-                   AutoModel.from_pretrained('FOLDER').save_pretrained('FOLDER')\"";
     let (found, advice) = match (
         ends(&[".safetensors"]),
         ends(&[".bin", ".pt", ".pth", ".ckpt"]),
         ends(&[".h5", ".msgpack", ".onnx", ".gguf"]),
     ) {
-        (other, ..) if !other.is_empty() => (other, "give it the name model.safetensors, if it is the whole model"),
-        (_, pickles, _) if !pickles.is_empty() => (pickles, convert),
-        (.., others) if !others.is_empty() => {
-            (others, "take a checkpoint that has safetensors files, or convert it with transformers")
+        (other, ..) if !other.is_empty() => {
+            (other, "give it the name model.safetensors, if it is the whole model".to_string())
         }
-        _ => (Vec::new(), "download it, or name another folder"),
+        (_, pickles, _) if !pickles.is_empty() => (pickles, conversion(folder)),
+        (.., others) if !others.is_empty() => {
+            (others, "take a checkpoint that has safetensors files, or convert it with transformers".into())
+        }
+        _ => (Vec::new(), "download it, or name another folder".into()),
     };
     Error::NoWeights { folder: folder.into(), found, advice }
+}
+
+/// How to convert a pickle, by the class that keeps all of it.
+fn conversion(folder: &Path) -> String {
+    let config = std::fs::read(folder.join("config.json")).ok();
+    let json = config.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    let class = json.as_ref().and_then(|json| json.get("architectures")?.get(0)?.as_str()).unwrap_or("AutoModel");
+    let folder = folder.display();
+    format!(
+        "a pickle is not read, since loading one can run any program; convert it once, where you trust it: python -c \"from transformers \
+         import {class}; {class}.from_pretrained('{folder}').save_pretrained('{folder}')\""
+    )
 }
 
 /// The bytes of a safetensors file, if it is none of those that lie in the place of one.

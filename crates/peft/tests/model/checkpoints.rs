@@ -240,3 +240,20 @@ fn what_a_file_of_pefts_lacks_is_the_base_models_and_it_is_said() {
     model.load_adapter(there.path()).unwrap();
     assert_eq!(logits(&model), logits(&again));
 }
+
+#[test]
+fn lora_on_embeddings_is_refused_and_never_left_aside() {
+    let there = tempfile::tempdir().unwrap();
+    let model = Model::new(&tiny(), &ModelOptions::new(Method::lora(2), 3)).unwrap();
+    model.save_adapter(there.path()).unwrap();
+    // As PEFT names them, for target_modules ["query", "value", "word_embeddings"].
+    let path = there.path().join("adapter_model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    for (name, shape) in [("A", (2, 100)), ("B", (32, 2))] {
+        let key = format!("base_model.model.bert.embeddings.word_embeddings.lora_embedding_{name}");
+        tensors.insert(key, Tensor::ones(shape, DType::F32, &Device::Cpu).unwrap());
+    }
+    candle_core::safetensors::save(&tensors, &path).unwrap();
+    let error = Model::from_adapter(&tiny(), there.path()).err().unwrap();
+    assert!(matches!(error, Error::NotAdapted { .. }) && error.to_string().contains("word_embeddings"), "{error}");
+}
