@@ -160,6 +160,7 @@ impl Source {
         let pretrained = Pretrained::load(&name)?;
         pretrained.remarks().iter().for_each(|remark| eprintln!("Note: {remark}"));
         let model = Model::new(&pretrained, &adapter.options(&pretrained)?)?;
+        model.remarks().iter().for_each(|remark| eprintln!("Note: {remark}"));
         warn(&model.load(&adapter)?);
         Ok((pretrained, model))
     }

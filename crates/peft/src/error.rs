@@ -249,6 +249,17 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// An adapter as early releases of PEFT wrote it.
+    #[error(
+        "{}: found adapter_model.bin alone, a pickle, which is not read since loading one can run any program; convert it once, where you \
+         trust it: python -c \"import torch; from safetensors.torch import save_file; tensors = torch.load('{0}/adapter_model.bin', \
+         weights_only=True); save_file({{k: t.clone() for k, t in tensors.items()}}, '{0}/adapter_model.safetensors')\"",
+        folder.display()
+    )]
+    PickledAdapter {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// A file of an adapter that cannot be written.
     #[error("{path}: cannot be written ({source}); check that the folder may be written")]
     AdapterWrite {

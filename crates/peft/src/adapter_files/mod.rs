@@ -33,7 +33,7 @@ mod weights;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 
 use crate::builder::SharedTensors;
 use crate::error::{Error, Result};
@@ -195,11 +195,15 @@ impl Model {
         for ((name, _), (key, variable)) in self.parameters().trainable().zip(&parameters) {
             let is_lacking =
                 weights.get(key).is_none() && !(is_head(name) && weights.has_head() && self.is_output(name));
-            let base = self.base_value(name).filter(|_| is_lacking);
-            if base.is_some() {
-                from_base.push(name.to_string());
-            }
-            let value = base.map_or_else(|| weights.required(key, variable.dims(), &parameters), Ok)?;
+            let base = self.base_value(name).filter(|_| is_lacking).cloned();
+            let base = base.map_or_else(|| self.neutral_value(weights, name, variable), |base| Ok(Some(base)))?;
+            let value = match base {
+                Some(base) => {
+                    from_base.push(name.to_string());
+                    base
+                }
+                None => weights.required(key, variable.dims(), &parameters)?.clone(),
+            };
             values.push(value.to_dtype(variable.dtype())?.to_device(variable.device())?);
         }
         let mut known: BTreeSet<&str> = parameters.iter().map(|(key, _)| key.as_str()).collect();
@@ -239,6 +243,19 @@ impl Model {
     /// The checkpoint's value of a trained parameter, which PEFT leaves where a file lacks it. Of this crate's own methods files are whole.
     fn base_value(&self, name: &str) -> Option<&Tensor> {
         self.parameters().pretrained.get(name).filter(|_| self.tuner().is_in_peft())
+    }
+
+    /// What a parameter of an adapter is where the file has no tensor of its whole layer: with it the layer computes what the base model's
+    /// does, as PEFT's new adapter would.
+    fn neutral_value(&self, weights: &Weights, name: &str, like: &Var) -> Result<Option<Tensor>> {
+        let layer =
+            self.adapted().iter().find(|layer| name.strip_prefix(&layer.path).is_some_and(|s| s.starts_with('.')));
+        let (Some(layer), Some(value)) = (layer, self.method().config().neutral_value()) else { return Ok(None) };
+        let within = format!("{}.", self.key(&layer.path));
+        if weights.iter().any(|(key, _)| key.starts_with(&within)) {
+            return Ok(None);
+        }
+        Ok(Some((like.as_tensor().ones_like()?.detach() * value)?))
     }
 
     /// A warning where an adapter was trained on another base model: by its digest where the file has it, else by its name.

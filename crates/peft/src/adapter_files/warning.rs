@@ -82,7 +82,7 @@ impl fmt::Display for Warning {
             }
             Self::FromBaseModel { names } => write!(
                 f,
-                "adapter_model.safetensors: no tensors of {}: the base model's own are taken, as PEFT does",
+                "adapter_model.safetensors: no tensors of {}: there the base model stays as it is, as in PEFT",
                 names.join(", ")
             ),
             Self::BaseContent { file, model, found } => write!(

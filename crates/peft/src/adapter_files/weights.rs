@@ -17,6 +17,8 @@ use crate::tuners::Method;
 use crate::wrong_content::WrongContent;
 
 const FILE: &str = "adapter_model.safetensors";
+/// What releases of PEFT before 0.5 write unless they are told otherwise.
+const PICKLE: &str = "adapter_model.bin";
 /// Before every key: PEFT's model and its tuner, around Hugging Face's.
 pub(crate) const PREFIX: &str = "base_model.model.";
 /// Before the keys of what prompt learning trains besides virtual tokens: PEFT's model alone.
@@ -41,6 +43,9 @@ impl Weights {
 
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
+        if !path.exists() && folder.join(PICKLE).exists() {
+            return Err(Error::PickledAdapter { folder: folder.into() });
+        }
         let bytes = std::fs::read(&path).map_err(|source| Error::AdapterFile { path: path.clone(), source })?;
         if let Some(found) = WrongContent::of(&bytes) {
             return Err(Error::Content { path, expected: "the tensors of an adapter", found });

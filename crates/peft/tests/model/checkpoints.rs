@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use peft::{
-    Adapter, Error, Lora, Method, Model, ModelOptions, Pooling, Pretrained, PromptTuning, Remark, Targets, Warning,
+    Adapter, Error, Ia3, Lora, Method, Model, ModelOptions, Pooling, Pretrained, PromptTuning, Remark, Targets, Warning,
 };
 use serde_json::{Value, json};
 
@@ -256,4 +256,42 @@ fn lora_on_embeddings_is_refused_and_never_left_aside() {
     candle_core::safetensors::save(&tensors, &path).unwrap();
     let error = Model::from_adapter(&tiny(), there.path()).err().unwrap();
     assert!(matches!(error, Error::NotAdapted { .. }) && error.to_string().contains("word_embeddings"), "{error}");
+}
+
+#[test]
+fn a_layer_of_which_the_file_has_no_tensor_stays_as_in_the_base_model_and_it_is_said() {
+    let ia3 = Ia3 {
+        target_modules: Targets::suffixes(["key", "value"]),
+        feedforward_modules: Targets::suffixes([""; 0]),
+        ..Ia3::default()
+    };
+    for method in [Method::lora(2), Method::Ia3(ia3)] {
+        let there = tempfile::tempdir().unwrap();
+        let model = Model::new(&tiny(), &ModelOptions::new(method.clone(), 3)).unwrap();
+        for (name, variable) in model.parameters().trainable().filter(|(name, _)| name.contains("layer.")) {
+            set(&model, name, numbers(variable.elem_count(), 5).iter().map(|x| 1.0 + x).collect());
+        }
+        model.save_adapter(there.path()).unwrap();
+        let path = there.path().join("adapter_model.safetensors");
+        let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+        tensors.retain(|key, _| !key.contains("layer.1."));
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        let (found, warnings) = Model::from_adapter(&tiny(), there.path()).unwrap();
+        assert!(matches!(&warnings[..], [Warning::FromBaseModel { .. }]), "{method}: {warnings:?}");
+        // The same by values that change nothing.
+        for (name, variable) in model.parameters().trainable().filter(|(name, _)| name.contains("layer.1.")) {
+            set(&model, name, vec![if name.contains("ia3") { 1.0 } else { 0.0 }; variable.elem_count()]);
+        }
+        assert_eq!(logits(&found), logits(&model), "{method}");
+    }
+}
+
+#[test]
+fn a_pickled_adapter_is_refused_with_the_command_that_converts_it() {
+    let there = tempfile::tempdir().unwrap();
+    Model::new(&tiny(), &ModelOptions::new(Method::lora(2), 3)).unwrap().save_adapter(there.path()).unwrap();
+    let path = |name: &str| there.path().join(name);
+    std::fs::rename(path("adapter_model.safetensors"), path("adapter_model.bin")).unwrap();
+    let error = Model::from_adapter(&tiny(), there.path()).err().unwrap().to_string();
+    assert!(error.contains("weights_only=True") && error.contains("adapter_model.bin'"), "{error}");
 }

@@ -52,6 +52,11 @@ impl TunerConfig for Lora {
         self.bias
     }
 
+    fn neutral_value(&self) -> Option<f64> {
+        let leaves_the_weight = self.init_lora_weights.base_weight() == InitLoraWeights::Kaiming.base_weight();
+        (leaves_the_weight && self.init_lora_weights != InitLoraWeights::Unset && !self.use_dora).then_some(0.0)
+    }
+
     fn fold_into_saved(&self, tensors: &mut BTreeMap<String, Tensor>) -> Result<()> {
         saved_modules::fold(self, tensors)
     }
