@@ -95,25 +95,14 @@ fn positive(number: Option<i64>) -> Option<usize> {
     number.and_then(|number| usize::try_from(number).ok()).filter(|&number| number > 0)
 }
 
-pub(super) fn read(json: &Value) -> serde_json::Result<(Config, Layout)> {
-    let (config, options): (Config, Options) = (part(json)?, part(json)?);
-    at_most("conv_kernel_size", options.conv_kernel_size, 0)?;
-    let of_heads = options.attention_head_size.map(|size| size * config.num_attention_heads);
-    for (field, size, expected) in [
-        ("embedding_size", options.embedding_size, "another size than hidden_size"),
-        ("pooler_hidden_size", options.pooler_hidden_size, "another size than hidden_size"),
-        ("attention_head_size", of_heads, "another size than the share of a head in hidden_size"),
-    ] {
-        if size.is_some_and(|size| size != config.hidden_size) {
-            return Err(unsupported(field, expected));
-        }
-    }
+/// What attention knows of positions.
+fn positions(config: &Config, options: &Options) -> serde_json::Result<PositionsLayout> {
     let meets = |term| options.pos_att_type.as_ref().is_some_and(|terms| terms.contain(term));
     let (to_position, to_content) = (meets("c2p"), meets("p2c"));
     if options.relative_attention != (to_position || to_content) {
         return Err(unsupported("pos_att_type", "other than c2p, p2c or both with relative_attention, none without"));
     }
-    let positions = match options.relative_attention {
+    Ok(match options.relative_attention {
         false => PositionsLayout::Absolute,
         true => {
             let longest = positive(options.max_relative_positions).unwrap_or(config.max_position_embeddings);
@@ -131,7 +120,23 @@ pub(super) fn read(json: &Value) -> serde_json::Result<(Config, Layout)> {
                 query: (!options.share_att_key).then_some("attention.self.pos_query_proj"),
             })
         }
-    };
+    })
+}
+
+pub(super) fn read(json: &Value) -> serde_json::Result<(Config, Layout)> {
+    let (config, options): (Config, Options) = (part(json)?, part(json)?);
+    at_most("conv_kernel_size", options.conv_kernel_size, 0)?;
+    let of_heads = options.attention_head_size.map(|size| size * config.num_attention_heads);
+    for (field, size, expected) in [
+        ("embedding_size", options.embedding_size, "another size than hidden_size"),
+        ("pooler_hidden_size", options.pooler_hidden_size, "another size than hidden_size"),
+        ("attention_head_size", of_heads, "another size than the share of a head in hidden_size"),
+    ] {
+        if size.is_some_and(|size| size != config.hidden_size) {
+            return Err(unsupported(field, expected));
+        }
+    }
+    let positions = positions(&config, &options)?;
     let embeddings = EmbeddingsLayout::bert(config.hidden_size, Numbering::FromZero, options.type_vocab_size);
     let dropout = options.cls_dropout.unwrap_or(config.hidden_dropout_prob);
     let head = HeadLayout::new("pooler.dense", options.pooler_hidden_act, dropout, config.initializer_range);
