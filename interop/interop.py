@@ -11,7 +11,8 @@ checkpoint of every other architecture in ../crates/peft/tests/oracle/encoders:
   as LoRA peft-glue converts that adapter to LoRA, at the ranks that keep all of it; PeftModel.from_pretrained loads it and gives the
           same logits (not of LN tuning, which has no branches)
 
-At the end two LoRAs of peft's are combined by peft-glue and by peft, and both give the same logits.
+Then two LoRAs of peft's are combined by peft-glue and by peft, and both give the same logits; and without --model and --case adapters are
+traded with three earlier releases of peft (releases.py).
 
 Run it by `make interop`, or in the repository's root: python interop/interop.py [--model FOLDER ...] [--case NAME ...]
 """
@@ -36,6 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORACLE = ROOT / "crates/peft/tests/oracle"
 ENCODERS = ORACLE / "encoders"
 sys.path.insert(0, str(ORACLE))
+import releases  # noqa: E402
 from make_adapters import CASES, peft_config  # noqa: E402
 from peft_side import line, our_name  # noqa: E402
 
@@ -140,7 +142,7 @@ def flags(options):
     for option, value in options.items():
         if option == "peft_type":
             continue
-        flag = f"--{option.replace('_', '-')}"
+        flag = "--delta-t" if option == "deltaT" else f"--{option.replace('_', '-')}"
         if option == "target_modules" and isinstance(value, str) and value != "all-linear":
             result += ["--target-pattern", value]
         elif option == "exclude_modules" and isinstance(value, str):
@@ -321,6 +323,8 @@ def main():
                 apart = check_combination(peft_glue, model, batches, Path(folder) / "combined")
                 print(f"{model.name:18} {'combined':18} {apart:9.1e}  {'ok' if apart <= LOGITS else 'FAILED'}", flush=True)
                 failed += not apart <= LOGITS
+    if not arguments.model and not arguments.case:
+        failed += releases.trade(releases.RELEASES, arguments.binary)
     print(f"{failed} failed" if failed else "every adapter travels both ways")
     sys.exit(1 if failed else 0)
 

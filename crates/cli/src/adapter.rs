@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, anyhow};
 use clap::{Args, Subcommand, ValueEnum};
 use trainer::peft::{
-    Adapter, Combination, CombinationType, ConversionRank, MajoritySignMethod, Model, Pretrained, Warning,
+    Adapter, Architecture, Combination, CombinationType, ConversionRank, MajoritySignMethod, Model, Pooling,
+    Pretrained, Warning,
 };
 use trainer::provenance;
 
 use crate::arguments::pair;
+use crate::given_adapter::base_model;
 
 #[derive(Subcommand)]
 pub enum AdapterCommand {
@@ -81,13 +83,27 @@ pub fn perform(command: &AdapterCommand) -> Result<()> {
         AdapterCommand::Convert { source, rank } => convert(source, *rank),
         AdapterCommand::Merge(source) => {
             let (pretrained, model) = source.load()?;
-            model.save_merged(&pretrained, &source.output)?;
-            if let Some(run) = provenance::read(&source.adapter)? {
+            let run = provenance::read(&source.adapter)?;
+            let labels = run.as_ref().map_or(&[][..], |run| run.task.labels());
+            model.save_merged(&pretrained, labels, &source.output)?;
+            if let Some(run) = run {
                 provenance::write(&source.output, &run)?;
             }
+            warn_of_pooling(&model);
             println!("model: {}", source.output.display());
             Ok(())
         }
+    }
+}
+
+/// transformers' classes take the first token's vector, ModernBERT's alone have a choice.
+fn warn_of_pooling(model: &Model) {
+    let architecture = model.config().architecture;
+    if model.pooling() == Pooling::Mean && architecture != Architecture::ModernBert {
+        eprintln!(
+            "Warning: the model takes the mean over tokens, which config.json says as classifier_pooling; this program reads it, and \
+             transformers has no such choice for {architecture} and takes the first token"
+        );
     }
 }
 
@@ -140,11 +156,11 @@ fn convert(source: &Source, rank: ConversionRank) -> Result<()> {
 impl Source {
     fn load(&self) -> Result<(Pretrained, Model)> {
         let adapter = Adapter::read(&self.adapter)?;
-        let named = adapter.config.base_model_name_or_path.clone();
-        let folder = self.adapter.display();
-        let name = self.model.clone().or(named).ok_or_else(|| anyhow!("{folder} names no base model: give --model"))?;
+        let name = base_model(&self.adapter, &adapter.config, self.model.as_deref())?;
         let pretrained = Pretrained::load(&name)?;
-        let model = Model::new(&pretrained, &adapter.options()?)?;
+        pretrained.remarks().iter().for_each(|remark| eprintln!("Note: {remark}"));
+        let model = Model::new(&pretrained, &adapter.options(&pretrained)?)?;
+        model.remarks().iter().for_each(|remark| eprintln!("Note: {remark}"));
         warn(&model.load(&adapter)?);
         Ok((pretrained, model))
     }

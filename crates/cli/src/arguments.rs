@@ -8,11 +8,12 @@ use clap::builder::PossibleValuesParser;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use trainer::glue::Task;
-use trainer::peft::{AdapterConfig, Method, Pooling, Precision};
+use trainer::peft::{Configuration, Method, Pooling, Precision};
 use trainer::study::{over_ranks, over_seeds};
 use trainer::{DeviceName, Evaluate, Recipe, Run, Settings, StartsFrom};
 
 use crate::adapter::AdapterCommand;
+use crate::given_adapter::GivenAdapter;
 use crate::method;
 
 impl Arguments {
@@ -154,7 +155,7 @@ pub struct RunArguments {
     /// batches, as in cuda:0,1; these need NVIDIA's library NCCL.
     #[arg(long, default_value_t = DeviceName::Auto)]
     pub device: DeviceName,
-    /// A folder, a folder below models/, or a Hugging Face hub id.
+    /// A folder, a folder below models/, or a Hugging Face hub id; with --adapter the model that it names, if no other is given.
     #[arg(long, default_value = "all-MiniLM-L6-v2")]
     model: String,
     /// What the run goes on from, with the same method and layers and a new output layer: a recipe, or the folder of an adapter.
@@ -187,9 +188,12 @@ pub struct RunArguments {
     /// Of the encoder's products; the sums and everything else are f32. tf32 is of all linear layers on a GPU, and f32 on the CPU.
     #[arg(long, value_enum, default_value = "f32")]
     precision: PrecisionName,
+    /// Tokens of a sequence, to which longer ones are cut; where it is not given at most as many as the model has positions, and with
+    /// --adapter as many as it was trained with.
     #[arg(long, default_value_t = Settings::default().max_length)]
     max_length: usize,
-    /// The first token, under BERT's pooler, or the mean over tokens.
+    /// The first token, under BERT's pooler, or the mean over tokens; where it is not given as the adapter or the model's config.json
+    /// says.
     #[arg(long, value_enum, default_value = "cls")]
     pooling: PoolingName,
     /// Train the pooler whole, whatever the method.
@@ -313,6 +317,22 @@ impl SeveralArguments {
     }
 }
 
+/// Says on the standard error that an option is another than an adapter was trained with.
+fn note_other(option: &str, given: &str, of_adapter: &str) {
+    if given != of_adapter {
+        eprintln!("Note: {option} {given}, and the adapter was trained with {of_adapter}");
+    }
+}
+
+/// How many positions a model has, for messages.
+fn positions(model: &str, configuration: &Configuration, method: &Method) -> String {
+    let besides = match method.virtual_tokens() {
+        0 => String::new(),
+        taken => format!(", of which virtual tokens take {taken}"),
+    };
+    format!("{model} has {} positions{besides}", configuration.max_length())
+}
+
 /// `NAME=VALUE`.
 pub fn pair<T: std::str::FromStr>(text: &str) -> std::result::Result<(String, T), String> {
     let (name, value) = text.rsplit_once('=').ok_or("expected NAME=VALUE")?;
@@ -337,42 +357,25 @@ impl RunArguments {
         Ok(if self.is_given("seed") { run.seed(self.seed) } else { run })
     }
 
-    /// The run these arguments describe. An adapter brings its method and its pooling.
+    /// The run these arguments describe. An adapter brings its base model, its method, its pooling and its length.
     pub fn run(&self) -> Result<Run> {
         if let Some(recipe) = &self.recipe {
             return self.recipe_run(recipe);
         }
-        let base = self.config.as_ref().map(|file| Recipe::load(file)).transpose()?.map(|recipe| recipe.run);
-        let model = match &base {
-            Some(run) if !self.is_given("model") => run.model.clone(),
+        let file = self.config.as_ref().map(|file| Recipe::load(file)).transpose()?;
+        let base = file.as_ref().map(|recipe| &recipe.run);
+        let adapter = self.adapter.as_deref().map(GivenAdapter::read).transpose()?;
+        let given = self.is_given("model").then_some(self.model.as_str());
+        let model = match (&adapter, base) {
+            (Some(adapter), _) => adapter.base_model(given)?,
+            (None, Some(run)) if given.is_none() => run.model.clone(),
             _ => self.model.clone(),
         };
-        let mut settings = self.settings(base.as_ref().map(|run| run.settings.clone()).unwrap_or_default());
-        let method = match (&self.adapter, &self.method, &base) {
-            (Some(folder), ..) => {
-                let (config, _) = AdapterConfig::read(folder)?;
-                for option in ["pooling", "train_pooler"] {
-                    if self.is_given(option) {
-                        let option = option.replace('_', "-");
-                        bail!("--{option} is not taken with --adapter: its adapter_config.json says it");
-                    }
-                }
-                if let Some((name, _)) = self.method_options.first() {
-                    bail!("--{name} is not taken with --adapter: its adapter_config.json says it");
-                }
-                (settings.pooling, settings.train_pooler) = (config.pooling, config.train_pooler);
-                config.method
-            }
-            (None, Some(id), Some(run)) if *id == run.method.id() => {
-                method::method(id, &self.method_options, Some(&run.method), &model)?
-            }
-            (None, Some(id), _) => method::method(id, &self.method_options, None, &model)?,
-            (None, None, Some(run)) => {
-                method::method(run.method.id(), &self.method_options, Some(&run.method), &model)?
-            }
-            (None, None, None) => bail!("none of --method, --adapter, --recipe and --config is given"),
-        };
-        let Some(task) = self.task.or(base.as_ref().map(|run| run.task)) else {
+        let mut settings = self.settings(base.map(|run| run.settings.clone()).unwrap_or_default());
+        let method = self.method(&model, base, adapter.as_ref())?;
+        let in_file = file.as_ref().map(|recipe| recipe.settings_given.as_slice()).unwrap_or_default();
+        self.settle(&mut settings, &model, &method, adapter.as_ref(), in_file)?;
+        let Some(task) = self.task.or(base.map(|run| run.task)) else {
             bail!("none of --task, --recipe and --config is given")
         };
         let starts_from = match &self.starts_from {
@@ -380,13 +383,85 @@ impl RunArguments {
                 Some(StartsFrom::adapter(Path::new(folder))?)
             }
             Some(recipe) => Some(StartsFrom::Run(Box::new(Recipe::load(recipe)?.run))),
-            None => base.as_ref().and_then(|run| run.starts_from.clone()),
+            None => base.and_then(|run| run.starts_from.clone()),
         };
-        let seed = match &base {
+        let seed = match base {
             Some(run) if !self.is_given("seed") => run.seed,
             _ => self.seed,
         };
         Ok(Run { settings, starts_from, ..Run::new(task, &model, method) }.seed(seed))
+    }
+
+    /// The method of the adapter, of `--method` or of a file.
+    fn method(&self, model: &str, base: Option<&Run>, adapter: Option<&GivenAdapter>) -> Result<Method> {
+        match (adapter, &self.method, base) {
+            (Some(adapter), ..) => {
+                if self.is_given("train_pooler") {
+                    bail!("--train-pooler is not taken with --adapter: its adapter_config.json says it");
+                }
+                if let Some((name, _)) = self.method_options.first() {
+                    bail!("--{name} is not taken with --adapter: its adapter_config.json says it");
+                }
+                Ok(adapter.config.method.clone())
+            }
+            (None, Some(id), Some(run)) if *id == run.method.id() => {
+                method::method(id, &self.method_options, Some(&run.method), model)
+            }
+            (None, Some(id), _) => method::method(id, &self.method_options, None, model),
+            (None, None, Some(run)) => method::method(run.method.id(), &self.method_options, Some(&run.method), model),
+            (None, None, None) => bail!("none of --method, --adapter, --recipe and --config is given"),
+        }
+    }
+
+    /// Settles what follows from the adapter, or else from the model, where neither an option nor the file of `--config` says it: the
+    /// pooling and the length.
+    fn settle(
+        &self,
+        settings: &mut Settings,
+        model: &str,
+        method: &Method,
+        adapter: Option<&GivenAdapter>,
+        in_file: &[String],
+    ) -> Result<()> {
+        let configuration = match (Configuration::of_model(model), adapter) {
+            (Ok(configuration), _) => configuration,
+            (Err(_), _) if self.print_config => return Ok(()), // It is looked for where the run is made.
+            (Err(error), Some(adapter)) if !self.is_given("model") => {
+                return Err(anyhow::Error::new(error).context(adapter.about_base_model()));
+            }
+            (Err(error), _) => return Err(error.into()),
+        };
+        if let Some(adapter) = adapter {
+            settings.train_pooler = adapter.config.train_pooler;
+        }
+        let in_file = |name: &str| in_file.iter().any(|given| given == name);
+        let of_adapter = adapter.map(|adapter| adapter.pooling().unwrap_or(configuration.pooling()));
+        match of_adapter {
+            Some(of_adapter) if self.is_given("pooling") => {
+                note_other("--pooling", &settings.pooling.to_string(), &of_adapter.to_string());
+            }
+            Some(of_adapter) => settings.pooling = of_adapter,
+            None if !self.is_given("pooling") && !in_file("pooling") => settings.pooling = configuration.pooling(),
+            None => {}
+        }
+        let left = configuration.max_length().saturating_sub(method.virtual_tokens());
+        let positions = positions(model, &configuration, method);
+        let of_adapter = adapter.and_then(GivenAdapter::max_length);
+        match of_adapter {
+            _ if self.is_given("max_length") && settings.max_length > left => {
+                bail!("--max-length {}: {positions}; give at most {left}", settings.max_length)
+            }
+            Some(length) if self.is_given("max_length") => {
+                note_other("--max-length", &settings.max_length.to_string(), &length.to_string());
+            }
+            Some(length) => settings.max_length = length.min(left),
+            None if !self.is_given("max_length") && !in_file("max_length") && settings.max_length > left => {
+                eprintln!("Note: sequences are cut to {left} tokens and not to {}: {positions}", settings.max_length);
+                settings.max_length = left;
+            }
+            None => {}
+        }
+        Ok(())
     }
 
     /// The run as a file that `--config` takes.

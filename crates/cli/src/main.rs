@@ -2,6 +2,7 @@
 
 mod adapter;
 mod arguments;
+mod given_adapter;
 mod method;
 mod progress;
 mod recipes;
@@ -65,7 +66,7 @@ fn trainer(arguments: &RunArguments) -> Result<Trainer> {
         .keep_weights(arguments.keep_weights)
         .device(arguments.device.clone())
         .time_budget(arguments.time_budget.map(Duration::from_secs));
-    Ok(if arguments.json { trainer } else { trainer.logger(progress::logger()) })
+    Ok(trainer.logger(if arguments.json { progress::notes() } else { progress::logger() }))
 }
 
 fn run(arguments: &RunArguments, several: &SeveralArguments, save_adapter: Option<&Path>) -> Result<()> {

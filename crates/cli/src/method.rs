@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow, bail};
 use clap::{Arg, ArgAction, ArgMatches};
 use trainer::Tokenizer;
 use trainer::glue::Example;
-use trainer::peft::{Architecture, Method, MethodOption, OptionKind, Pretrained};
+use trainer::peft::{Configuration, Method, MethodOption, OptionKind, Pretrained};
 
 /// The options of all methods, one argument for each name.
 pub fn arguments() -> Vec<Arg> {
@@ -73,7 +73,7 @@ pub fn method(id: &str, given: &[(String, String)], base: Option<&Method>, model
             bail!("--{name} {text}: {found}");
         }
     }
-    let method = Method::from_fields(id, fields, || Architecture::of_model(model));
+    let method = Method::from_fields(id, fields, || Ok(Configuration::of_model(model)?.config.architecture));
     let method = method.map_err(|error| {
         // By the option as it is typed.
         let typed = known.iter().find(|option| error.field() == Some(option.field)).map(|option| option.name);

@@ -3,14 +3,40 @@
 use std::io::{IsTerminal, stdout};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use trainer::{Event, JobLogger, LineLogger, Logger, Place};
+use trainer::{Event, JobLogger, LineLogger, Logger, Place, Silent};
 
-/// The logger for where the standard output goes.
+/// The logger for where the standard output goes. What should be known of a model goes to the standard error.
 pub fn logger() -> Box<dyn Logger> {
     if stdout().is_terminal() {
-        return Box::new(Bars(MultiProgress::with_draw_target(ProgressDrawTarget::stdout())));
+        return Box::new(Notes(Bars(MultiProgress::with_draw_target(ProgressDrawTarget::stdout()))));
     }
-    Box::new(LineLogger::new(stdout()))
+    Box::new(Notes(LineLogger::new(stdout())))
+}
+
+/// The logger of a command whose standard output is its own: only what should be known of a model, on the standard error.
+pub fn notes() -> Box<dyn Logger> {
+    Box::new(Notes(Silent))
+}
+
+/// Puts remarks on the standard error, and hands all other events on.
+struct Notes<L>(L);
+
+impl<L: Logger> Logger for Notes<L> {
+    fn job(&self, place: Option<Place>) -> Box<dyn JobLogger> {
+        Box::new(JobNotes(self.0.job(place)))
+    }
+}
+
+/// The same of one run.
+struct JobNotes(Box<dyn JobLogger>);
+
+impl JobLogger for JobNotes {
+    fn log(&mut self, event: &Event) {
+        match event {
+            Event::Remark { remark } => eprintln!("Note: {remark}"),
+            other => self.0.log(other),
+        }
+    }
 }
 
 /// A bar for each run that trains, below the lines of what happened to all.

@@ -363,6 +363,66 @@ fn the_parameters_are_drawn_as_a_tree() {
     assert!(text.contains("*lora_magnitude_vector [32]") && text.ends_with("trainable%: 13.1471\n"), "{text}");
 }
 
+/// A copy of an adapter that names a base model.
+fn adapter_naming(base: &str) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    let adapter = Path::new(DORA);
+    std::fs::copy(adapter.join("adapter_model.safetensors"), copy.path().join("adapter_model.safetensors")).unwrap();
+    let config = std::fs::read(adapter.join("adapter_config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    config["base_model_name_or_path"] = base.into();
+    std::fs::write(copy.path().join("adapter_config.json"), config.to_string()).unwrap();
+    copy
+}
+
+#[test]
+fn an_adapter_brings_its_base_model_unless_another_is_given() {
+    let parameters = ["parameters", "--task", "mnli", "--adapter"];
+    let named = adapter_naming(TINY);
+    let text = printed(&[&parameters[..], &[named.path().to_str().unwrap()]].concat());
+    assert!(text.contains("lora_magnitude_vector") && text.contains("bert.encoder.layer.1."), "{text}");
+
+    let elsewhere = adapter_naming("./not/here");
+    let folder = elsewhere.path().to_str().unwrap();
+    let error = complaint(&[&parameters[..], &[folder]].concat(), &[("GLUE_OFFLINE", "1")]);
+    assert!(error.contains("./not/here") && error.contains("--model") && error.contains(folder), "{error}");
+    printed(&[&parameters[..], &[folder, "--model", TINY]].concat());
+
+    let nameless = adapter_naming("");
+    let error = complaint(&[&parameters[..], &[nameless.path().to_str().unwrap()]].concat(), &[("GLUE_OFFLINE", "1")]);
+    assert!(error.contains("names no base model: give --model"), "{error}");
+}
+
+/// What a call says beside its output.
+fn said(arguments: &[&str]) -> String {
+    let output = peft_glue(arguments, &[("GLUE_OFFLINE", "1")]);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn a_length_by_hand_must_fit_the_positions_and_the_default_adapts_and_says_so() {
+    let bitfit = ["parameters", "--task", "mnli", "--method", "bitfit", "--model", TINY];
+    assert!(said(&bitfit).contains("cut to 40 tokens and not to 128"));
+    assert!(!said(&[&bitfit[..], &["--max-length", "40"]].concat()).contains("are cut to"));
+    let error = complaint(&[&bitfit[..], &["--max-length", "64"]].concat(), &[("GLUE_OFFLINE", "1")]);
+    assert!(error.contains("--max-length 64") && error.contains("give at most 40"), "{error}");
+    let prompt = ["--method", "prompt_tuning", "--num-virtual-tokens", "30", "--model", TINY];
+    let prompt = [&["parameters", "--task", "mnli"][..], &prompt].concat();
+    assert!(said(&prompt).contains("cut to 10 tokens"), "{}", said(&prompt));
+}
+
+#[test]
+fn a_pooling_by_hand_wins_over_the_adapters_and_is_said() {
+    let on_query_and_value = format!("{SEVERAL}/query_value");
+    let adapter = ["parameters", "--task", "mnli", "--adapter", &on_query_and_value, "--model", TINY];
+    assert!(!said(&adapter).contains("--pooling"));
+    assert!(
+        said(&[&adapter[..], &["--pooling", "mean"]].concat())
+            .contains("--pooling mean, and the adapter was trained with cls")
+    );
+}
+
 #[test]
 fn adapters_are_combined_converted_and_merged_in_folders() {
     let there = tempfile::tempdir().unwrap();

@@ -361,7 +361,14 @@ mod tests {
     fn recipe(task: Task, method: Method, seeds: &[u64]) -> Recipe {
         let run = record(task, method, seeds[0], 0.5).run;
         let name = format!("{}-{}", task.id(), run.method.id());
-        Recipe { name, about: "A <test>.".into(), run, starts_from: None, seeds: seeds.to_vec() }
+        Recipe {
+            name,
+            about: "A <test>.".into(),
+            run,
+            starts_from: None,
+            seeds: seeds.to_vec(),
+            settings_given: Vec::new(),
+        }
     }
 
     /// BitFit and LoRA on every task with labels.

@@ -1,6 +1,7 @@
 //! Builds the layers of a model. At each parameter, linear layer and sublayer the [`Builder`] asks the [`Tuner`], by module path,
 //! what is trained and what is put there.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
@@ -8,7 +9,7 @@ use ops::Precision;
 use rand::RngExt;
 
 use crate::architectures::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layers::{
     AdaptedLayer, BaseLayer, LayerNorm, Linear, LinearAdapter, Sublayer, SublayerAdapter, VirtualTokens,
 };
@@ -113,6 +114,8 @@ pub(crate) struct Builder<'a> {
     pub modules_to_save: &'a [String],
     /// Whether the pooler is trained whole, whatever the method.
     pub train_pooler: bool,
+    /// Whether names that match no module are passed over.
+    pub passes_over_names: bool,
     pub dtype: DType,
     /// Of the linear layers' products.
     pub precision: Precision,
@@ -123,6 +126,9 @@ pub(crate) struct Builder<'a> {
     pub modules: Modules,
     /// The linear layers so far that have an adapter.
     pub adapted: Vec<AdaptedLayer>,
+    /// The linear layers so far that the checkpoint lacks, besides the head. They are trained whole: frozen, they would stay at random
+    /// numbers that no adapter's file holds.
+    pub new_layers: BTreeSet<String>,
 }
 
 impl Builder<'_> {
@@ -135,6 +141,9 @@ impl Builder<'_> {
         has_bias: bool,
         initializer: Initializer,
     ) -> Result<Linear> {
+        if initializer != Initializer::Pretrained && !is_head(path) && !self.pretrained.has(&format!("{path}.weight")) {
+            self.new_layers.insert(path.into());
+        }
         if !self.trains(path, "weight") {
             self.modules.linear_layers.insert(path.into());
         }
@@ -194,9 +203,14 @@ impl Builder<'_> {
         let path = format!("{module}.{name}");
         let value = match (self.pretrained.tensor(&path, shape), initializer) {
             (Some(value), _) => value.clone(),
-            (None, Initializer::Pretrained) => self.pretrained.required(&path, shape)?.clone(),
-            (None, initializer) => self.new_values(&path, shape, initializer)?,
+            (None, initializer) if initializer != Initializer::Pretrained && self.may_begin_anew(module, &path) => {
+                self.new_values(&path, shape, initializer)?
+            }
+            (None, _) => self.pretrained.required(&path, shape)?.clone(),
         };
+        if trains && self.pretrained.tensor(&path, shape).is_some() {
+            self.parameters.pretrained.insert(path.clone(), value.clone());
+        }
         let (is_whole, own_part) = (self.trains_whole(module), self.tuner.part(module));
         let part = if has_adapter { Some("base_layer") } else { own_part.filter(|_| !is_whole) };
         if let Some(part) = part.filter(|_| trains) {
@@ -239,16 +253,29 @@ impl Builder<'_> {
 
     /// Fails if a target of the method names nothing so far.
     pub fn check_targets(&self) -> Result<()> {
-        self.tuner.check_targets(&self.modules)
+        // As in PEFT some name has to match.
+        let trains_something = || self.parameters.trainable.keys().any(|name| !is_head(name));
+        match self.tuner.check_targets(&self.modules) {
+            Err(Error::NoTarget { .. }) if self.passes_over_names && trains_something() => Ok(()),
+            checked => checked,
+        }
+    }
+
+    /// Whether a parameter that may be new is: the checkpoint lacks it, or it is of an output layer for other labels.
+    fn may_begin_anew(&self, module: &str, path: &str) -> bool {
+        !self.pretrained.has(path) || module == self.pretrained.layout.head.output
     }
 
     fn trains(&self, module: &str, name: &str) -> bool {
         self.trains_whole(module) || self.tuner.trains(module, name)
     }
 
-    /// Whether a module is trained whole beside what the method adapts: the head always is.
+    /// Whether a module is trained whole beside what the method adapts: the head always is, and so is what the checkpoint lacks.
     pub fn trains_whole(&self, module: &str) -> bool {
-        is_head(module) || (self.train_pooler && module == POOLER) || lies_in(module, self.modules_to_save)
+        is_head(module)
+            || self.new_layers.contains(module)
+            || (self.train_pooler && module == POOLER)
+            || lies_in(module, self.modules_to_save)
     }
 
     fn register_adapter(&mut self, path: String, value: Tensor) -> Result<Tensor> {

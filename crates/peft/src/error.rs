@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::wrong_content::WrongContent;
+
 /// What is wrong with an `adapter_config.json`.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -126,8 +128,52 @@ pub enum Error {
         /// What was found.
         found: String,
     },
+    /// A file that is something else.
+    #[error("{path}: expected {expected}, found {found}")]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What it should be.
+        expected: &'static str,
+        /// What it is, and what to do.
+        found: WrongContent,
+    },
+    /// A folder without a safetensors file.
+    #[error("{folder}: expected model.safetensors, found {}; {advice}", if found.is_empty() { "no weights".into() } else { found.join(", ") })]
+    NoWeights {
+        /// The folder.
+        folder: PathBuf,
+        /// What may hold weights there.
+        found: Vec<String>,
+        /// What to do.
+        advice: String,
+    },
+    /// A part of a checkpoint that is not there.
+    #[error("{path}: {missing} is missing, one of the checkpoint's {of} files; download it too")]
+    MissingShard {
+        /// The index.
+        path: PathBuf,
+        /// The file.
+        missing: PathBuf,
+        /// How many files there are.
+        of: usize,
+    },
+    /// A weight that is no floating-point number.
+    #[error(
+        "{path}: tensor {name} is of type {dtype}: quantized weights are not read; take the checkpoint in f32, f16 or bf16"
+    )]
+    Quantized {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its type.
+        dtype: String,
+    },
     /// A safetensors file that does not parse.
-    #[error("{path}: expected a safetensors file ({source}); pickled .bin files are not read, convert them first")]
+    #[error(
+        "{path}: expected a safetensors file ({source}); if it was downloaded, it may have broken off: download it again"
+    )]
     Weights {
         /// The file.
         path: PathBuf,
@@ -178,7 +224,7 @@ pub enum Error {
         /// As asked for.
         pattern: String,
         /// Why.
-        source: Box<regex::Error>,
+        source: Box<fancy_regex::Error>,
     },
     /// A number that makes no adapter.
     #[error("{method}: {field} is {found}, expected {expected}")]
@@ -202,6 +248,17 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// An adapter as early releases of PEFT wrote it.
+    #[error(
+        "{}: found adapter_model.bin alone, a pickle, which is not read since loading one can run any program; convert it once, where you \
+         trust it: python -c \"import torch; from safetensors.torch import save_file; tensors = torch.load('{0}/adapter_model.bin', \
+         weights_only=True); save_file({{k: t.clone() for k, t in tensors.items()}}, '{0}/adapter_model.safetensors')\"",
+        folder.display()
+    )]
+    PickledAdapter {
+        /// The folder.
+        folder: PathBuf,
     },
     /// A file of an adapter that cannot be written.
     #[error("{path}: cannot be written ({source}); check that the folder may be written")]
@@ -228,6 +285,19 @@ pub enum Error {
         key: String,
         /// A hint, or nothing.
         nearest: String,
+    },
+    /// A part of the head that neither the adapter nor the base model holds.
+    #[error(
+        "{path}: no tensor {key}, and the base model has none either: PEFT trains and saves {module} only where modules_to_save names it, so \
+         it was left at random numbers and is lost; train again with modules_to_save [\"{module}\"], or name the base model that has it"
+    )]
+    NotSaved {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+        /// What modules_to_save would have to name.
+        module: String,
     },
     /// An adapter without its classifier.
     #[error(
@@ -271,6 +341,17 @@ pub enum Error {
         key: String,
         /// A hint, or nothing.
         nearest: String,
+    },
+    /// A tensor of an adapter where the model can have none.
+    #[error(
+        "{path}: tensor {key} adapts a module that has no adapter here: linear layers that the configuration names have one, and LoRA on \
+         embeddings is not supported"
+    )]
+    NotAdapted {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
     },
     /// A tensor with infinite numbers, or what is no number.
     #[error("{path}: tensor {key} holds a number that is not finite; the training that wrote it diverged")]

@@ -9,8 +9,12 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use crate::error::{Error, Result};
 
-/// Writes tensors as a safetensors file, in f32, with the metadata that PEFT and transformers look for.
-pub(crate) fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+/// Writes tensors as a safetensors file, in f32, with this metadata and what PEFT and transformers look for in it.
+pub(crate) fn write_tensors(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
     let mut bytes = Vec::new();
     for (key, tensor) in tensors {
         let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
@@ -23,8 +27,26 @@ pub(crate) fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> 
         .map(|(key, shape, data)| Ok((key, TensorView::new(Dtype::F32, shape.clone(), data)?)))
         .collect::<std::result::Result<Vec<_>, _>>()
         .map_err(failed)?;
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    write_atomically(path, &safetensors::serialize(views, Some(metadata)).map_err(failed)?)
+    let mut metadata: HashMap<String, String> = metadata.clone().into_iter().collect();
+    metadata.insert("format".into(), "pt".into());
+    let mut file = safetensors::serialize(views, Some(metadata)).map_err(failed)?;
+    order_header(&mut file);
+    write_atomically(path, &file)
+}
+
+/// Brings the header's names into the order of the alphabet: equal adapters have equal bytes, and the order of a hash map is another each
+/// time.
+fn order_header(file: &mut [u8]) {
+    let Some(length) = file.first_chunk().map(|length| u64::from_le_bytes(*length) as usize) else { return };
+    let Some(header) = file.get_mut(8..8 + length) else { return };
+    let ordered = serde_json::from_slice::<BTreeMap<String, serde_json::Value>>(header)
+        .and_then(|fields| serde_json::to_vec(&fields))
+        .unwrap_or_default();
+    // The same names and values are as long in any order; blanks fill the rest, as before.
+    if (1..=header.len()).contains(&ordered.len()) {
+        header.fill(b' ');
+        header[..ordered.len()].copy_from_slice(&ordered);
+    }
 }
 
 /// Writes `bytes` to `path`, whose folder is made if it is missing; a reader sees the old file or the new one, whenever the

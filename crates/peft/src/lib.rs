@@ -47,6 +47,7 @@ mod adapters;
 mod architectures;
 mod batch;
 mod builder;
+mod checkpoint;
 mod encoder;
 mod error;
 mod files;
@@ -59,11 +60,13 @@ mod pretrained;
 mod similar_names;
 mod targets;
 mod tuners;
+mod wrong_content;
 
-pub use adapter_files::{Adapter, AdapterConfig, Warning};
+pub use adapter_files::{Adapter, AdapterConfig, Conditions, Warning};
 pub use adapters::{Adapters, Conversion};
-pub use architectures::{Architecture, Config};
+pub use architectures::{Architecture, Config, FieldRole};
 pub use batch::{Batch, Sequence};
+pub use checkpoint::{Configuration, LabelNames, Remark};
 pub use error::{ConfigError, Error, Result};
 pub use layers::Pass;
 pub use model::{Model, ModelOptions};
@@ -74,8 +77,9 @@ pub use pretrained::Pretrained;
 pub use targets::Targets;
 pub use tuners::{
     AdaLora, AdapterStyle, AfterStep, Bias, BitFit, Bottleneck, Combination, CombinationType, Compacter,
-    ConversionRank, ConvertedLayer, EvaConfig, Ia3, InitLoKrWeights, InitLoraWeights, InitWeights, LnTuning, LoHa,
-    LoKr, Lora, LycorisInit, MajoritySignMethod, Method, MethodOption, Oft, OptionKind, PTuning, PhmCInit,
+    ConversionRank, ConvertedLayer, EvaConfig, FileField, Ia3, InitLoKrWeights, InitLoraWeights, InitWeights, LnTuning,
+    LoHa, LoKr, Lora, LycorisInit, MajoritySignMethod, Method, MethodOption, Oft, OptionKind, PTuning, PhmCInit,
     PrefixInitWeights, PrefixTuning, PromptSizes, PromptTuning, PromptTuningInit, RankAllocator, Reparameterization,
     Vera,
 };
+pub use wrong_content::WrongContent;

@@ -1,5 +1,7 @@
 //! Pooling: from the hidden states of a sequence to one vector.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// How a sequence's hidden states become one vector.
@@ -11,4 +13,13 @@ pub enum Pooling {
     Cls,
     /// The mean over all tokens, without BERT's pooler: what sentence encoders such as all-MiniLM-L6-v2 were trained with.
     Mean,
+}
+
+impl fmt::Display for Pooling {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cls => "cls",
+            Self::Mean => "mean",
+        })
+    }
 }

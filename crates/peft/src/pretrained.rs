@@ -2,18 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use candle_core::safetensors::Load;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use ops::SharedWeights;
-use serde_json::Value;
 
+use crate::architectures::Config;
 use crate::architectures::layout::Layout;
-use crate::architectures::{Architecture, Config};
+use crate::checkpoint::{Configuration, INDEX, LabelMatch, Remark, Tensors, WEIGHTS, part_names};
 use crate::error::{Error, Result};
+use crate::pooling::Pooling;
 
 /// The files of a model folder that are read.
-const FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
+const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
+/// What changes how the tokenizer is used, if it is there.
+const BESIDE_TOKENIZER: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
 
 /// An encoder's checkpoint in memory, its tensors under Hugging Face's names with the encoder's prefix, such as `bert.`.
 #[derive(Clone)]
@@ -21,10 +25,14 @@ pub struct Pretrained {
     /// As it was asked for: a folder or a hub id.
     name: String,
     folder: PathBuf,
+    configuration: Configuration,
     /// The sizes of the encoder, from `config.json`.
     pub config: Config,
     pub(crate) layout: Layout,
     tensors: BTreeMap<String, Tensor>,
+    /// The file that holds them, or the index of several.
+    weights: PathBuf,
+    sha256: Arc<str>,
     device: Device,
     /// The frozen weights of all models that are built on it: they share them.
     pub(crate) shared: SharedWeights,
@@ -40,24 +48,28 @@ impl Pretrained {
         Ok(Self { name: name.into(), ..Self::from_folder(&find(name)?)? })
     }
 
-    /// Loads the model in `folder`: `config.json`, `model.safetensors`, `tokenizer.json`.
+    /// Loads the model in `folder`: `config.json`, `model.safetensors` or its parts with an index, `tokenizer.json`.
     ///
     /// # Errors
-    /// When a file is missing, no configuration of a known architecture, or no safetensors file.
+    /// When a file is missing or not what its name says, or as [`Configuration::read`].
     pub fn from_folder(folder: &Path) -> Result<Self> {
-        let path = folder.join("config.json");
-        let (architecture, json) = read_configuration(&path)?;
-        let invalid = |e: serde_json::Error| Error::Config { path: path.clone(), found: e.to_string() };
-        let (config, layout) = architecture.read(&json).map_err(invalid)?;
-        let heads = config.num_attention_heads;
-        if heads == 0 || !config.hidden_size.is_multiple_of(heads) {
-            let found = format!("hidden_size {} that {heads} attention heads do not divide", config.hidden_size);
-            return Err(Error::Config { path, found });
-        }
-        let tensors = read_tensors(&folder.join("model.safetensors"), &layout)?;
+        let configuration = Configuration::read(folder)?;
+        let Tensors { by_name: tensors, path: weights, sha256 } = Tensors::read(folder, &configuration.layout)?;
+        let (config, layout) = (configuration.config.clone(), configuration.layout.clone());
         let name = folder.display().to_string();
         let (device, shared) = (Device::Cpu, SharedWeights::default());
-        Ok(Self { name, folder: folder.into(), config, layout, tensors, device, shared })
+        Ok(Self {
+            name,
+            folder: folder.into(),
+            configuration,
+            config,
+            layout,
+            tensors,
+            weights,
+            sha256,
+            device,
+            shared,
+        })
     }
 
     /// The same checkpoint on another device, where [`crate::Adapters`] and [`crate::Model::from_adapter`] then put their models, with one
@@ -78,8 +90,22 @@ impl Pretrained {
 
     /// The longest sequence that the encoder takes, in tokens.
     pub fn max_length(&self) -> usize {
-        let rows = self.config.max_position_embeddings;
-        self.layout.embeddings.positions.map_or(rows, |positions| positions.longest(rows))
+        self.configuration.max_length()
+    }
+
+    /// How transformers' classifier makes a sequence's vector.
+    pub fn pooling(&self) -> Pooling {
+        self.configuration.pooling()
+    }
+
+    /// What should be known of how it was read.
+    pub fn remarks(&self) -> &[Remark] {
+        self.configuration.remarks()
+    }
+
+    /// What `config.json` says.
+    pub(crate) fn configuration(&self) -> &Configuration {
+        &self.configuration
     }
 
     /// The name it was asked for by, or its folder.
@@ -94,7 +120,7 @@ impl Pretrained {
 
     /// `tokenizer.json` of the folder.
     pub fn tokenizer_path(&self) -> PathBuf {
-        self.folder.join("tokenizer.json")
+        self.folder.join(TOKENIZER)
     }
 
     /// The labels of the checkpoint's own classifier, if it has one.
@@ -110,6 +136,53 @@ impl Pretrained {
         others
     }
 
+    /// The same for a task of these labels, none for a score: with its output layer where that is for them, its rows brought into their
+    /// order, and without it where it is for others. The remark says what was done, unless there was nothing to do.
+    ///
+    /// # Errors
+    /// When `config.json` has no list of labels in `id2label` or `label2id`.
+    pub fn for_labels(&self, labels: &[&str]) -> Result<(Self, Option<Remark>)> {
+        let Some(rows) = self.num_labels() else { return Ok((self.clone(), None)) };
+        let (names, folder) = (self.configuration.labels()?, self.folder.clone());
+        let wanted = labels.len().max(1);
+        let taken =
+            || if labels.is_empty() { vec!["a score".into()] } else { labels.iter().map(|l| l.to_string()).collect() };
+        let matched = match names.problem_type.as_deref() {
+            _ if rows != wanted || names.names.as_ref().is_some_and(|names| names.len() != rows) => LabelMatch::Others,
+            Some("multi_label_classification") => LabelMatch::Others,
+            Some("regression") if !labels.is_empty() => LabelMatch::Others,
+            Some("single_label_classification") if labels.is_empty() => LabelMatch::Others,
+            _ if labels.is_empty() => LabelMatch::Unnamed,
+            _ => names.matched(labels),
+        };
+        match matched {
+            LabelMatch::Order(order) if order.iter().copied().eq(0..rows) => Ok((self.clone(), None)),
+            LabelMatch::Order(order) => {
+                let found = names.names.unwrap_or_default();
+                Ok((self.with_output_rows(&order)?, Some(Remark::LabelsReordered { folder, found })))
+            }
+            LabelMatch::Unnamed => Ok((self.clone(), Some(Remark::LabelsByNumber { folder, taken: taken() }))),
+            LabelMatch::Others => {
+                let found = names.described(rows);
+                let expected = taken().join(", ");
+                Ok((self.without_output(), Some(Remark::NewOutput { folder, found, expected })))
+            }
+        }
+    }
+
+    /// The same with the rows of its output layer in another order.
+    fn with_output_rows(&self, order: &[usize]) -> Result<Self> {
+        let order: Vec<u32> = order.iter().map(|&row| row as u32).collect();
+        let order = Tensor::new(order.as_slice(), &self.device)?;
+        let mut others = self.clone();
+        for name in [self.output_weight(), format!("{}.bias", self.layout.head.output)] {
+            if let Some(tensor) = others.tensors.get_mut(&name) {
+                *tensor = tensor.index_select(&order, 0)?;
+            }
+        }
+        Ok(others)
+    }
+
     /// The name of the weight that the logits come from.
     pub(crate) fn output_weight(&self) -> String {
         format!("{}.weight", self.layout.head.output)
@@ -120,6 +193,17 @@ impl Pretrained {
         &self.tensors
     }
 
+    /// The SHA-256 digest of the encoder's tensors, their names and shapes, in hexadecimal digits: the same in one file or several, beside
+    /// any head.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// Whether the checkpoint has a tensor of that name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
     /// The tensor of that name, if the checkpoint has it in that shape.
     pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Option<&Tensor> {
         self.tensors.get(name).filter(|tensor| tensor.dims() == shape)
@@ -127,7 +211,7 @@ impl Pretrained {
 
     /// The tensor of that name and shape.
     pub(crate) fn required(&self, name: &str, shape: &[usize]) -> Result<&Tensor> {
-        let path = self.folder.join("model.safetensors");
+        let path = self.weights.clone();
         let tensor = self.tensors.get(name).ok_or_else(|| {
             let last = name.rsplit('.').nth(1).unwrap_or(name);
             let nearest = self.tensors.keys().find(|key| key.contains(last));
@@ -142,51 +226,18 @@ impl Pretrained {
     }
 }
 
-impl Architecture {
-    /// That of a model, which is found as [`Pretrained::load`] finds it, by its `config.json` alone.
+impl Configuration {
+    /// That of a model, which is found as [`Pretrained::load`] finds it.
     ///
     /// # Errors
-    /// When there is no such model, or its architecture is not known.
+    /// When there is no such model, or as [`Configuration::read`].
     pub fn of_model(name: &str) -> Result<Self> {
-        Ok(read_configuration(&find(name)?.join("config.json"))?.0)
+        Self::read(&find(name)?)
     }
-}
-
-/// A `config.json`, and the architecture that its `model_type` names: BERT where it names none, as old checkpoints do.
-fn read_configuration(path: &Path) -> Result<(Architecture, Value)> {
-    let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
-    let json: Value =
-        serde_json::from_str(&text).map_err(|e| Error::Config { path: path.into(), found: e.to_string() })?;
-    let Some(kind) = json.get("model_type").and_then(Value::as_str) else { return Ok((Architecture::default(), json)) };
-    match Architecture::ALL.into_iter().find(|architecture| architecture.model_type() == kind) {
-        Some(architecture) => Ok((architecture, json)),
-        None => {
-            let known = Architecture::ALL.map(Architecture::model_type).join(", ");
-            Err(Error::Architecture { path: path.into(), found: kind.into(), known })
-        }
-    }
-}
-
-/// Reads a safetensors file as f32, its names brought to Hugging Face's present form.
-fn read_tensors(path: &Path, layout: &Layout) -> Result<BTreeMap<String, Tensor>> {
-    let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
-    let file =
-        safetensors::SafeTensors::deserialize(&bytes).map_err(|source| Error::Weights { path: path.into(), source })?;
-    file.iter()
-        .filter(|(name, _)| !name.ends_with("position_ids"))
-        .map(|(name, view)| Ok((present_name(name, layout), view.load(&Device::Cpu)?.to_dtype(DType::F32)?)))
-        .collect()
-}
-
-/// Checkpoints of a bare encoder lack its prefix; those converted from TensorFlow say gamma and beta.
-fn present_name(name: &str, layout: &Layout) -> String {
-    let name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias");
-    let bare = layout.bare.iter().any(|part| name.starts_with(part));
-    if bare { layout.path(&name) } else { name }
 }
 
 fn find(name: &str) -> Result<PathBuf> {
-    let is_model = |folder: &Path| folder.join(FILES[0]).is_file();
+    let is_model = |folder: &Path| folder.join(CONFIG).is_file();
     let mut tried = vec![PathBuf::from(name)];
     if let Ok(here) = std::env::current_dir() {
         // From the project's root and from any folder below it, such as notebooks/.
@@ -202,49 +253,39 @@ fn find(name: &str) -> Result<PathBuf> {
     })
 }
 
-/// Fetches the three files of a hub model, or finds them in the hub's cache; returns their folder.
+/// Fetches the files of a hub model, or finds them in the hub's cache; returns their folder.
 fn download(name: &str) -> std::result::Result<PathBuf, String> {
     if name.split('/').count() > 2 || name.starts_with(['.', '/']) {
         return Err("that is no hub id".into());
     }
     let repository = hf_hub::Cache::from_env().model(name.to_string());
-    let mut folder = None;
-    for file in FILES {
-        let path = match repository.get(file) {
-            Some(path) => path,
-            None => {
-                let hub = hf_hub::api::sync::ApiBuilder::from_env().build().map_err(|e| e.to_string())?;
-                hub.model(name.to_string()).get(file).map_err(|e| e.to_string())?
-            }
-        };
-        folder = path.parent().map(Path::to_path_buf);
+    let fetch = |file: &str| match repository.get(file) {
+        Some(path) => Ok(path),
+        None => {
+            let hub = hf_hub::api::sync::ApiBuilder::from_env().build().map_err(|e| e.to_string())?;
+            hub.model(name.to_string()).get(file).map_err(|e| e.to_string())
+        }
+    };
+    let is_new = repository.get(TOKENIZER).is_none();
+    let path = fetch(CONFIG)?;
+    if let Err(error) = fetch(WEIGHTS) {
+        // Of a checkpoint in parts there is an index in its place.
+        let index = fetch(INDEX).map_err(|_| error)?;
+        for part in part_names(&index).map_err(|e| e.to_string())? {
+            fetch(&part)?;
+        }
     }
-    folder.ok_or_else(|| "the hub's cache has no folder".into())
+    fetch(TOKENIZER)?;
+    for file in BESIDE_TOKENIZER.iter().filter(|_| is_new) {
+        // A repository need not have it, and what it would say is then not said.
+        let _ = fetch(file);
+    }
+    path.parent().map(Path::to_path_buf).ok_or_else(|| "the hub's cache has no folder".into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_of_bare_and_of_converted_checkpoints_become_hugging_faces() {
-        let sizes = serde_json::json!({
-            "vocab_size": 10, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8,
-            "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "max_position_embeddings": 4, "type_vocab_size": 2,
-            "initializer_range": 0.02, "layer_norm_eps": 1e-12,
-        });
-        let present = |architecture: Architecture, name| {
-            let (_, layout) = architecture.read(&sizes).unwrap();
-            present_name(name, &layout)
-        };
-        assert_eq!(present(Architecture::Bert, "embeddings.LayerNorm.gamma"), "bert.embeddings.LayerNorm.weight");
-        assert_eq!(
-            present(Architecture::Bert, "bert.encoder.layer.0.output.LayerNorm.beta"),
-            "bert.encoder.layer.0.output.LayerNorm.bias"
-        );
-        assert_eq!(present(Architecture::Bert, "classifier.weight"), "classifier.weight");
-        assert_eq!(present(Architecture::XlmRoberta, "encoder.layer.0.x"), "roberta.encoder.layer.0.x");
-    }
 
     #[test]
     fn a_model_that_is_nowhere_is_an_error_that_says_where_it_was_looked_for() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use regex::Regex;
+use fancy_regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -98,9 +98,22 @@ impl fmt::Display for Targets {
     }
 }
 
-/// A regular expression; errors show it as `asked` for.
+/// A regular expression in the words of Python's `re`, lookahead and lookbehind among them; errors show it as `asked` for.
 pub(crate) fn expression(text: &str, asked: &str) -> Result<Regex> {
-    Regex::new(text).map_err(|source| Error::Pattern { pattern: asked.into(), source: Box::new(source) })
+    let failed = |source| Error::Pattern { pattern: asked.into(), source: Box::new(source) };
+    // Python's end of the text.
+    let regex = Regex::new(&text.replace(r"\Z", r"\z")).map_err(failed)?;
+    // One that would search for ever stops, and is found here: paths are about as long.
+    regex.is_match(LONGEST).map_err(failed)?;
+    Ok(regex)
+}
+
+/// A path as long as any.
+const LONGEST: &str = "deberta.encoder.layer.23.attention.output.LayerNorm.attention.output.dense.weight";
+
+/// Whether an expression matches a path. One that gives up matches nothing; [`expression`] has tried it.
+pub(crate) fn is_match(pattern: &Regex, path: &str) -> bool {
+    pattern.is_match(path).unwrap_or(false)
 }
 
 /// [`Targets`] ready to be asked.
@@ -117,7 +130,7 @@ impl Matcher {
             Self::Suffixes(names) => names
                 .iter()
                 .any(|name| path.strip_suffix(name.as_str()).is_some_and(|s| s.is_empty() || s.ends_with('.'))),
-            Self::Pattern(pattern) => pattern.is_match(path),
+            Self::Pattern(pattern) => is_match(pattern, path),
             Self::All => true,
         }
     }
@@ -148,6 +161,11 @@ mod tests {
     fn a_pattern_matches_whole_paths_only() {
         let matcher = Targets::pattern(r".*\.layer\.1\.attention\.self\.query").compile().unwrap();
         assert!(!matcher.matches(QUERY) && matcher.matches("bert.encoder.layer.1.attention.self.query"));
+        let but_first =
+            Targets::pattern(r".*\.layer\.(?!0\b)\d+\.attention\.self\.(?:query|value)\Z").compile().unwrap();
+        assert!(but_first.matches(QUERY) && !but_first.matches("bert.encoder.layer.0.attention.self.query"));
+        let behind = Targets::pattern(r".*(?<!key|pooler\.dense)").compile().unwrap();
+        assert!(behind.matches(QUERY) && !behind.matches("bert.pooler.dense"));
         assert!(Targets::pattern("(").compile().err().unwrap().to_string().contains("not a regular expression"));
     }
 

@@ -18,6 +18,18 @@ pub enum Error {
     /// A tokenizer that does not load or does not encode.
     #[error("{path}: {reason}; expected the tokenizer.json of a Hugging Face model")]
     Tokenizer { path: PathBuf, reason: String },
+    /// A tokenizer without the tokens that stand around sentences.
+    #[error(
+        "{path}: it adds no special tokens, and its vocabulary has no {token}, which every sequence of {architecture} needs; take the \
+         tokenizer of the original model, or name the token in tokenizer_config.json"
+    )]
+    NoSpecialTokens { path: PathBuf, architecture: String, token: String },
+    /// A token that the model has no vector for.
+    #[error(
+        "{path}: the token {token:?} has the id {id}, and the model's table of words {rows} rows (vocab_size in config.json); take the \
+         tokenizer that the model was trained with, or enlarge the table (resize_token_embeddings in transformers)"
+    )]
+    TokenWithoutRow { path: PathBuf, token: String, id: u32, rows: usize },
     /// A setting that no run can have.
     #[error("setting {name} is {found}, expected {expected}")]
     Setting { name: &'static str, found: String, expected: String },

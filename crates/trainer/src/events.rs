@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use peft::Remark;
+
 use crate::error::Error;
 use crate::record::{Evaluation, StepLoss, Stop};
 use crate::run::{Run, StartsFrom};
@@ -43,6 +45,11 @@ pub enum Event<'a> {
     Found {
         /// The run.
         run: &'a Run,
+    },
+    /// Something should be known of how the model was read.
+    Remark {
+        /// What it is.
+        remark: &'a Remark,
     },
     /// The model is there.
     Begun {
@@ -110,6 +117,7 @@ impl fmt::Display for Event<'_> {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Found { run } => write!(f, "{}: found its record", run.description()),
+            Self::Remark { remark } => write!(f, "note: {remark}"),
             Self::Begun { run, start, model_made_by } => write_begin(f, run, start.as_ref(), *model_made_by),
             Self::Resumed { step, steps } => write!(f, "  going on after step {step} of {steps}"),
             Self::Step {

@@ -105,6 +105,7 @@ impl Job {
         // Made again for its weights, a run has no record until it ends: beside the weights of a half it would seem whole.
         let _ = std::fs::remove_file(self.folder.record());
         logger.log(&Event::Begun { run, start, model_made_by });
+        learner.model.remarks().iter().for_each(|remark| logger.log(&Event::Remark { remark }));
         let state = checkpoint::load(&self.folder.checkpoint(), &mut learner.optimizer)?;
         let examples = data.train.len();
         let (steps, per_epoch) = (run.settings.steps(examples), run.settings.steps_per_epoch(examples));

@@ -24,6 +24,8 @@ pub struct Recipe {
     pub starts_from: Option<String>,
     /// At least one.
     pub seeds: Vec<u64>,
+    /// The names of the settings that its file has; all others are defaults.
+    pub settings_given: Vec<String>,
 }
 
 /// What stands in the file.
@@ -83,6 +85,9 @@ impl Recipe {
         };
         let expected = "task, model, seeds, a [method] and [settings], as in the other recipes";
         let written: Written = toml::from_str(&text).map_err(|error| wrong(error.to_string(), expected))?;
+        let table: Table = toml::from_str(&text).map_err(|error| wrong(error.to_string(), expected))?;
+        let settings_given = table.get("settings").and_then(Value::as_table);
+        let settings_given = settings_given.into_iter().flat_map(Table::keys).cloned().collect();
         let Some(&seed) = written.seeds.first() else { return Err(wrong("seeds = []".into(), "at least one seed")) };
         let method = method(&written.method).map_err(|found| wrong(found, "a method and options of its own"))?;
         let starts_from = match &written.starts_from {
@@ -100,6 +105,7 @@ impl Recipe {
             run: Run { task, model, method, settings, seed, starts_from },
             starts_from: start,
             seeds,
+            settings_given,
         })
     }
 }

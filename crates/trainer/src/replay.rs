@@ -132,7 +132,7 @@ fn initial_model(
     batches: &[Examples],
 ) -> Result<(Model, Vec<String>)> {
     if let Start::Adapter(folder) = start {
-        let model = Model::new(pretrained, options)?;
+        let model = Model::new(pretrained, &ModelOptions { passes_over_names: true, ..options.clone() })?;
         let warnings = model.load_adapter(folder)?.iter().map(ToString::to_string).collect();
         return Ok((model, warnings));
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use candle_core::Device;
 use glue::{Glue, Split, Targets, Task};
-use peft::{Model, ModelOptions, Pretrained, Warning};
+use peft::{Adapter, Model, ModelOptions, Pretrained, Remark, Warning};
 
 use crate::checkpoint;
 use crate::data::TaskData;
@@ -40,6 +40,8 @@ pub struct Trainer {
     at_once: usize,
     opened: Option<Vec<Device>>,
     pretrained: HashMap<String, Arc<Pretrained>>,
+    /// What was told of models already.
+    told: Vec<Remark>,
     data: HashMap<DataKey, Arc<TaskData>>,
 }
 
@@ -76,6 +78,7 @@ impl Trainer {
             at_once: 1,
             opened: None,
             pretrained: HashMap::new(),
+            told: Vec::new(),
             data: HashMap::new(),
         }
     }
@@ -323,12 +326,27 @@ impl Trainer {
         }
     }
 
-    /// The pretrained model of a run; without its output layer where that was trained on other labels than those of the run's task.
+    /// The pretrained model of a run; its output layer in the order of the task's labels, and without it where it was trained on others.
     fn base(&mut self, run: &Run) -> Result<Arc<Pretrained>> {
         let pretrained = self.pretrained(&run.model)?;
-        match provenance::read(pretrained.folder())? {
-            Some(made_by) if made_by.task.labels() != run.task.labels() => Ok(Arc::new(pretrained.without_output())),
-            _ => Ok(pretrained),
+        let made_by = provenance::read(pretrained.folder())?;
+        if made_by.as_ref().is_some_and(|made_by| made_by.task.labels() != run.task.labels()) {
+            return Ok(Arc::new(pretrained.without_output()));
+        }
+        let (pretrained, remark) = pretrained.for_labels(run.task.labels())?;
+        // A checkpoint that tells its run has that task's labels, named or not.
+        let is_known = |remark: &Remark| made_by.is_some() && matches!(remark, Remark::LabelsByNumber { .. });
+        self.tell(remark.filter(|remark| !is_known(remark)).as_slice());
+        Ok(Arc::new(pretrained))
+    }
+
+    /// Logs what should be known of a model, each once.
+    fn tell(&mut self, remarks: &[Remark]) {
+        for remark in remarks {
+            if !self.told.contains(remark) {
+                self.logger.job(None).log(&Event::Remark { remark });
+                self.told.push(remark.clone());
+            }
         }
     }
 
@@ -387,8 +405,12 @@ impl Trainer {
     /// # Errors
     /// When the adapter is broken, or one for another task, method or base model.
     pub fn adapter_model(&mut self, run: &Run, folder: &Path) -> Result<(Model, Vec<Warning>)> {
-        let model = self.blank_model(run)?;
-        let warnings = model.load_adapter(folder)?;
+        let adapter = Adapter::read(folder)?;
+        let options = ModelOptions { passes_over_names: true, ..self.options(run, Slot::ALONE)? };
+        let base = if adapter.has_head() { self.pretrained(&run.model)? } else { self.base(run)? };
+        let model = Model::new(&base, &options)?;
+        self.tell(model.remarks());
+        let warnings = model.load(&adapter)?;
         Ok((model, warnings))
     }
 
@@ -397,7 +419,9 @@ impl Trainer {
     /// # Errors
     /// When no weights were kept, or a file cannot be written.
     pub fn save_adapter(&mut self, run: &Run, folder: &Path) -> Result<()> {
-        self.trained_model(run)?.save_adapter(folder)?;
+        let mut adapter = self.trained_model(run)?.adapter()?;
+        adapter.conditions.max_length = Some(run.settings.max_length);
+        adapter.save(folder)?;
         provenance::write(folder, run)
     }
 
@@ -434,20 +458,33 @@ impl Trainer {
         Ok(paths)
     }
 
-    /// The tokenizer of a run.
+    /// The tokenizer of a run. A model of fewer positions than the default length takes sequences of as many as it has.
     ///
     /// # Errors
-    /// When the model or its tokenizer is missing or broken, or the positions that the method's virtual tokens leave are fewer than
-    /// `max_length`.
+    /// When the model or its tokenizer is missing or broken, or the positions that the method's virtual tokens leave are fewer than a
+    /// `max_length` other than the default.
     pub fn tokenizer(&mut self, run: &Run) -> Result<Tokenizer> {
         let pretrained = self.pretrained(&run.model)?;
         let (found, virtual_tokens) = (run.settings.max_length, run.method.virtual_tokens());
         let left = pretrained.max_length().saturating_sub(virtual_tokens);
-        if virtual_tokens > 0 && found > left {
-            let expected = format!("at most {left}, the positions that {virtual_tokens} virtual tokens leave");
-            return Err(Error::Setting { name: "max_length", found: found.to_string(), expected });
-        }
-        Tokenizer::load(&pretrained, found)
+        let default = Settings::default().max_length;
+        let tokenizer = match found <= left {
+            true => Tokenizer::load(&pretrained, found)?,
+            false if found == default => {
+                let folder = pretrained.folder().to_path_buf();
+                self.tell(&[Remark::Shortened { folder, taken: left, default }]);
+                Tokenizer::load(&pretrained, left)?
+            }
+            false => {
+                let expected = match virtual_tokens {
+                    0 => format!("at most {left}, the positions of the model"),
+                    taken => format!("at most {left}, the positions that {taken} virtual tokens leave"),
+                };
+                return Err(Error::Setting { name: "max_length", found: found.to_string(), expected });
+            }
+        };
+        self.tell(tokenizer.remarks());
+        Ok(tokenizer)
     }
 
     /// A run's tokenised data. It is kept for the runs that follow.
@@ -476,6 +513,7 @@ impl Trainer {
             return Ok(pretrained.clone());
         }
         let pretrained = Arc::new(Pretrained::load(name)?);
+        self.tell(pretrained.remarks());
         self.pretrained.insert(name.into(), pretrained.clone());
         Ok(pretrained)
     }

@@ -154,7 +154,7 @@ fn a_merged_checkpoint_that_tells_its_run_starts_another_with_a_new_output_layer
     let (qnli, folder) = (place.run(Task::Qnli, Method::lora(2)), tempfile::tempdir().unwrap());
     trainer.run(&qnli).unwrap();
     let pretrained = Pretrained::load(&qnli.model).unwrap();
-    trainer.trained_model(&qnli).unwrap().save_merged(&pretrained, folder.path()).unwrap();
+    trainer.trained_model(&qnli).unwrap().save_merged(&pretrained, qnli.task.labels(), folder.path()).unwrap();
     provenance::write(folder.path(), &qnli).unwrap();
 
     let on_merged = |task| Run { model: folder.path().to_string_lossy().into(), ..place.run(task, Method::bitfit()) };
@@ -170,4 +170,34 @@ fn a_merged_checkpoint_that_tells_its_run_starts_another_with_a_new_output_layer
     provenance::write(folder.path(), &place.run(Task::Sst2, Method::lora(2))).unwrap();
     let new = output(&trainer.untrained_model(&on_merged(Task::Rte)).unwrap());
     assert!(new != trained, "the labels of SST-2 mean something else");
+}
+
+/// A classifier of three classes in the order of some published checkpoints, with a tokenizer.
+fn name_labels(folder: &Path, labels: &[&str]) {
+    let path = folder.join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let labels = labels.iter().enumerate().map(|(id, label)| (id.to_string(), serde_json::json!(label)));
+    config["id2label"] = serde_json::Value::Object(labels.collect());
+    std::fs::write(path, config.to_string()).unwrap();
+}
+
+#[test]
+fn the_classifier_of_a_checkpoint_is_taken_by_the_names_of_its_labels_or_made_new() {
+    let place = Place::new();
+    let weight = |task| {
+        // Another trainer each time: it keeps what it has read.
+        let model = place.trainer().untrained_model(&place.run(task, Method::Head)).unwrap();
+        values(model.parameters().get("classifier.weight").unwrap())
+    };
+    let by_number = weight(Task::Mnli);
+    let row = |weight: &[f32], row: usize| weight[32 * row..32 * (row + 1)].to_vec();
+
+    name_labels(place.model.path(), &["CONTRADICTION", "neutral", "Entailment"]);
+    let by_name = weight(Task::Mnli);
+    for (ours, theirs) in [(0, 2), (1, 1), (2, 0)] {
+        assert_eq!(row(&by_name, ours), row(&by_number, theirs));
+    }
+    name_labels(place.model.path(), &["sad", "glad", "mad"]);
+    let new = weight(Task::Mnli);
+    assert!((0..3).all(|ours| (0..3).all(|theirs| row(&new, ours) != row(&by_number, theirs))));
 }

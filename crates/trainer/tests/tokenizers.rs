@@ -111,3 +111,115 @@ fn virtual_tokens_leave_fewer_positions_for_texts() {
         "{error}"
     );
 }
+
+/// A tokenizer that adds nothing, with these tokens in the place of RoBERTa's.
+fn without_template(case: &str, cls: &str, sep: &str) -> (tempfile::TempDir, Pretrained) {
+    let (folder, pretrained) = model(case, Value::Null);
+    let path = folder.path().join("tokenizer.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(path, text.replace("<s>", cls).replace("</s>", sep)).unwrap();
+    (folder, pretrained)
+}
+
+/// The rules of transformers' `tokenization_bert.py`, `tokenization_roberta.py` and their like.
+#[test]
+fn a_tokenizer_that_adds_no_special_tokens_is_completed_by_the_rule_of_its_architecture_and_it_is_said() {
+    for (case, cls, sep, ids, types) in [
+        ("distilbert", "[CLS]", "[SEP]", vec![0, 4, 5, 2, 6, 2], vec![0, 0, 0, 0, 1, 1]),
+        ("electra", "[CLS]", "[SEP]", vec![0, 4, 5, 2, 6, 2], vec![0, 0, 0, 0, 1, 1]),
+        ("deberta-v3", "[CLS]", "[SEP]", vec![0, 4, 5, 2, 6, 2], vec![0, 0, 0, 0, 1, 1]),
+        ("roberta", "<s>", "</s>", vec![0, 4, 5, 2, 2, 6, 2], vec![0; 7]),
+        ("mpnet", "<s>", "</s>", vec![0, 4, 5, 2, 2, 6, 2], vec![0; 7]),
+        ("xlm-roberta", "<s>", "</s>", vec![0, 4, 5, 2, 2, 6, 2], vec![0; 7]),
+    ] {
+        let (_folder, pretrained) = without_template(case, cls, sep);
+        let tokenizer = Tokenizer::load(&pretrained, 40).unwrap();
+        let empty = Example { first: String::new(), second: None };
+        let sequences = tokenizer.encode(&[pair("a b", "c"), empty]).unwrap();
+        assert_eq!((&sequences[0].input_ids, &sequences[0].token_type_ids), (&ids, &types), "{case}");
+        assert_eq!(sequences[1].input_ids, [0, 2], "{case}: a row without text has its special tokens");
+        let [remark] = tokenizer.remarks() else { panic!("{case}") };
+        assert!(remark.to_string().contains(&format!("{cls} first {sep}")), "{remark}");
+    }
+}
+
+#[test]
+fn special_tokens_have_the_names_that_the_folder_says_and_where_there_are_none_it_is_refused() {
+    let (folder, pretrained) = without_template("electra", "<cls>", "<sep>");
+    let error = Tokenizer::load(&pretrained, 40).err().unwrap().to_string();
+    assert!(error.contains("no [CLS]") && error.contains("tokenizer_config.json"), "{error}");
+    write(&folder.path().join("tokenizer_config.json"), &json!({ "cls_token": "<cls>" }));
+    write(&folder.path().join("special_tokens_map.json"), &json!({ "sep_token": { "content": "<sep>" } }));
+    let sequences = Tokenizer::load(&pretrained, 40).unwrap().encode(&[pair("a", "b")]).unwrap();
+    assert_eq!(sequences[0].input_ids, [0, 4, 2, 5, 2]);
+}
+
+#[test]
+fn a_sequence_is_cut_on_the_side_that_the_folder_says() {
+    let (folder, pretrained) = without_template("electra", "[CLS]", "[SEP]");
+    let single = [Example { first: "a b c d e f".into(), second: None }];
+    let ids = || Tokenizer::load(&pretrained, 4).unwrap().encode(&single).unwrap().remove(0).input_ids;
+    assert_eq!(ids(), [0, 4, 5, 2]);
+    write(&folder.path().join("tokenizer_config.json"), &json!({ "truncation_side": "left" }));
+    assert_eq!(ids(), [0, 8, 9, 2]);
+    write(&folder.path().join("tokenizer_config.json"), &json!({ "truncation_side": "middle" }));
+    let error = Tokenizer::load(&pretrained, 4).err().unwrap().to_string();
+    assert!(error.contains("truncation_side") && error.contains("\"left\" or \"right\""), "{error}");
+}
+
+#[test]
+fn casing_is_that_of_tokenizer_config_where_it_says_one_as_in_transformers() {
+    let (folder, pretrained) = without_template("electra", "[CLS]", "[SEP]");
+    let path = folder.path().join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    tokenizer["normalizer"] = json!({
+        "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null, "lowercase": true,
+    });
+    write(&path, &tokenizer);
+    let ids = || Tokenizer::load(&pretrained, 40).unwrap().encode(&[pair("A", "b")]).unwrap().remove(0).input_ids;
+    assert_eq!(ids(), [0, 4, 2, 5, 2]);
+    write(&folder.path().join("tokenizer_config.json"), &json!({ "do_lower_case": false }));
+    assert_eq!(ids(), [0, 3, 2, 5, 2], "a capital letter is none of the vocabulary's");
+}
+
+#[test]
+fn a_token_that_the_table_of_words_has_no_row_for_is_named_before_anything_is_trained() {
+    let (folder, pretrained) = without_template("electra", "[CLS]", "[SEP]");
+    let path = folder.path().join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    tokenizer["model"]["vocab"]["<num>"] = json!(50);
+    tokenizer["pre_tokenizer"] = json!({ "type": "WhitespaceSplit" });
+    write(&path, &tokenizer);
+    let tokenizer = Tokenizer::load(&pretrained, 40).unwrap();
+    assert!(tokenizer.encode(&[pair("a", "b")]).is_ok());
+    let error = tokenizer.encode(&[pair("a", "<num> b")]).unwrap_err().to_string();
+    assert!(
+        error.contains("\"<num>\" has the id 50") && error.contains("50 rows") && error.contains("tokenizer.json"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_tokenizer_that_is_not_there_or_something_else_is_an_error_that_says_what_to_do() {
+    let (folder, pretrained) = model("electra", Value::Null);
+    let error = |pretrained: &Pretrained| Tokenizer::load(pretrained, 40).err().unwrap().to_string();
+    let path = folder.path().join("tokenizer.json");
+    std::fs::write(&path, "version https://git-lfs.github.com/spec/v1\noid sha256:1\n").unwrap();
+    assert!(error(&pretrained).contains("git lfs pull"));
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(folder.path().join("vocab.txt"), "[PAD]\n").unwrap();
+    let message = error(&pretrained);
+    assert!(message.contains("vocab.txt") && message.contains("AutoTokenizer"), "{message}");
+}
+
+#[test]
+fn the_default_length_adapts_to_a_model_of_fewer_positions_and_another_is_refused() {
+    let (folder, _) = without_template("electra", "[CLS]", "[SEP]");
+    let run = Run::new(Task::Synthetic, folder.path().to_str().unwrap(), Method::Head);
+    let mut trainer = Trainer::new(Glue::synthetic("test"), folder.path().join("runs"));
+    let long = [Example { first: "a ".repeat(60), second: None }];
+    let sequences = trainer.tokenizer(&run).unwrap().encode(&long).unwrap();
+    assert_eq!(sequences[0].len(), 40);
+    let error = trainer.tokenizer(&run.with(|settings| settings.max_length = 64)).err().unwrap().to_string();
+    assert!(error.contains("max_length is 64") && error.contains("at most 40, the positions of the model"), "{error}");
+}

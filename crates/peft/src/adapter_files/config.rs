@@ -13,12 +13,15 @@ use crate::parameters::{HEADS, is_head};
 use crate::pooling::Pooling;
 use crate::similar_names::nearest;
 use crate::tuners::config_file::Fields;
-use crate::tuners::{Method, PromptSizes};
+use crate::tuners::{FileField, Method, PromptSizes};
+use crate::wrong_content::WrongContent;
 
 pub(super) const FILE: &str = "adapter_config.json";
 
-/// The version of PEFT whose fields and defaults these are.
-const PEFT_VERSION: &str = "0.21.2";
+/// Fields that releases of PEFT from 0.9 on have. Those between 0.5 and 0.13 fail at a field that they do not know, and later ones warn:
+/// where these say nothing they are not written.
+const NEWER: [&str; 6] =
+    ["exclude_modules", "init_weights", "lora_bias", "rank_dropout_scale", "use_dora", "use_qalora"];
 
 /// What `adapter_config.json` says.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,8 +30,8 @@ pub struct AdapterConfig {
     pub method: Method,
     /// The name or folder of the checkpoint that it was trained on.
     pub base_model_name_or_path: Option<String>,
-    /// From hidden states to one vector.
-    pub pooling: Pooling,
+    /// From hidden states to one vector; `None`: as the base model's `config.json` says.
+    pub pooling: Option<Pooling>,
     /// The pooler was trained whole, by a method that has no `modules_to_save`.
     pub train_pooler: bool,
     /// Modules of the head that PEFT does not take for one, and trains only where it is told to, such as DistilBERT's
@@ -38,18 +41,21 @@ pub struct AdapterConfig {
     pub prompt: Option<PromptSizes>,
 }
 
-/// Fields of every configuration, which PEFT has for itself.
-const COMMON: [&str; 9] = [
-    "peft_type",
-    "task_type",
-    "base_model_name_or_path",
-    "modules_to_save",
-    "pooling",
-    "auto_mapping",
-    "revision",
-    "inference_mode",
-    "peft_version",
+/// Fields of every configuration.
+const COMMON: [(&str, FileField); 9] = [
+    ("peft_type", FileField::Used),
+    ("task_type", FileField::Used),
+    ("base_model_name_or_path", FileField::Used),
+    ("modules_to_save", FileField::Used),
+    ("pooling", FileField::Used),
+    ("revision", FileField::Used),
+    ("auto_mapping", FileField::WithoutEffect),
+    ("inference_mode", FileField::WithoutEffect),
+    ("peft_version", FileField::WithoutEffect),
 ];
+
+/// Those of prompt learning: the sizes of the base model.
+const SIZES: [&str; 4] = ["token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"];
 
 impl AdapterConfig {
     /// Reads `adapter_config.json` in `folder`, and what in it was passed over. Fields that are not there have PEFT's defaults.
@@ -59,10 +65,24 @@ impl AdapterConfig {
     /// something that this crate does not do.
     pub fn read(folder: &Path) -> Result<(Self, Vec<Warning>)> {
         let path = folder.join(FILE);
-        let text =
-            std::fs::read_to_string(&path).map_err(|source| Error::AdapterFile { path: path.clone(), source })?;
-        let parse = |text: &str| Self::parse(serde_json::from_str(text)?);
-        parse(&text).map_err(|source| Error::AdapterConfig { path, source })
+        let bytes = std::fs::read(&path).map_err(|source| Error::AdapterFile { path: path.clone(), source })?;
+        if let Some(found) = WrongContent::of(&bytes) {
+            return Err(Error::Content { path, expected: "the configuration of an adapter", found });
+        }
+        let parse = || Self::parse(serde_json::from_slice(&bytes)?);
+        parse().map_err(|source| Error::AdapterConfig { path, source })
+    }
+
+    /// The fields that a file of this `peft_type` may have, each with what becomes of it; `None` where it is not known.
+    pub fn fields(peft_type: &str) -> Option<Vec<(String, FileField)>> {
+        let mut fields: Vec<(String, FileField)> = COMMON.map(|(name, field)| (name.into(), field)).into();
+        for (name, field) in Method::known_fields(peft_type)? {
+            let field = if SIZES.contains(&name.as_str()) { FileField::Used } else { field };
+            if !fields.iter().any(|(other, _)| *other == name) {
+                fields.push((name, field));
+            }
+        }
+        Some(fields)
     }
 
     /// The configuration and its warnings.
@@ -73,13 +93,15 @@ impl AdapterConfig {
         if let Some(task) = value::<String>(&fields, "task_type")?.filter(|task| task != "SEQ_CLS") {
             return Err(ConfigError::Task { found: task });
         }
-        let pooling = value(&fields, "pooling")?.unwrap_or(Pooling::Cls);
+        // The base model is what is found under its name.
+        let revision =
+            value::<String>(&fields, "revision")?.filter(|revision| !["", "main"].contains(&revision.as_str()));
+        let pooling = value(&fields, "pooling")?;
         let prompt = sizes(&fields)?;
         let mut saved = names(&fields, "modules_to_save")?;
         saved.retain(|name| !HEADS.contains(&name.as_str()));
 
-        let mut known: Vec<String> = COMMON.map(String::from).into();
-        known.extend(Method::known_fields(&peft_type).unwrap_or_default());
+        let known: Vec<String> = Self::fields(&peft_type).into_iter().flatten().map(|(name, _)| name).collect();
         let unknown: Vec<String> = fields.keys().filter(|field| !known.contains(field)).cloned().collect();
         let method = Method::read(&peft_type, fields, &saved)?;
         let nearest = |field: &str| nearest(field, known.iter().map(String::as_str));
@@ -88,7 +110,8 @@ impl AdapterConfig {
         let train_pooler = saved.iter().any(|name| name == "pooler") && method.config().modules_to_save().is_empty();
         let prompt = prompt.filter(|_| method.virtual_tokens() > 0);
         let config = Self { method, base_model_name_or_path, pooling, train_pooler, head: Vec::new(), prompt };
-        Ok((config, warnings.collect()))
+        let revision = revision.map(|revision| Warning::Revision { revision });
+        Ok((config, warnings.chain(revision).collect()))
     }
 
     /// That of a model.
@@ -105,7 +128,7 @@ impl AdapterConfig {
         Ok(Self {
             method,
             base_model_name_or_path: Some(model.base_model().into()),
-            pooling: model.pooling(),
+            pooling: Some(model.pooling()).filter(|pooling| *pooling != model.base_pooling()),
             train_pooler: model.trains_pooler() && !trains_everything,
             head: head(model),
             prompt,
@@ -123,17 +146,21 @@ impl AdapterConfig {
             set("auto_mapping", Value::Null);
             set("revision", Value::Null);
             set("inference_mode", json!(true));
-            set("peft_version", json!(PEFT_VERSION));
-            set("modules_to_save", json!(self.modules_to_save()));
+            // PEFT adds the names of heads itself, and its prompt learning has no such field before 0.15.
+            let saved = self.modules_to_save();
+            if self.prompt.is_none() || saved.len() > HEADS.len() {
+                set("modules_to_save", json!(saved));
+            }
             if let Some(sizes) = self.prompt {
                 set("token_dim", json!(sizes.token_dim));
                 set("num_layers", json!(sizes.num_layers));
                 set("num_attention_heads", json!(sizes.num_attention_heads));
                 set("num_transformer_submodules", json!(1));
             }
-            if self.pooling == Pooling::Mean {
-                set("pooling", json!(self.pooling));
+            if let Some(pooling) = self.pooling {
+                set("pooling", json!(pooling));
             }
+            fields.retain(|field, value| !NEWER.contains(&field.as_str()) || !(value.is_null() || *value == false));
             Ok(serde_json::to_string_pretty(&fields)?)
         };
         write().map_err(|source| Error::AdapterConfig { path: FILE.into(), source })

@@ -16,27 +16,34 @@
 //! `peft_type` of their own: `BOTTLENECK` (with the fields of [`Bottleneck`](crate::Bottleneck); a tensor is called
 //! `….output.adapter_down.weight`, `adapter_down` and `adapter_up` lying where AdapterHub puts them), `BITFIT` (with
 //! `target_modules`, which may be null), `FULL` and `HEAD`. `pooling` is a field of this crate's too,
-//! and written only for `"mean"`, which PEFT's classifiers do not have.
+//! and written only where it is another than the base model's own, which PEFT's classifiers have. What else an adapter should remember,
+//! its [`Conditions`], stands in the metadata of its tensors.
+//!
+//! What a file of PEFT's lacks and the base model has is the base model's, as in PEFT: its classifier, its pooler, its biases.
 //!
 //! A file is checked as a whole before anything is changed, so that no model is ever half loaded.
 
+mod conditions;
 mod config;
+mod releases;
+mod unused_names;
 mod warning;
 mod weights;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 
 use crate::builder::SharedTensors;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::model::{Model, ModelOptions};
-use crate::parameters::is_of_prompt;
+use crate::parameters::{is_head, is_of_prompt};
 use crate::pretrained::Pretrained;
 use crate::tuners::Method;
 
+pub use conditions::Conditions;
 pub use config::AdapterConfig;
 pub use warning::Warning;
 pub(crate) use weights::{PREFIX, Weights};
@@ -48,6 +55,8 @@ pub struct Adapter {
     pub config: AdapterConfig,
     /// What in its configuration was passed over.
     pub warnings: Vec<Warning>,
+    /// What it was trained under.
+    pub conditions: Conditions,
     pub(crate) weights: Weights,
 }
 
@@ -58,8 +67,10 @@ impl Adapter {
     /// When a file is missing or broken, a field means something that this crate does not do, a tensor holds a number that
     /// is not finite, or there is no head.
     pub fn read(folder: &Path) -> Result<Self> {
+        let mut weights = Weights::read(folder)?;
         let (config, warnings) = AdapterConfig::read(folder)?;
-        Ok(Self { config, warnings, weights: Weights::read(folder)? })
+        releases::update(&config.method, weights.tensors_mut())?;
+        Ok(Self { config, warnings, conditions: Conditions::of(weights.metadata()), weights })
     }
 
     /// Writes it to `folder`, which is made if it is missing, so that this crate or Python's `peft` can load it.
@@ -68,7 +79,7 @@ impl Adapter {
     /// When a file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
         // The configuration last: a folder without one is no adapter.
-        self.weights.write(folder)?;
+        self.weights.write(folder, &self.conditions.metadata())?;
         write_atomically(&folder.join(config::FILE), self.config.to_json()?.as_bytes())
     }
 
@@ -77,15 +88,26 @@ impl Adapter {
         Self { weights: self.weights.named(name), ..self }
     }
 
-    /// What a model for this adapter is built from. The number of labels is that of the head.
+    /// Whether it holds a classifier. One that does not has the base model's.
+    pub fn has_head(&self) -> bool {
+        self.weights.has_head()
+    }
+
+    /// What a model for this adapter on `pretrained` is built from. The number of labels is that of the head, the adapter's or else the
+    /// checkpoint's; the pooling the adapter's or else the checkpoint's.
     ///
     /// # Errors
-    /// When there is no head.
-    pub fn options(&self) -> Result<ModelOptions> {
+    /// When neither has a head.
+    pub fn options(&self, pretrained: &Pretrained) -> Result<ModelOptions> {
+        let num_labels = match pretrained.num_labels().filter(|_| !self.weights.has_head()) {
+            Some(labels) => labels,
+            None => self.weights.num_labels()?,
+        };
         Ok(ModelOptions {
-            pooling: self.config.pooling,
+            pooling: self.config.pooling.unwrap_or(pretrained.pooling()),
             train_pooler: self.config.train_pooler,
-            ..ModelOptions::new(self.config.method.clone(), self.weights.num_labels()?)
+            passes_over_names: true,
+            ..ModelOptions::new(self.config.method.clone(), num_labels)
         })
     }
 }
@@ -130,7 +152,8 @@ impl Model {
         if let Some(shared) = self.tuner().shared_tensors().filter(|_| config.method.config().saves_shared_tensors()) {
             tensors.extend(shared_keys(shared).map(|(key, _)| key).zip(shared.values()?));
         }
-        Ok(Adapter { config, warnings: Vec::new(), weights: Weights::new("an adapter in memory", tensors) })
+        let conditions = Conditions { max_length: None, base_sha256: Some(self.base_sha256().into()) };
+        Ok(Adapter { config, warnings: Vec::new(), conditions, weights: Weights::new("an adapter in memory", tensors) })
     }
 
     /// Sets what is trained to the values of the adapter in `folder`, which must be one for a model of this method.
@@ -149,7 +172,8 @@ impl Model {
     /// As [`Adapter::read`] and [`Model::new`], or when the adapter is for another base model.
     pub fn from_adapter(pretrained: &Pretrained, folder: &Path) -> Result<(Self, Vec<Warning>)> {
         let adapter = Adapter::read(folder)?;
-        let model = Self::new(pretrained, &ModelOptions { device: pretrained.device(), ..adapter.options()? })?;
+        let model =
+            Self::new(pretrained, &ModelOptions { device: pretrained.device(), ..adapter.options(pretrained)? })?;
         let warnings = model.load(&adapter)?;
         Ok((model, warnings))
     }
@@ -167,9 +191,19 @@ impl Model {
             return Err(Error::AnotherMethod { path: weights.path().into(), field, expected, found });
         }
         let parameters: Vec<_> = self.parameters().trainable().map(|(name, v)| (self.key(name), v)).collect();
-        let mut values = Vec::with_capacity(parameters.len());
-        for (key, variable) in &parameters {
-            let value = weights.required(key, variable.dims(), &parameters)?;
+        let (mut values, mut from_base) = (Vec::with_capacity(parameters.len()), Vec::new());
+        for ((name, _), (key, variable)) in self.parameters().trainable().zip(&parameters) {
+            let is_lacking =
+                weights.get(key).is_none() && !(is_head(name) && weights.has_head() && self.is_output(name));
+            let base = self.base_value(name).filter(|_| is_lacking).cloned();
+            let base = base.map_or_else(|| self.neutral_value(weights, name, variable), |base| Ok(Some(base)))?;
+            let value = match base {
+                Some(base) => {
+                    from_base.push(name.to_string());
+                    base
+                }
+                None => weights.required(key, variable.dims(), &parameters)?.clone(),
+            };
             values.push(value.to_dtype(variable.dtype())?.to_device(variable.device())?);
         }
         let mut known: BTreeSet<&str> = parameters.iter().map(|(key, _)| key.as_str()).collect();
@@ -184,8 +218,11 @@ impl Model {
             .collect::<Result<_>>()?;
         known.extend(keys.iter().map(|(key, _)| key.as_str()));
         let mut warnings = adapter.warnings.clone();
-        warnings.extend(weights.extra(&known, &self.modules.all)?);
-        warnings.extend(base_warning(config, self.base_model()));
+        let unused = unused_names::warnings(config, &self.modules);
+        warnings.extend(unused.map_err(|source| Error::AdapterConfig { path: weights.path().into(), source })?);
+        warnings.extend(weights.extra(&known, &self.modules.all, |module| self.trains_in(module))?);
+        warnings.extend((!from_base.is_empty()).then_some(Warning::FromBaseModel { names: from_base }));
+        warnings.extend(self.base_warning(adapter));
         for ((_, variable), value) in parameters.iter().zip(values) {
             variable.set(&value)?;
         }
@@ -195,6 +232,43 @@ impl Model {
             _ => {}
         }
         Ok(warnings)
+    }
+
+    /// Whether a parameter of a module is trained, of itself or of an adapter beside it.
+    fn trains_in(&self, module: &str) -> bool {
+        let within = format!("{module}.");
+        self.parameters().trainable().any(|(name, _)| name.starts_with(&within))
+    }
+
+    /// The checkpoint's value of a trained parameter, which PEFT leaves where a file lacks it. Of this crate's own methods files are whole.
+    fn base_value(&self, name: &str) -> Option<&Tensor> {
+        self.parameters().pretrained.get(name).filter(|_| self.tuner().is_in_peft())
+    }
+
+    /// What a parameter of an adapter is where the file has no tensor of its whole layer: with it the layer computes what the base model's
+    /// does, as PEFT's new adapter would.
+    fn neutral_value(&self, weights: &Weights, name: &str, like: &Var) -> Result<Option<Tensor>> {
+        let layer =
+            self.adapted().iter().find(|layer| name.strip_prefix(&layer.path).is_some_and(|s| s.starts_with('.')));
+        let (Some(layer), Some(value)) = (layer, self.method().config().neutral_value()) else { return Ok(None) };
+        let within = format!("{}.", self.key(&layer.path));
+        if weights.iter().any(|(key, _)| key.starts_with(&within)) {
+            return Ok(None);
+        }
+        Ok(Some((like.as_tensor().ones_like()?.detach() * value)?))
+    }
+
+    /// A warning where an adapter was trained on another base model: by its digest where the file has it, else by its name.
+    fn base_warning(&self, adapter: &Adapter) -> Option<Warning> {
+        match &adapter.conditions.base_sha256 {
+            Some(file) if file == self.base_sha256() => None,
+            Some(file) => Some(Warning::BaseContent {
+                file: file.clone(),
+                model: self.base_model().into(),
+                found: self.base_sha256().into(),
+            }),
+            None => base_warning(&adapter.config, self.base_model()),
+        }
     }
 
     /// Sets what is trained to the values that `other` has trained, so that training goes on from there on another task (LoRA's and

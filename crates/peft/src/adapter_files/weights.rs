@@ -11,11 +11,14 @@ use super::is_finite;
 use super::warning::Warning;
 use crate::error::{Error, Result};
 use crate::files::write_tensors;
-use crate::parameters::HEADS;
+use crate::parameters::{HEADS, POOLER};
 use crate::similar_names::nearest;
 use crate::tuners::Method;
+use crate::wrong_content::WrongContent;
 
 const FILE: &str = "adapter_model.safetensors";
+/// What releases of PEFT before 0.5 write unless they are told otherwise.
+const PICKLE: &str = "adapter_model.bin";
 /// Before every key: PEFT's model and its tuner, around Hugging Face's.
 pub(crate) const PREFIX: &str = "base_model.model.";
 /// Before the keys of what prompt learning trains besides virtual tokens: PEFT's model alone.
@@ -29,17 +32,28 @@ pub(crate) struct Weights {
     /// The file that they are from, or the name of the adapter: for messages.
     path: PathBuf,
     tensors: BTreeMap<String, Tensor>,
+    /// That of the file.
+    metadata: BTreeMap<String, String>,
 }
 
 impl Weights {
     pub fn new(path: impl Into<PathBuf>, tensors: BTreeMap<String, Tensor>) -> Self {
-        Self { path: path.into(), tensors }
+        Self { path: path.into(), tensors, metadata: BTreeMap::new() }
     }
 
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
+        if !path.exists() && folder.join(PICKLE).exists() {
+            return Err(Error::PickledAdapter { folder: folder.into() });
+        }
         let bytes = std::fs::read(&path).map_err(|source| Error::AdapterFile { path: path.clone(), source })?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|source| Error::Weights { path: path.clone(), source })?;
+        if let Some(found) = WrongContent::of(&bytes) {
+            return Err(Error::Content { path, expected: "the tensors of an adapter", found });
+        }
+        let broken = |source| Error::Weights { path: path.clone(), source };
+        let file = SafeTensors::deserialize(&bytes).map_err(broken)?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
+        let metadata = header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
         let mut tensors = BTreeMap::new();
         for (key, view) in file.iter() {
             let tensor = view.load(&Device::Cpu)?;
@@ -48,12 +62,17 @@ impl Weights {
             }
             tensors.insert(key.to_string(), tensor);
         }
-        Ok(Self { path, tensors })
+        Ok(Self { path, tensors, metadata })
     }
 
-    /// Writes them to `folder`.
-    pub fn write(&self, folder: &Path) -> Result<()> {
-        write_tensors(&folder.join(FILE), &self.tensors)
+    /// Writes them to `folder`, with this metadata.
+    pub fn write(&self, folder: &Path, metadata: &BTreeMap<String, String>) -> Result<()> {
+        write_tensors(&folder.join(FILE), &self.tensors, metadata)
+    }
+
+    /// That of the file.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
     }
 
     pub fn path(&self) -> &Path {
@@ -68,7 +87,7 @@ impl Weights {
     /// On the CPU, with storage of their own.
     pub fn copy(self) -> Result<Self> {
         let copy = |(key, tensor): (String, Tensor)| Ok((key, tensor.to_device(&Device::Cpu)?.copy()?));
-        Ok(Self { path: self.path, tensors: self.tensors.into_iter().map(copy).collect::<Result<_>>()? })
+        Ok(Self { tensors: self.tensors.into_iter().map(copy).collect::<Result<_>>()?, ..self })
     }
 
     /// Each by its key.
@@ -81,6 +100,21 @@ impl Weights {
         let is_weight = |key: &&String| is_head(key) && key.ends_with(".weight");
         let last = self.tensors.keys().rfind(is_weight).and_then(|key| self.tensors[key].dims().first().copied());
         last.ok_or_else(|| self.missing(&format!("{PREFIX}classifier.weight"), &[]))
+    }
+
+    /// Whether the file has any tensor of the head that PEFT saves.
+    pub fn has_head(&self) -> bool {
+        self.tensors.keys().any(|key| is_head(key))
+    }
+
+    /// Each by its key, to be changed.
+    pub fn tensors_mut(&mut self) -> &mut BTreeMap<String, Tensor> {
+        &mut self.tensors
+    }
+
+    /// The tensor of a key, if the file has it.
+    pub fn get(&self, key: &str) -> Option<&Tensor> {
+        self.tensors.get(key)
     }
 
     /// The tensor that a trained parameter is set to.
@@ -106,8 +140,14 @@ impl Weights {
     /// A warning for each tensor whose key is not known: nothing is set to it.
     ///
     /// # Errors
-    /// When one belongs to a layer that the model has not: it is then an adapter for another base model.
-    pub fn extra(&self, known: &BTreeSet<&str>, modules: &BTreeSet<String>) -> Result<Vec<Warning>> {
+    /// When one belongs to a layer that the model has not: it is then an adapter for another base model. Or when it belongs to one that
+    /// is neither adapted nor trained whole: the adapter is then of a kind that this crate has not, such as LoRA on embeddings.
+    pub fn extra(
+        &self,
+        known: &BTreeSet<&str>,
+        modules: &BTreeSet<String>,
+        is_trained: impl Fn(&str) -> bool,
+    ) -> Result<Vec<Warning>> {
         let mut warnings = Vec::new();
         for key in self.tensors.keys().filter(|key| !known.contains(key.as_str()) && !is_copy(key)) {
             let name = name(key);
@@ -117,16 +157,25 @@ impl Weights {
                 let nearest = nearest(module, modules.iter().map(String::as_str));
                 return Err(Error::NoSuchModule { path: self.path.clone(), key: key.clone(), nearest });
             }
+            if adapted.is_some_and(|module| modules.contains(module) && !is_trained(module)) {
+                return Err(Error::NotAdapted { path: self.path.clone(), key: key.clone() });
+            }
             let nearest = nearest(key, known.iter().copied());
             warnings.push(Warning::UnknownTensor { key: key.clone(), nearest });
         }
         Ok(warnings)
     }
 
-    fn missing(&self, key: &str, parameters: &[(String, &Var)]) -> Error {
+    pub fn missing(&self, key: &str, parameters: &[(String, &Var)]) -> Error {
         let path = self.path.clone();
         if is_head(key) {
             return Error::MissingHead { path, key: key.into() };
+        }
+        // PEFT saves none of these but where it is told to.
+        let first = name(key).split('.').next().unwrap_or_default();
+        if crate::parameters::is_head(first) || name(key).starts_with(POOLER) {
+            let module = if crate::parameters::is_head(first) { first } else { "pooler" };
+            return Error::NotSaved { path, key: key.into(), module: module.into() };
         }
         // A name that is nearly right belongs to no other parameter.
         let is_free = |name: &&String| parameters.iter().all(|(key, _)| key != *name);
@@ -142,7 +191,7 @@ fn holds(modules: &BTreeSet<String>, module: &str) -> bool {
 }
 
 /// A key without what PEFT's files have before it.
-fn name(key: &str) -> &str {
+pub(super) fn name(key: &str) -> &str {
     key.strip_prefix(PREFIX).or_else(|| key.strip_prefix(PREFIX_OF_PROMPTS)).unwrap_or(key)
 }
 

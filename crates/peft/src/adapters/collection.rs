@@ -207,7 +207,7 @@ impl Adapters {
 
     fn load(&mut self, name: &str, adapter: &Adapter) -> Result<Vec<Warning>> {
         let device = self.pretrained.device();
-        let options = ModelOptions { precision: self.precision, device, ..adapter.options()? };
+        let options = ModelOptions { precision: self.precision, device, ..adapter.options(&self.pretrained)? };
         let model = Model::new(&self.pretrained, &options)?;
         let warnings = model.load(adapter)?;
         self.insert(name, model);

@@ -48,7 +48,8 @@ impl Adapter {
         let base = config.base_model_name_or_path.as_deref();
         let other_base = |(adapter, _): &(&Self, f64)| base_warning(&adapter.config, base?);
         let warnings = adapters.iter().filter_map(other_base).collect();
-        Ok(Self { config, warnings, weights: Weights::new("a combination", tensors) })
+        let conditions = of_head.conditions.clone();
+        Ok(Self { config, warnings, conditions, weights: Weights::new("a combination", tensors) })
     }
 
     /// What messages call it.

@@ -39,7 +39,7 @@ impl Model {
         if self.adapted().is_empty() {
             return Err(Error::NotConvertible { method: self.method().to_string() });
         }
-        let Adapter { config, weights, .. } = self.adapter()?;
+        let Adapter { config, weights, conditions, .. } = self.adapter()?;
         let of_adapter: BTreeSet<String> = self.parameters().of_adapters().map(|name| self.key(name)).collect();
         let is_of_adapter = |key: &str| of_adapter.contains(key) || self.is_shared(key);
         let kept = weights.iter().filter(|(key, _)| !is_of_adapter(key));
@@ -68,7 +68,12 @@ impl Model {
         tensors.extend(branches.into_iter().map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor)));
         let config = AdapterConfig { method: Method::Lora(lora), ..config };
         Ok(Conversion {
-            adapter: Adapter { config, warnings: Vec::new(), weights: Weights::new("a conversion", tensors) },
+            adapter: Adapter {
+                config,
+                warnings: Vec::new(),
+                conditions,
+                weights: Weights::new("a conversion", tensors),
+            },
             layers,
         })
     }

@@ -3,9 +3,10 @@
 
 use ops::{Activation, RelativeRows};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{Config, at_most, part, unsupported};
+use super::fields::{Fields, with};
+use super::{Config, activation, at_most, bert, part, unsupported};
 use crate::architectures::layout::{
     DisentangledLayout, Dropouts, EmbeddingsLayout, HeadLayout, LayersLayout, Layout, NormOrder, Numbering,
     PositionsLayout, ProjectionNames,
@@ -13,42 +14,40 @@ use crate::architectures::layout::{
 
 #[derive(Deserialize)]
 struct Options {
-    #[serde(default)]
     type_vocab_size: usize,
-    #[serde(default)]
     relative_attention: bool,
-    #[serde(default)]
     max_relative_positions: Option<i64>,
-    #[serde(default)]
     position_buckets: Option<i64>,
-    #[serde(default)]
     norm_rel_ebd: Option<String>,
-    #[serde(default)]
     share_att_key: bool,
-    #[serde(default)]
     pos_att_type: Option<Terms>,
-    #[serde(default = "yes")]
     position_biased_input: bool,
-    #[serde(default)]
     embedding_size: Option<usize>,
-    #[serde(default)]
     pooler_hidden_size: Option<usize>,
-    #[serde(default)]
+    attention_head_size: Option<usize>,
     conv_kernel_size: usize,
-    #[serde(default)]
     cls_dropout: Option<f64>,
-    #[serde(default)]
     pooler_dropout: f64,
-    #[serde(default = "gelu")]
+    #[serde(deserialize_with = "activation")]
     pooler_hidden_act: Activation,
 }
 
-fn yes() -> bool {
-    true
-}
-
-fn gelu() -> Activation {
-    Activation::Gelu
+/// `configuration_deberta_v2.py`, and what `modeling_deberta_v2.py` looks for besides.
+pub(super) fn fields() -> Fields {
+    let own = json!({
+        "vocab_size": 128100, "hidden_size": 1536, "num_hidden_layers": 24, "num_attention_heads": 24,
+        "intermediate_size": 6144, "type_vocab_size": 0, "layer_norm_eps": 1e-7,
+        "relative_attention": false, "max_relative_positions": -1, "position_buckets": -1, "norm_rel_ebd": "none",
+        "share_att_key": false, "pos_att_type": null, "position_biased_input": true,
+        "embedding_size": null, "pooler_hidden_size": null, "attention_head_size": null, "conv_kernel_size": 0,
+        "cls_dropout": null, "pooler_dropout": 0.0, "pooler_hidden_act": "gelu",
+    });
+    Fields {
+        used: with(bert::fields().used, own),
+        // Of the convolution and of masked-language modeling.
+        without_effect: &["classifier_dropout", "conv_act", "conv_groups", "legacy", "padding_idx"],
+        ..bert::fields()
+    }
 }
 
 /// `"c2p|p2c"` or `["c2p", "p2c"]`.
@@ -96,22 +95,14 @@ fn positive(number: Option<i64>) -> Option<usize> {
     number.and_then(|number| usize::try_from(number).ok()).filter(|&number| number > 0)
 }
 
-pub(super) fn read(json: &Value) -> serde_json::Result<(Config, Layout)> {
-    let (config, options): (Config, Options) = (part(json)?, part(json)?);
-    at_most("conv_kernel_size", options.conv_kernel_size, 0)?;
-    for (field, size) in
-        [("embedding_size", options.embedding_size), ("pooler_hidden_size", options.pooler_hidden_size)]
-    {
-        if size.is_some_and(|size| size != config.hidden_size) {
-            return Err(unsupported(field, "another size than hidden_size"));
-        }
-    }
+/// What attention knows of positions.
+fn positions(config: &Config, options: &Options) -> serde_json::Result<PositionsLayout> {
     let meets = |term| options.pos_att_type.as_ref().is_some_and(|terms| terms.contain(term));
     let (to_position, to_content) = (meets("c2p"), meets("p2c"));
     if options.relative_attention != (to_position || to_content) {
         return Err(unsupported("pos_att_type", "other than c2p, p2c or both with relative_attention, none without"));
     }
-    let positions = match options.relative_attention {
+    Ok(match options.relative_attention {
         false => PositionsLayout::Absolute,
         true => {
             let longest = positive(options.max_relative_positions).unwrap_or(config.max_position_embeddings);
@@ -129,7 +120,23 @@ pub(super) fn read(json: &Value) -> serde_json::Result<(Config, Layout)> {
                 query: (!options.share_att_key).then_some("attention.self.pos_query_proj"),
             })
         }
-    };
+    })
+}
+
+pub(super) fn read(json: &Value) -> serde_json::Result<(Config, Layout)> {
+    let (config, options): (Config, Options) = (part(json)?, part(json)?);
+    at_most("conv_kernel_size", options.conv_kernel_size, 0)?;
+    let of_heads = options.attention_head_size.map(|size| size * config.num_attention_heads);
+    for (field, size, expected) in [
+        ("embedding_size", options.embedding_size, "another size than hidden_size"),
+        ("pooler_hidden_size", options.pooler_hidden_size, "another size than hidden_size"),
+        ("attention_head_size", of_heads, "another size than the share of a head in hidden_size"),
+    ] {
+        if size.is_some_and(|size| size != config.hidden_size) {
+            return Err(unsupported(field, expected));
+        }
+    }
+    let positions = positions(&config, &options)?;
     let embeddings = EmbeddingsLayout::bert(config.hidden_size, Numbering::FromZero, options.type_vocab_size);
     let dropout = options.cls_dropout.unwrap_or(config.hidden_dropout_prob);
     let head = HeadLayout::new("pooler.dense", options.pooler_hidden_act, dropout, config.initializer_range);

@@ -3,9 +3,10 @@
 
 use ops::Activation;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{Architecture, Config, part};
+use super::fields::Fields;
+use super::{Architecture, Config, activation, part};
 use crate::architectures::layout::{
     Dropouts, EmbeddingsLayout, HeadLayout, LayersLayout, Layout, NormOrder, Numbering, PositionsLayout,
     ProjectionNames,
@@ -18,18 +19,31 @@ struct Sizes {
     n_layers: usize,
     n_heads: usize,
     hidden_dim: usize,
+    #[serde(deserialize_with = "activation")]
     activation: Activation,
     max_position_embeddings: usize,
     dropout: f64,
     attention_dropout: f64,
-    #[serde(default = "head_dropout")]
     seq_classif_dropout: f64,
     initializer_range: f64,
 }
 
-fn head_dropout() -> f64 {
-    0.2
+/// `configuration_distilbert.py`. Its layer norms have a constant epsilon. Sinusoidal positions are a table in the checkpoint as well.
+pub(super) fn fields() -> Fields {
+    Fields {
+        used: json!({
+            "vocab_size": 30522, "dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072, "activation": "gelu",
+            "max_position_embeddings": 512, "dropout": 0.1, "attention_dropout": 0.1, "seq_classif_dropout": 0.2,
+            "initializer_range": 0.02,
+        }),
+        without_effect: &["qa_dropout", "sinusoidal_pos_embds", "tie_weights_"],
+        only: json!({}),
+    }
 }
+
+/// Fields that the class takes under BERT's names too (`attribute_map`).
+pub(super) const ALIASES: &[(&str, &str)] =
+    &[("hidden_size", "dim"), ("num_hidden_layers", "n_layers"), ("num_attention_heads", "n_heads")];
 
 pub(super) fn read(json: &Value) -> serde_json::Result<(Config, Layout)> {
     let sizes: Sizes = part(json)?;

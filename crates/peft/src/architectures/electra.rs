@@ -3,14 +3,35 @@
 
 use ops::Activation;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::fields::{Fields, with};
 use super::{Config, bert, part};
 use crate::architectures::layout::{EmbeddingsLayout, HeadLayout, Layout};
 
 #[derive(Deserialize)]
 struct Embeddings {
     embedding_size: usize,
+}
+
+/// `configuration_electra.py`.
+pub(super) fn fields() -> Fields {
+    let sizes = json!({
+        "embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024,
+    });
+    Fields {
+        used: with(bert::fields().used, sizes),
+        // Of multiple choice.
+        without_effect: &[
+            "summary_activation",
+            "summary_first_dropout",
+            "summary_last_dropout",
+            "summary_proj_to_labels",
+            "summary_type",
+            "summary_use_proj",
+        ],
+        ..bert::fields()
+    }
 }
 
 pub(super) fn read(json: &Value) -> serde_json::Result<(Config, Layout)> {

@@ -235,6 +235,8 @@ impl Dropouts {
 /// From a sequence's vector to its logits: a dense layer with an activation, dropout, and the output layer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeadLayout {
+    /// What the architecture's own class makes the vector by.
+    pub pooling: Pooling,
     /// Dropout on the vector itself.
     pub first_dropout: Option<f64>,
     pub dense: &'static str,
@@ -257,6 +259,7 @@ impl HeadLayout {
     /// A dense layer of that name with an activation, dropout, and `classifier`; new weights of that standard deviation.
     pub fn new(dense: &'static str, activation: Activation, dropout: f64, deviation: f64) -> Self {
         Self {
+            pooling: Pooling::Cls,
             first_dropout: None,
             dense,
             dense_bias: true,

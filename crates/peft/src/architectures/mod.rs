@@ -4,6 +4,7 @@ mod bert;
 mod deberta_v2;
 mod distilbert;
 mod electra;
+mod fields;
 pub(crate) mod layout;
 mod modernbert;
 mod mpnet;
@@ -12,12 +13,15 @@ mod roberta;
 use std::fmt;
 
 use ops::Activation;
-use serde::de::Error;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::de::{DeserializeOwned, Error, IntoDeserializer};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
 
 use crate::targets::Targets;
+use fields::Fields;
 use layout::Layout;
+
+pub use fields::FieldRole;
 
 /// An encoder's architecture: `model_type` of its `config.json`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +80,20 @@ impl Architecture {
         }
     }
 
+    /// What the names of transformers' classes begin with, such as `BertForMaskedLM`.
+    pub(crate) fn class_stem(self) -> &'static str {
+        match self {
+            Self::Bert => "Bert",
+            Self::Roberta => "Roberta",
+            Self::XlmRoberta => "XLMRoberta",
+            Self::DistilBert => "DistilBert",
+            Self::Electra => "Electra",
+            Self::Mpnet => "MPNet",
+            Self::DebertaV2 => "DebertaV2",
+            Self::ModernBert => "ModernBert",
+        }
+    }
+
     /// The linear layers that LoRA adapts where none are named: PEFT's
     /// `TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING` (`utils/constants.py`). PEFT has none for DistilBERT, MPNet and
     /// ModernBERT: here they are the layers of the same part, queries and values.
@@ -106,14 +124,41 @@ impl Architecture {
 
     /// The sizes and the layout that a `config.json` of this architecture says.
     pub(crate) fn read(self, json: &Value) -> serde_json::Result<(Config, Layout)> {
+        let mut fields: Map<String, Value> = part(json)?;
+        for &(alias, name) in self.aliases() {
+            use_alias(&mut fields, alias, name)?;
+        }
+        let fields = self.fields().complete(&fields)?;
+        let (config, layout) = match self {
+            Self::Bert => bert::read(&fields),
+            Self::Roberta | Self::XlmRoberta => roberta::read(&fields),
+            Self::DistilBert => distilbert::read(&fields),
+            Self::Electra => electra::read(&fields),
+            Self::Mpnet => mpnet::read(&fields),
+            Self::DebertaV2 => deberta_v2::read(&fields),
+            Self::ModernBert => modernbert::read(&fields),
+        }?;
+        Ok((Config { architecture: self, ..config }, layout))
+    }
+
+    fn fields(self) -> Fields {
         match self {
-            Self::Bert => bert::read(json),
-            Self::Roberta | Self::XlmRoberta => roberta::read(json),
-            Self::DistilBert => distilbert::read(json),
-            Self::Electra => electra::read(json),
-            Self::Mpnet => mpnet::read(json),
-            Self::DebertaV2 => deberta_v2::read(json),
-            Self::ModernBert => modernbert::read(json),
+            Self::Bert => bert::fields(),
+            Self::Roberta => roberta::fields(),
+            Self::XlmRoberta => roberta::fields_of_xlm(),
+            Self::DistilBert => distilbert::fields(),
+            Self::Electra => electra::fields(),
+            Self::Mpnet => mpnet::fields(),
+            Self::DebertaV2 => deberta_v2::fields(),
+            Self::ModernBert => modernbert::fields(),
+        }
+    }
+
+    /// Other names of fields, each with the one that is used.
+    pub(crate) fn aliases(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::DistilBert => distilbert::ALIASES,
+            _ => &[],
         }
     }
 }
@@ -137,7 +182,7 @@ impl fmt::Display for Architecture {
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
     /// `model_type`.
-    #[serde(default, rename = "model_type")]
+    #[serde(skip)]
     pub architecture: Architecture,
     /// Rows of the table of words.
     pub vocab_size: usize,
@@ -150,6 +195,7 @@ pub struct Config {
     /// Columns within a feed-forward network.
     pub intermediate_size: usize,
     /// The activation within it.
+    #[serde(deserialize_with = "activation")]
     pub hidden_act: Activation,
     /// Rows of the table of positions, or the longest sequence of a model without one.
     pub max_position_embeddings: usize,
@@ -177,29 +223,63 @@ impl Config {
     }
 }
 
+fn invalid(what: String) -> serde_json::Error {
+    serde_json::Error::custom(what)
+}
+
 fn unsupported(field: &str, what: &str) -> serde_json::Error {
-    serde_json::Error::custom(format!("{field} with {what}, which is not read"))
+    invalid(format!("{field} with {what}, which is not read"))
 }
 
 fn at_least(field: &str, found: usize, least: usize) -> serde_json::Result<()> {
-    if found >= least {
-        Ok(())
-    } else {
-        Err(serde_json::Error::custom(format!("{field} {found}, expected at least {least}")))
-    }
+    if found >= least { Ok(()) } else { Err(invalid(format!("{field} {found}, expected at least {least}"))) }
 }
 
 fn at_most(field: &str, found: usize, most: usize) -> serde_json::Result<()> {
-    if found <= most {
-        Ok(())
-    } else {
-        Err(serde_json::Error::custom(format!("{field} {found}, expected at most {most}")))
+    if found <= most { Ok(()) } else { Err(invalid(format!("{field} {found}, expected at most {most}"))) }
+}
+
+/// Puts a field that stands under another name under its own. Two that say different things are a mistake of the file.
+fn use_alias(fields: &mut Map<String, Value>, alias: &str, name: &str) -> serde_json::Result<()> {
+    match (fields.remove(alias), fields.get(name)) {
+        (Some(value), Some(other)) if value != *other => {
+            Err(invalid(format!("{alias} {value} beside {name} {other}, which are two names of one field")))
+        }
+        (Some(value), None) => {
+            fields.insert(name.into(), value);
+            Ok(())
+        }
+        _ => Ok(()),
     }
 }
 
 /// A part of `config.json` as a type of its own.
-fn part<'de, T: Deserialize<'de>>(json: &'de Value) -> serde_json::Result<T> {
-    T::deserialize(json)
+fn part<T: DeserializeOwned>(json: &Value) -> serde_json::Result<T> {
+    T::deserialize(json).map_err(|error| match culprit::<T>(json, &error.to_string()) {
+        Some((field, value)) => invalid(format!("{field} {value}: {error}")),
+        None => error,
+    })
+}
+
+/// The field whose value does not fit: without it the error is another.
+fn culprit<'a, T: DeserializeOwned>(json: &'a Value, error: &str) -> Option<(&'a String, &'a Value)> {
+    let fields = json.as_object()?;
+    fields.iter().find(|(field, _)| {
+        let mut others = fields.clone();
+        others.remove(*field);
+        serde_json::from_value::<T>(Value::Object(others)).map_or_else(|other| other.to_string() != error, |_| true)
+    })
+}
+
+/// An activation under any of transformers' names for it (`activations.py`).
+fn activation<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Activation, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    let name = match name.as_str() {
+        "gelu_python" => "gelu",
+        "gelu_accurate" | "gelu_fast" => "gelu_new",
+        name => name,
+    };
+    Activation::deserialize(name.into_deserializer())
 }
 
 /// The rows that transformers gives the distances from -600 to 600, by a path into `buckets.json`.

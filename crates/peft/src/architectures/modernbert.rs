@@ -3,9 +3,10 @@
 
 use ops::Activation;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{Architecture, Config, at_least, part, unsupported};
+use super::fields::Fields;
+use super::{Architecture, Config, activation, at_least, at_most, part, unsupported};
 use crate::architectures::layout::{
     Dropouts, EmbeddingsLayout, HeadLayout, LayersLayout, Layout, NormOrder, PositionsLayout, ProjectionNames,
     RotaryLayout,
@@ -18,6 +19,7 @@ struct Sizes {
     num_hidden_layers: usize,
     num_attention_heads: usize,
     intermediate_size: usize,
+    #[serde(deserialize_with = "activation")]
     hidden_activation: Activation,
     max_position_embeddings: usize,
     norm_eps: f64,
@@ -25,7 +27,6 @@ struct Sizes {
 }
 
 #[derive(Deserialize)]
-#[serde(default)]
 struct Options {
     norm_bias: bool,
     attention_bias: bool,
@@ -35,37 +36,44 @@ struct Options {
     attention_dropout: f64,
     mlp_dropout: f64,
     classifier_dropout: f64,
+    #[serde(deserialize_with = "activation")]
     classifier_activation: Activation,
     local_attention: usize,
     layer_types: Option<Vec<LayerType>>,
     global_attn_every_n_layers: usize,
     rope_parameters: Option<RopeParameters>,
-    rope_scaling: Option<Value>,
     global_rope_theta: f64,
     local_rope_theta: Option<f64>,
 }
 
-impl Default for Options {
-    /// `configuration_modernbert.py`.
-    fn default() -> Self {
-        Self {
-            norm_bias: false,
-            attention_bias: false,
-            mlp_bias: false,
-            classifier_bias: false,
-            embedding_dropout: 0.0,
-            attention_dropout: 0.0,
-            mlp_dropout: 0.0,
-            classifier_dropout: 0.0,
-            classifier_activation: Activation::Gelu,
-            local_attention: 128,
-            layer_types: None,
-            global_attn_every_n_layers: 3,
-            rope_parameters: None,
-            rope_scaling: None,
-            global_rope_theta: 160_000.0,
-            local_rope_theta: None,
-        }
+/// `configuration_modernbert.py`.
+pub(super) fn fields() -> Fields {
+    Fields {
+        used: json!({
+            "vocab_size": 50368, "hidden_size": 768, "num_hidden_layers": 22, "num_attention_heads": 12,
+            "intermediate_size": 1152, "hidden_activation": "gelu", "max_position_embeddings": 8192, "norm_eps": 1e-5,
+            "initializer_range": 0.02, "norm_bias": false, "attention_bias": false, "mlp_bias": false,
+            "classifier_bias": false, "embedding_dropout": 0.0, "attention_dropout": 0.0, "mlp_dropout": 0.0,
+            "classifier_dropout": 0.0, "classifier_activation": "gelu",
+            "local_attention": 128, "layer_types": null, "global_attn_every_n_layers": 3, "rope_parameters": null,
+            "global_rope_theta": 160000.0, "local_rope_theta": 10000.0,
+        }),
+        without_effect: &[
+            // How it is computed, and what masked-language modeling has.
+            "decoder_bias",
+            "deterministic_flash_attn",
+            "initializer_cutoff_factor",
+            "reference_compile",
+            "repad_logits_with_grad",
+            "sparse_pred_ignore_index",
+            "sparse_prediction",
+            // Tokens by their ids, which a tokenizer puts.
+            "cls_token_id",
+            // Of BERT's class: the published files have them, and the model has other norms and positions.
+            "layer_norm_eps",
+            "position_embedding_type",
+        ],
+        only: json!({ "head_dim": null, "rope_scaling": null, "sliding_window": null }),
     }
 }
 
@@ -79,15 +87,17 @@ enum LayerType {
 
 /// As transformers 5 writes them.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct RopeParameters {
     full_attention: Option<Rope>,
     sliding_attention: Option<Rope>,
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Rope {
     rope_theta: Option<f64>,
-    #[serde(default = "usual")]
+    #[serde(default = "usual", alias = "type")]
     rope_type: String,
 }
 
@@ -107,9 +117,7 @@ impl Options {
                 (parameters.and_then(|p| p.sliding_attention.as_ref()), theta, Some(self.local_attention / 2))
             }
         };
-        if rope.is_some_and(|rope| rope.rope_type != "default")
-            || self.rope_scaling.as_ref().is_some_and(|s| !s.is_null())
-        {
+        if rope.is_some_and(|rope| rope.rope_type != "default") {
             return Err(unsupported("rope_parameters", "a rope_type other than default"));
         }
         Ok(RotaryLayout { theta: rope.and_then(|rope| rope.rope_theta).unwrap_or(theta), window })
@@ -128,6 +136,7 @@ pub(super) fn read(json: &Value) -> serde_json::Result<(Config, Layout)> {
         }
     };
     at_least("the number of layer_types", types.len(), sizes.num_hidden_layers)?;
+    at_most("the number of layer_types", types.len(), sizes.num_hidden_layers)?;
     let config = Config {
         architecture: Architecture::ModernBert,
         vocab_size: sizes.vocab_size,

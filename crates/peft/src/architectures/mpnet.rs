@@ -3,8 +3,9 @@
 
 use ops::{Activation, RelativeRows};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::fields::Fields;
 use super::{Config, at_least, part};
 use crate::architectures::layout::{
     Dropouts, EmbeddingsLayout, HeadLayout, LayersLayout, Layout, NormOrder, Numbering, PositionsLayout,
@@ -13,16 +14,26 @@ use crate::architectures::layout::{
 
 #[derive(Deserialize)]
 struct Buckets {
-    #[serde(default = "buckets")]
     relative_attention_num_buckets: usize,
+}
+
+/// `configuration_mpnet.py`.
+pub(super) fn fields() -> Fields {
+    Fields {
+        used: json!({
+            "vocab_size": 30527, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+            "intermediate_size": 3072, "hidden_act": "gelu", "max_position_embeddings": 512,
+            "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "layer_norm_eps": 1e-12,
+            "initializer_range": 0.02, "relative_attention_num_buckets": 32,
+        }),
+        // Of BERT's class, whose fields early files of MPNet's have; its own has neither.
+        without_effect: &["classifier_dropout", "type_vocab_size"],
+        only: json!({}),
+    }
 }
 
 /// Of `compute_position_bias`, which leaves the configuration's number aside.
 const BUCKETS: usize = 32;
-
-fn buckets() -> usize {
-    BUCKETS
-}
 
 /// Of `MPNetEmbeddings`, which leaves the configuration's `pad_token_id` aside.
 const PADDING: u32 = 1;

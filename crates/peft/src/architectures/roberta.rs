@@ -3,20 +3,26 @@
 
 use ops::Activation;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::fields::{Fields, with};
 use super::{Config, bert, part};
 use crate::architectures::layout::{EmbeddingsLayout, HeadLayout, Layout, Numbering};
 
 #[derive(Deserialize)]
 struct Tables {
     type_vocab_size: usize,
-    #[serde(default = "padding")]
     pad_token_id: u32,
 }
 
-fn padding() -> u32 {
-    1
+/// `configuration_roberta.py`.
+pub(super) fn fields() -> Fields {
+    Fields { used: with(bert::fields().used, json!({ "vocab_size": 50265, "pad_token_id": 1 })), ..bert::fields() }
+}
+
+/// `configuration_xlm_roberta.py`.
+pub(super) fn fields_of_xlm() -> Fields {
+    Fields { used: with(fields().used, json!({ "vocab_size": 30522 })), ..fields() }
 }
 
 pub(super) fn read(json: &Value) -> serde_json::Result<(Config, Layout)> {

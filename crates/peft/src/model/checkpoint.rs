@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::Tensor;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Model;
+use crate::checkpoint::POOLING_FIELD;
 use crate::error::{Error, Result};
 use crate::files::{write_atomically, write_tensors};
 use crate::pretrained::Pretrained;
 
 /// What a tokenizer may be written in.
-const TOKENIZER: [&str; 7] = [
+const TOKENIZER: [&str; 9] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -20,18 +21,24 @@ const TOKENIZER: [&str; 7] = [
     "vocab.json",
     "merges.txt",
     "sentencepiece.bpe.model",
+    "spm.model",
+    "added_tokens.json",
 ];
 
 impl Model {
     /// Writes the model as a checkpoint of its own, `config.json`, `model.safetensors` and the checkpoint's tokenizer: each adapter merged
     /// into its layer's weight, the head and whatever else was trained in the places of the checkpoint's. transformers'
-    /// `AutoModelForSequenceClassification` loads it, and so does this crate, with [`crate::Method::Head`] and the model's pooling and
-    /// number of labels. The model itself stays as it is.
+    /// `AutoModelForSequenceClassification` loads it, and so does this crate, with [`crate::Method::Head`] and the model's number of
+    /// labels. The model itself stays as it is.
+    ///
+    /// `config.json` says what it is by now: a classifier, its architecture, its `labels` (`LABEL_0` and so on where there are not as
+    /// many as outputs) and `problem_type`; where the pooling is another than the checkpoint's, in `classifier_pooling`, which
+    /// transformers reads of ModernBERT alone.
     ///
     /// # Errors
     /// When an adapter is none that a weight could hold, the model was merged for good already, `pretrained` is not its checkpoint, or
     /// a file cannot be read or written.
-    pub fn save_merged(&self, pretrained: &Pretrained, folder: &Path) -> Result<()> {
+    pub fn save_merged(&self, pretrained: &Pretrained, labels: &[&str], folder: &Path) -> Result<()> {
         self.check_mergeable()?;
         if self.is_unloaded() {
             return Err(Error::Merged);
@@ -46,10 +53,15 @@ impl Model {
             tensors.insert(name, merged.weight.tensor().detach());
             tensors.extend(merged.bias.map(|bias| (format!("{}.bias", layer.path), bias.detach())));
         }
-        let labels = tensors.get(&pretrained.output_weight()).and_then(|output| output.dims().first().copied());
-        let config = config(&pretrained.folder().join("config.json"), labels.unwrap_or_default())?;
+        let rows = tensors.get(&pretrained.output_weight()).and_then(|output| output.dims().first().copied());
+        let rows = rows.unwrap_or_default();
+        let labels: Vec<String> = match labels.len() == rows {
+            true => labels.iter().map(ToString::to_string).collect(),
+            false => (0..rows).map(|label| format!("LABEL_{label}")).collect(),
+        };
+        let config = config(self, pretrained, &labels)?;
 
-        write_tensors(&folder.join("model.safetensors"), &tensors)?;
+        write_tensors(&folder.join("model.safetensors"), &tensors, &BTreeMap::new())?;
         for name in TOKENIZER {
             let path = pretrained.folder().join(name);
             if path.is_file() {
@@ -62,27 +74,34 @@ impl Model {
     }
 }
 
-/// The checkpoint's configuration as that of a classifier in f32.
-fn config(path: &Path, labels: usize) -> Result<String> {
-    let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
-    let invalid = |error: serde_json::Error| Error::Config { path: path.into(), found: error.to_string() };
-    let mut fields: serde_json::Map<String, Value> = serde_json::from_str(&text).map_err(invalid)?;
-    let names = (0..labels).map(|label| (label, format!("LABEL_{label}")));
-    let by_id: serde_json::Map<String, Value> = names.clone().map(|(id, name)| (id.to_string(), json!(name))).collect();
-    let by_name: serde_json::Map<String, Value> = names.map(|(id, name)| (name, json!(id))).collect();
-    fields.insert("id2label".into(), Value::Object(by_id));
-    fields.insert("label2id".into(), Value::Object(by_name));
-    fields.remove("num_labels");
-    // BertModel, BertForMaskedLM: what stands before is the architecture.
-    let class = fields.get("architectures").and_then(|classes| classes.get(0)).and_then(Value::as_str);
-    let class = class.map(|class| class.split("For").next().unwrap_or(class).trim_end_matches("Model"));
-    if let Some(class) = class.map(|class| format!("{class}ForSequenceClassification")) {
-        fields.insert("architectures".into(), json!([class]));
+/// The checkpoint's configuration as that of a classifier in f32 with these labels.
+fn config(model: &Model, pretrained: &Pretrained, labels: &[String]) -> Result<String> {
+    let mut fields = pretrained.configuration().fields().clone();
+    let by_id: Map<String, Value> = labels.iter().enumerate().map(|(id, name)| (id.to_string(), json!(name))).collect();
+    let by_name: Map<String, Value> = labels.iter().enumerate().map(|(id, name)| (name.clone(), json!(id))).collect();
+    let architecture = model.config().architecture;
+    let problem = if labels.len() == 1 { "regression" } else { "single_label_classification" };
+    for (field, value) in [
+        ("model_type", json!(architecture.model_type())),
+        ("architectures", json!([format!("{}ForSequenceClassification", architecture.class_stem())])),
+        ("id2label", Value::Object(by_id)),
+        ("label2id", Value::Object(by_name)),
+        ("problem_type", json!(problem)),
+    ] {
+        fields.insert(field.into(), value);
+    }
+    for field in ["num_labels", "_num_labels", "finetuning_task"] {
+        fields.remove(field);
     }
     for field in ["torch_dtype", "dtype"] {
         if let Some(dtype) = fields.get_mut(field) {
             *dtype = json!("float32");
         }
     }
-    serde_json::to_string_pretty(&fields).map_err(invalid)
+    if model.pooling() != pretrained.pooling() {
+        fields.insert(POOLING_FIELD.into(), json!(model.pooling()));
+    }
+    let failed =
+        |error: serde_json::Error| Error::Config { path: pretrained.folder().into(), found: error.to_string() };
+    serde_json::to_string_pretty(&fields).map_err(failed)
 }

@@ -5,7 +5,7 @@ mod initialization;
 mod merging;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -14,6 +14,7 @@ use ops::Precision;
 use crate::architectures::Config;
 use crate::batch::Batch;
 use crate::builder::{Builder, Tuner};
+use crate::checkpoint::Remark;
 use crate::encoder::{Encoder, Head, Wanted};
 use crate::error::{Error, Result};
 use crate::layers::{AdaptedLayer, Pass, VirtualTokens};
@@ -34,6 +35,9 @@ pub struct ModelOptions {
     /// Train BERT's pooler whole, whatever the method. PEFT freezes it, BitFit trains its bias. The dense layers of other
     /// architectures' heads are always trained.
     pub train_pooler: bool,
+    /// Pass over the method's names that match no module, as long as its tensors are all there in the adapter that is loaded next. What
+    /// is to be trained must be there.
+    pub passes_over_names: bool,
     /// Every dropout probability; `None`: the checkpoint's configuration.
     pub dropout: Option<f64>,
     /// For the parameters that the checkpoint lacks.
@@ -55,6 +59,7 @@ impl ModelOptions {
             num_labels,
             pooling: Pooling::Cls,
             train_pooler: false,
+            passes_over_names: false,
             dropout: None,
             seed: 1,
             dtype: DType::F32,
@@ -79,6 +84,10 @@ pub struct Model {
     adapted: Vec<AdaptedLayer>,
     tuner: Arc<dyn Tuner>,
     base_model: String,
+    base_sha256: Arc<str>,
+    base_pooling: Pooling,
+    /// What should be known of how the checkpoint was used.
+    remarks: Vec<Remark>,
     /// The layer that the logits come from.
     output: &'static str,
     /// Adapters were merged into the encoder's weights for good.
@@ -120,6 +129,7 @@ impl Model {
             tuner: options.method.config().tuner()?,
             modules_to_save: options.method.config().modules_to_save(),
             train_pooler: options.train_pooler,
+            passes_over_names: options.passes_over_names,
             dtype: options.dtype,
             precision: options.precision,
             device: &options.device,
@@ -127,11 +137,14 @@ impl Model {
             parameters: Parameters::default(),
             modules: Default::default(),
             adapted: Vec::new(),
+            new_layers: Default::default(),
         };
         let encoder = Encoder::new(&mut builder, &config, &layout)?;
         builder.precision = builder.precision.of_f32();
         let head = Head::new(&mut builder, &config, &layout.head, options.pooling, options.num_labels)?;
-        let Builder { tuner, parameters, modules, adapted, .. } = builder;
+        let Builder { tuner, parameters, modules, adapted, new_layers, .. } = builder;
+        let mut remarks = remarks(pretrained, &parameters, new_layers);
+        remarks.extend(pretrained.configuration().other_pooling(options.pooling));
         if let (Some(shared), Some(key)) = (tuner.shared_tensors(), options.method.config().shared_tensors_key()) {
             shared.draw(key, options.dtype, &options.device)?;
         }
@@ -147,6 +160,9 @@ impl Model {
             adapted,
             tuner,
             base_model: pretrained.name().into(),
+            base_sha256: pretrained.sha256().into(),
+            base_pooling: pretrained.pooling(),
+            remarks,
             output: pretrained.layout.head.output,
             unloaded: false,
             dtype: options.dtype,
@@ -162,6 +178,12 @@ impl Model {
     /// Whether its adapters were merged for good.
     pub(crate) fn is_unloaded(&self) -> bool {
         self.unloaded
+    }
+
+    /// What should be known of how the checkpoint was used, besides [`Pretrained::remarks`]: which parameters are new since it lacks
+    /// them, and which of its tensors nothing takes.
+    pub fn remarks(&self) -> &[Remark] {
+        &self.remarks
     }
 
     /// The logits, `(sequences, num_labels)`.
@@ -281,6 +303,16 @@ impl Model {
         &self.base_model
     }
 
+    /// The digest of the checkpoint's encoder.
+    pub(crate) fn base_sha256(&self) -> &str {
+        &self.base_sha256
+    }
+
+    /// The pooling that the checkpoint asks for.
+    pub(crate) fn base_pooling(&self) -> Pooling {
+        self.base_pooling
+    }
+
     /// The sizes of the encoder.
     pub fn config(&self) -> &Config {
         &self.config
@@ -295,6 +327,25 @@ impl Model {
     pub fn device(&self) -> &Device {
         &self.device
     }
+}
+
+/// What should be known of how a checkpoint was used for a model of these parameters.
+fn remarks(pretrained: &Pretrained, parameters: &Parameters, new_layers: BTreeSet<String>) -> Vec<Remark> {
+    let folder = || pretrained.folder().to_path_buf();
+    let used: BTreeSet<&str> = parameters.shapes().iter().map(|(name, _)| name.as_str()).collect();
+    let of_encoder = pretrained.layout.path("");
+    // Without a use where the vector is a mean.
+    let is_pooler = |name: &str| name.starts_with(&pretrained.layout.path("pooler."));
+    let is_unused = |name: &&String| name.starts_with(&of_encoder) && !used.contains(name.as_str()) && !is_pooler(name);
+    let unused: Vec<&String> = pretrained.tensors().keys().filter(is_unused).collect();
+    let unused = unused.first().map(|example| Remark::UnusedTensors {
+        folder: folder(),
+        count: unused.len(),
+        example: example.to_string(),
+    });
+    let names: Vec<String> = new_layers.into_iter().collect();
+    let new = (!names.is_empty()).then(|| Remark::NewParameters { folder: folder(), names });
+    unused.into_iter().chain(new).collect()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::Var;
+use candle_core::{Tensor, Var};
 
 /// The parameters of a model. Only those that are trained exist as variables; a frozen one has no gradient, no optimiser
 /// state and no copy.
@@ -10,6 +10,8 @@ use candle_core::Var;
 pub struct Parameters {
     pub(crate) trainable: BTreeMap<String, Var>,
     pub(crate) new: Vec<String>,
+    /// Of the trained parameters, the values of those that the checkpoint holds.
+    pub(crate) pretrained: BTreeMap<String, Tensor>,
     /// The trained parameters that belong to adapters.
     pub(crate) of_adapters: BTreeSet<String>,
     /// What PEFT's files have between a trained parameter's module and its name, by the parameter's path.

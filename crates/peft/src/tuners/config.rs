@@ -137,6 +137,20 @@ pub(crate) trait TunerConfig: Any + fmt::Display {
         Ok(())
     }
 
+    /// The number in every tensor of an adapter beside a layer with which the layer computes what it does alone, if there is one.
+    fn neutral_value(&self) -> Option<f64> {
+        None
+    }
+
+    /// Puts adapters within modules that were trained whole into these modules' weights, where an early release of PEFT's wrote such
+    /// files. They are asked for by key.
+    ///
+    /// # Errors
+    /// When tensors do not fit together.
+    fn fold_into_saved(&self, _tensors: &mut BTreeMap<String, Tensor>) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether files hold the [`crate::builder::SharedTensors`]. Without, they follow from the options.
     fn saves_shared_tensors(&self) -> bool {
         false

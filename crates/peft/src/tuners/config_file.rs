@@ -69,12 +69,32 @@ pub(crate) trait ConfigFile: TunerConfig + Clone + Serialize + DeserializeOwned 
     fn finish(&self, _fields: &mut Fields, _sizes: Option<PromptSizes>) {}
 }
 
+/// What becomes of a field of `adapter_config.json`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileField {
+    /// It says what the adapter is.
+    Used,
+    /// It changes nothing that a loaded adapter computes on an encoder.
+    WithoutEffect,
+    /// It changes what is computed, in a way that this crate does not do: it must be null, false or empty.
+    NotSupported,
+}
+
 /// The fields that a file of this method may have.
-pub(super) fn known<C: ConfigFile>() -> Vec<String> {
+pub(super) fn known<C: ConfigFile>() -> Vec<(String, FileField)> {
     let defaults = C::peft_defaults();
-    let written = defaults.as_object().into_iter().flat_map(Fields::keys).cloned();
-    let named = [&[field_names::<C>()], C::WITHOUT_EFFECT, C::NOT_SUPPORTED].concat().concat();
-    named.into_iter().map(String::from).chain(written).collect()
+    let written = defaults.as_object().into_iter().flat_map(Fields::keys).map(String::as_str);
+    let of = |lists: &[&[&'static str]]| lists.concat();
+    let refused = of(C::NOT_SUPPORTED).into_iter().map(|name| (name, FileField::NotSupported));
+    let without = of(C::WITHOUT_EFFECT).into_iter().map(|name| (name, FileField::WithoutEffect));
+    let used = field_names::<C>().iter().copied().chain(written).map(|name| (name, FileField::Used));
+    let mut fields: Vec<(String, FileField)> = Vec::new();
+    for (name, field) in refused.chain(without).chain(used) {
+        if !fields.iter().any(|(other, _)| other == name) {
+            fields.push((name.into(), field));
+        }
+    }
+    fields
 }
 
 /// A method's options from a file's fields. `modules_to_save` are those of the file, without heads.

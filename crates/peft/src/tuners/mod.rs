@@ -43,7 +43,7 @@ pub use bottleneck::{AdapterStyle, Bottleneck, InitWeights};
 pub use combination::{Combination, CombinationType};
 pub use compacter::{Compacter, PhmCInit};
 pub use config::{AfterStep, Bias};
-pub use config_file::PromptSizes;
+pub use config_file::{FileField, PromptSizes};
 pub use ia3::Ia3;
 pub use ln_tuning::LnTuning;
 pub use loha::LoHa;
@@ -135,7 +135,7 @@ macro_rules! methods {
                 &[$($unit::TENSORS,)* $($kind::TENSORS,)*];
 
             /// The fields of `adapter_config.json` that a `peft_type` may have; `None` where it is not known.
-            pub(crate) fn known_fields(peft_type: &str) -> Option<Vec<String>> {
+            pub(crate) fn known_fields(peft_type: &str) -> Option<Vec<(String, FileField)>> {
                 $(if peft_type == $unit::PEFT_TYPE { return Some(config_file::known::<$unit>()); })*
                 $(if peft_type == $kind::PEFT_TYPE { return Some(config_file::known::<$kind>()); })*
                 None
@@ -381,7 +381,7 @@ mod tests {
             let known = Method::known_fields(method.peft_type()).unwrap();
             for option in Method::options(id) {
                 let field = option.field.split('.').next().unwrap();
-                assert!(known.iter().any(|name| name == field), "{id}: --{} sets {field}", option.name);
+                assert!(known.iter().any(|(name, _)| name == field), "{id}: --{} sets {field}", option.name);
             }
         }
     }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use regex::Regex;
+use fancy_regex::Regex;
 
 use crate::error::Result;
-use crate::targets::expression;
+use crate::targets::{expression, is_match};
 
 /// Both, compiled (PEFT `utils/other.py`, `get_pattern_key`): the first that matches counts.
 pub(super) struct Patterns {
@@ -30,7 +30,7 @@ impl Patterns {
 }
 
 fn first<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
-    patterns.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| *value)
+    patterns.iter().find(|(pattern, _)| is_match(pattern, module)).map(|(_, value)| *value)
 }
 
 fn compile<T: Copy>(values: &BTreeMap<String, T>) -> Result<Vec<(Regex, T)>> {

@@ -1,6 +1,6 @@
 //! Which linear layers get an adapter, by the fields that PEFT's configurations of LoRA's kind share.
 
-use regex::Regex;
+use fancy_regex::Regex;
 
 use super::modules_to_save;
 use crate::builder::lies_in;
@@ -88,7 +88,7 @@ impl Selection {
     }
 
     fn layer_number(&self, module: &str) -> Option<usize> {
-        let captures = self.layer_numbers.iter().find_map(|pattern| pattern.captures(module))?;
+        let captures = self.layer_numbers.iter().find_map(|pattern| pattern.captures(module).ok().flatten())?;
         captures.get(1)?.as_str().parse().ok()
     }
 

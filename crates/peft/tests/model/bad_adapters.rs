@@ -64,7 +64,7 @@ fn a_truncated_or_lying_file_of_tensors_is_an_error_that_names_it() {
     let (model, folder) = saved();
     let path = folder.path().join("adapter_model.safetensors");
     let whole = std::fs::read(&path).unwrap();
-    for length in [0, 5, 100, whole.len() / 2, whole.len() - 1] {
+    for length in [5, 100, whole.len() / 2, whole.len() - 1] {
         std::fs::write(&path, &whole[..length]).unwrap();
         fails_with(&model, folder.path(), &["adapter_model.safetensors", "expected a safetensors file"]);
     }

@@ -422,11 +422,21 @@ fn what_an_encoder_cannot_be_is_an_error_that_names_the_field() {
             "relative_attention_num_buckets 16, expected at least 32",
         ),
         ("modernbert", "layer_types", json!(["full_attention"]), "the number of layer_types 1, expected at least 4"),
-        ("modernbert", "layer_types", json!(["chunked_attention"]), "unknown variant `chunked_attention`"),
-        ("modernbert", "rope_scaling", json!({ "type": "linear" }), "a rope_type other than default"),
+        (
+            "modernbert",
+            "layer_types",
+            json!(["chunked_attention"]),
+            "layer_types [\"chunked_attention\"]: unknown variant `chunked_attention`",
+        ),
+        (
+            "modernbert",
+            "rope_scaling",
+            json!({ "type": "linear" }),
+            "rope_scaling {\"type\":\"linear\"}, which is not supported",
+        ),
         ("modernbert", "global_attn_every_n_layers", json!(0), "expected at least 1"),
         ("distilbert", "activation", json!("mish"), "unknown variant `mish`"),
-        ("electra", "embedding_size", json!(null), "invalid type: null"),
+        ("electra", "embedding_size", json!(null), "embedding_size null: invalid type: null"),
     ] {
         let copy = rewritten(case, |name| Some(name.into()));
         edit_config(copy.path(), |config| drop(config.insert(field.into(), value)));

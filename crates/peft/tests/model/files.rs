@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use peft::{Method, Model, ModelOptions, Pretrained, Result};
 use serde_json::{Value, json};
 
-use crate::support::oracle_folder;
+use crate::support::{batch, close, flat, oracle_folder, sequences};
 
 /// A copy of the tiny checkpoint that a test may damage.
 fn copy() -> tempfile::TempDir {
@@ -52,11 +52,118 @@ fn an_undamaged_copy_loads() {
 
 #[test]
 fn a_missing_file_is_an_error_that_names_it() {
-    for file in ["config.json", "model.safetensors"] {
+    for (file, part) in [("config.json", "a model folder holds"), ("model.safetensors", "found no weights")] {
         let folder = copy();
         std::fs::remove_file(folder.path().join(file)).unwrap();
-        fails_with(folder.path(), &[file, "cannot be read", "a model folder holds"]);
+        fails_with(folder.path(), &[file, part]);
     }
+}
+
+#[test]
+fn a_file_that_is_something_else_is_an_error_that_says_what_it_is_and_what_to_do() {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 90868376\n";
+    for (content, parts) in [
+        (&pointer[..], ["Git LFS", "git lfs pull"]),
+        (b"<!doctype html><html>Sign in</html>", ["a web page", "download the file itself"]),
+        (b"", ["an empty file", "download it again"]),
+        (b"PK\x03\x04pickle/data.pkl", ["a pickle", "save_pretrained"]),
+    ] {
+        for file in ["config.json", "model.safetensors"] {
+            let folder = copy();
+            std::fs::write(folder.path().join(file), content).unwrap();
+            fails_with(folder.path(), &[&parts[..], &[file]].concat());
+        }
+    }
+    let folder = copy();
+    let whole = std::fs::read(folder.path().join("model.safetensors")).unwrap();
+    std::fs::write(folder.path().join("model.safetensors"), &whole[..whole.len() / 2]).unwrap();
+    fails_with(folder.path(), &["expected a safetensors file", "download it again"]);
+}
+
+#[test]
+fn weights_of_other_kinds_are_named_with_the_way_to_convert_them() {
+    for (name, part) in [
+        ("pytorch_model.bin", "save_pretrained"),
+        ("tf_model.h5", "convert it with transformers"),
+        ("model.fp16.safetensors", "give it the name model.safetensors"),
+    ] {
+        let folder = copy();
+        std::fs::rename(folder.path().join("model.safetensors"), folder.path().join(name)).unwrap();
+        fails_with(folder.path(), &[name, part]);
+    }
+}
+
+/// The tiny checkpoint in two files, as `save_pretrained(max_shard_size=...)` lays it out.
+fn in_shards() -> tempfile::TempDir {
+    let folder = copy();
+    let path = folder.path().join("model.safetensors");
+    let tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    std::fs::remove_file(path).unwrap();
+    let (mut shards, mut map) = ([HashMap::new(), HashMap::new()], serde_json::Map::new());
+    for (index, (name, tensor)) in tensors.into_iter().enumerate() {
+        map.insert(name.clone(), json!(format!("model-0000{}-of-00002.safetensors", index % 2 + 1)));
+        shards[index % 2].insert(name, tensor);
+    }
+    for (index, shard) in shards.iter().enumerate() {
+        let path = folder.path().join(format!("model-0000{}-of-00002.safetensors", index + 1));
+        candle_core::safetensors::save(shard, path).unwrap();
+    }
+    let index = json!({ "metadata": { "total_size": 1 }, "weight_map": map });
+    std::fs::write(folder.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+    folder
+}
+
+fn logits(folder: &Path) -> Vec<f64> {
+    flat(&model(folder).unwrap().predict(&batch(&sequences(&[5, 3], 90))).unwrap())
+}
+
+#[test]
+fn a_checkpoint_in_parts_is_the_same_and_a_part_that_is_missing_is_named() {
+    let folder = in_shards();
+    assert_eq!(logits(folder.path()), logits(copy().path()));
+    std::fs::remove_file(folder.path().join("model-00002-of-00002.safetensors")).unwrap();
+    fails_with(folder.path(), &["model-00002-of-00002.safetensors", "is missing", "2 files"]);
+    let index = folder.path().join("model.safetensors.index.json");
+    std::fs::write(index, json!({ "weight_map": { "a": "../elsewhere.safetensors" } }).to_string()).unwrap();
+    fails_with(folder.path(), &["model.safetensors.index.json", "files beside it"]);
+}
+
+#[test]
+fn weights_in_half_precision_are_read_and_quantized_ones_refused() {
+    for (dtype, tolerance) in [(DType::F16, 1e-2), (DType::BF16, 1e-1), (DType::F64, 0.0)] {
+        let folder = copy();
+        edit_tensors(folder.path(), |tensors| {
+            tensors.values_mut().for_each(|tensor| *tensor = tensor.to_dtype(dtype).unwrap());
+        });
+        close(&format!("{dtype:?}"), &logits(folder.path()), &logits(copy().path()), tolerance);
+    }
+    let folder = copy();
+    edit_tensors(folder.path(), |tensors| {
+        let whole = tensors[OUTPUT].to_dtype(DType::U8).unwrap();
+        tensors.insert(OUTPUT.into(), whole);
+    });
+    fails_with(folder.path(), &[OUTPUT, "U8", "quantized"]);
+}
+
+#[test]
+fn the_table_of_words_may_be_stored_as_the_output_layer_that_shares_it() {
+    let words = "bert.embeddings.word_embeddings.weight";
+    let folder = copy();
+    edit_tensors(folder.path(), |tensors| {
+        let table = tensors.remove(words).unwrap();
+        tensors.insert("cls.predictions.decoder.weight".into(), table);
+    });
+    assert_eq!(logits(folder.path()), logits(copy().path()));
+
+    // As safetensors' save_model writes what two names share: the metadata says whose numbers they are.
+    let path = folder.path().join("model.safetensors");
+    let bytes = std::fs::read(copy().path().join("model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let kept = |name: &str| if name == words { "another.name".to_string() } else { name.to_string() };
+    let views: Vec<_> = file.iter().map(|(name, view)| (kept(name), view)).collect();
+    let metadata = HashMap::from([("format".into(), "pt".into()), (words.to_string(), "another.name".to_string())]);
+    std::fs::write(path, safetensors::serialize(views, Some(metadata)).unwrap()).unwrap();
+    assert_eq!(logits(folder.path()), logits(copy().path()));
 }
 
 #[test]

@@ -127,11 +127,11 @@ fn a_merged_checkpoint_gives_pefts_logits_without_the_adapter() {
         let model = model(&name, dtype);
         if model.method().virtual_tokens() > 0 {
             // Nothing is written of what no checkpoint can hold.
-            assert!(matches!(model.save_merged(&tiny(), folder.path()).unwrap_err(), Error::NotMergeable { .. }));
+            assert!(matches!(model.save_merged(&tiny(), &[], folder.path()).unwrap_err(), Error::NotMergeable { .. }));
             assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "{name}");
             continue;
         }
-        model.save_merged(&tiny(), folder.path()).unwrap();
+        model.save_merged(&tiny(), &[], folder.path()).unwrap();
         let merged = Pretrained::from_folder(folder.path()).unwrap();
         assert_eq!(merged.num_labels(), Some(3));
         let classifier = Model::new(&merged, &exact(Method::Head)).unwrap();
@@ -150,7 +150,7 @@ fn a_merged_checkpoint_of_any_method_is_the_models_and_says_that_it_classifies()
     for method in [Method::Full, Method::bitfit(), Method::BitFit(subset), Method::LnTuning(LnTuning::default())] {
         let folder = tempfile::tempdir().unwrap();
         let model = trained(&method, DType::F32);
-        model.save_merged(&tiny(), folder.path()).unwrap();
+        model.save_merged(&tiny(), &[], folder.path()).unwrap();
         let merged = Pretrained::from_folder(folder.path()).unwrap();
         let again = Model::new(&merged, &ModelOptions::new(Method::Head, 2)).unwrap();
         assert_eq!(flat(&again.predict(&batch).unwrap()), flat(&model.predict(&batch).unwrap()), "{method}");

@@ -234,7 +234,7 @@ fn an_adapter_in_memory_holds_virtual_tokens_as_a_file_does_and_cannot_be_merged
     for method in methods() {
         let mut model = Model::new(&tiny(), &ModelOptions::new(method.clone(), 2)).unwrap();
         let adapter = model.adapter().unwrap();
-        let again = Model::new(&tiny(), &adapter.options().unwrap()).unwrap();
+        let again = Model::new(&tiny(), &adapter.options(&tiny()).unwrap()).unwrap();
         assert_eq!(again.load(&adapter).unwrap(), []);
         let expected = logits(&model);
         assert_eq!(logits(&again), expected, "{method}");

@@ -65,7 +65,7 @@ fn read(adapter: &str) -> Adapter {
 
 /// The tiny BERT with an adapter, in f64.
 fn with(adapter: &Adapter) -> Model {
-    let options = ModelOptions { dtype: DType::F64, dropout: Some(0.0), ..adapter.options().unwrap() };
+    let options = ModelOptions { dtype: DType::F64, dropout: Some(0.0), ..adapter.options(&tiny()).unwrap() };
     let model = Model::new(&tiny(), &options).unwrap();
     assert_eq!(model.load(adapter).unwrap(), []);
     model

@@ -143,6 +143,10 @@ impl TunerConfig for Ia3 {
         3e-3
     }
 
+    fn neutral_value(&self) -> Option<f64> {
+        Some(1.0)
+    }
+
     fn modules_to_save(&self) -> &[String] {
         &self.modules_to_save
     }

@@ -5,6 +5,7 @@ mod combine;
 mod config;
 mod conversion;
 mod eva;
+mod saved_modules;
 mod tuner;
 
 pub use config::{InitLoraWeights, Lora};

@@ -10,6 +10,7 @@ use super::adapter::Branch;
 use super::combine;
 use super::config::{InitLoraWeights, Lora};
 use super::eva::Eva;
+use super::saved_modules;
 use crate::architectures::Architecture;
 use crate::builder::Tuner;
 use crate::error::{ConfigError, Result};
@@ -49,6 +50,15 @@ impl TunerConfig for Lora {
 
     fn bias(&self) -> Bias {
         self.bias
+    }
+
+    fn neutral_value(&self) -> Option<f64> {
+        let leaves_the_weight = self.init_lora_weights.base_weight() == InitLoraWeights::Kaiming.base_weight();
+        (leaves_the_weight && self.init_lora_weights != InitLoraWeights::Unset && !self.use_dora).then_some(0.0)
+    }
+
+    fn fold_into_saved(&self, tensors: &mut BTreeMap<String, Tensor>) -> Result<()> {
+        saved_modules::fold(self, tensors)
     }
 
     fn data_initializer(&self) -> Option<Box<dyn DataInitializer>> {
@@ -208,6 +218,15 @@ impl ConfigFile for Lora {
                 return Err(ConfigError::Unused { field: "eva_config", value: value.clone(), advice });
             }
             _ => {}
+        }
+        Ok(())
+    }
+
+    fn prepare(fields: &mut Fields) -> std::result::Result<(), ConfigError> {
+        // A start that an adapter's own values have replaced, beside a base weight that it leaves as it is.
+        let starts = ["orthogonal"];
+        if fields.get("init_lora_weights").and_then(Value::as_str).is_some_and(|start| starts.contains(&start)) {
+            fields.insert("init_lora_weights".into(), json!(true));
         }
         Ok(())
     }

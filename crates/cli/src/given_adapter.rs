@@ -1,0 +1,51 @@
+//! The adapter that `--adapter` names: what it says of the run that it is for.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, anyhow};
+use trainer::peft::{AdapterConfig, Conditions, Pooling};
+use trainer::{Run, provenance};
+
+/// An adapter's files without its tensors.
+pub struct GivenAdapter {
+    folder: PathBuf,
+    pub config: AdapterConfig,
+    conditions: Conditions,
+    /// The run that made it, if it tells.
+    run: Option<Run>,
+}
+
+impl GivenAdapter {
+    pub fn read(folder: &Path) -> Result<Self> {
+        let (config, _) = AdapterConfig::read(folder)?;
+        let (conditions, run) = (Conditions::read(folder)?, provenance::read(folder)?);
+        Ok(Self { folder: folder.into(), config, conditions, run })
+    }
+
+    /// The base model that was given, or the one that the adapter names.
+    pub fn base_model(&self, given: Option<&str>) -> Result<String> {
+        base_model(&self.folder, &self.config, given)
+    }
+
+    /// What is said where that model is not to be had.
+    pub fn about_base_model(&self) -> String {
+        format!("the base model that {} names; give --model", self.folder.display())
+    }
+
+    /// The pooling that it was trained with, where that is another than the base model's own or its run tells.
+    pub fn pooling(&self) -> Option<Pooling> {
+        self.config.pooling.or(self.run.as_ref().map(|run| run.settings.pooling))
+    }
+
+    /// The length to which its training's sequences were cut.
+    pub fn max_length(&self) -> Option<usize> {
+        self.conditions.max_length.or(self.run.as_ref().map(|run| run.settings.max_length))
+    }
+}
+
+/// The base model of the adapter in `folder`: the one that was given, or the one that the adapter names.
+pub fn base_model(folder: &Path, config: &AdapterConfig, given: Option<&str>) -> Result<String> {
+    let named = || config.base_model_name_or_path.clone().filter(|name| !name.is_empty());
+    let name = given.map(String::from).or_else(named);
+    name.ok_or_else(|| anyhow!("{} names no base model: give --model", folder.display()))
+}

@@ -1,0 +1,97 @@
+//! Tokenisation of examples by a model's own `tokenizer.json`, as transformers uses it for that folder.
+
+mod folder;
+mod special_tokens;
+
+use std::path::PathBuf;
+
+use glue::Example;
+use peft::{Pretrained, Remark, Sequence};
+use tokenizers::{EncodeInput, TruncationParams};
+
+use crate::error::{Error, Result};
+
+/// A model's tokenizer, with its own truncation and without padding.
+pub struct Tokenizer {
+    tokenizer: tokenizers::Tokenizer,
+    path: PathBuf,
+    /// Rows of the model's table of words: no id is as large.
+    words: usize,
+    remarks: Vec<Remark>,
+}
+
+impl Tokenizer {
+    /// The tokenizer of a model's folder. Sequences are cut to `max_length` tokens, the longer sentence of a pair first, on the side that
+    /// the folder says; the padding that a `tokenizer.json` may ask for is switched off. One that adds no special tokens is completed as
+    /// the architecture's own tokenizer adds them.
+    ///
+    /// # Errors
+    /// When the file is missing or not a tokenizer, it lacks special tokens that the model needs, or `max_length` exceeds the model's
+    /// positions.
+    pub fn load(pretrained: &Pretrained, max_length: usize) -> Result<Self> {
+        let path = pretrained.tokenizer_path();
+        let positions = pretrained.max_length();
+        if !(4..=positions).contains(&max_length) {
+            let expected = format!("4 to {positions}, the positions of the model");
+            return Err(Error::Setting { name: "max_length", found: max_length.to_string(), expected });
+        }
+        let failed = |error: tokenizers::Error| Error::Tokenizer { path: path.clone(), reason: error.to_string() };
+        let folder = folder::TokenizerFolder::read(pretrained.folder())?;
+        let mut tokenizer = folder.tokenizer()?;
+        let remark = special_tokens::complete(&mut tokenizer, &folder, pretrained.config.architecture)?;
+        let direction = folder.truncation_side(&tokenizer)?;
+        tokenizer.with_padding(None);
+        let truncation = TruncationParams { max_length, direction, ..Default::default() };
+        tokenizer.with_truncation(Some(truncation)).map_err(failed)?;
+        let (words, remarks) = (pretrained.config.vocab_size, remark.into_iter().collect());
+        Ok(Self { tokenizer, path, words, remarks })
+    }
+
+    /// What should be known of how it was read.
+    pub fn remarks(&self) -> &[Remark] {
+        &self.remarks
+    }
+
+    /// One sequence for each example: `[CLS] first [SEP]`, or `[CLS] first [SEP] second [SEP]`.
+    ///
+    /// # Errors
+    /// When the tokenizer fails, or gives a token that the model has no vector for.
+    pub fn encode(&self, examples: &[Example]) -> Result<Vec<Sequence>> {
+        let inputs: Vec<EncodeInput> = examples
+            .iter()
+            .map(|example| match &example.second {
+                Some(second) => (example.first.as_str(), second.as_str()).into(),
+                None => example.first.as_str().into(),
+            })
+            .collect();
+        let encodings = self.tokenizer.encode_batch_fast(inputs, true).map_err(|error| self.failed(error))?;
+        let sequence = |encoding: &tokenizers::Encoding| Sequence {
+            input_ids: encoding.get_ids().to_vec(),
+            token_type_ids: encoding.get_type_ids().to_vec(),
+        };
+        let sequences: Vec<Sequence> = encodings.iter().map(sequence).collect();
+        self.check_ids(&sequences)?;
+        Ok(sequences)
+    }
+
+    /// The pieces an example is cut into, `[CLS]` and `[SEP]` among them.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn pieces(&self, example: &Example) -> Result<Vec<String>> {
+        let sequence = self.encode(std::slice::from_ref(example))?.remove(0);
+        Ok(sequence.input_ids.iter().map(|&id| self.tokenizer.id_to_token(id).unwrap_or_default()).collect())
+    }
+
+    /// Fails at the first id that the model's table of words has no row for, as of a token that was added to the tokenizer alone.
+    fn check_ids(&self, sequences: &[Sequence]) -> Result<()> {
+        let ids = sequences.iter().flat_map(|sequence| &sequence.input_ids);
+        let Some(&id) = ids.into_iter().find(|&&id| id as usize >= self.words) else { return Ok(()) };
+        let token = self.tokenizer.id_to_token(id).unwrap_or_default();
+        Err(Error::TokenWithoutRow { path: self.path.clone(), token, id, rows: self.words })
+    }
+
+    fn failed(&self, error: tokenizers::Error) -> Error {
+        Error::Tokenizer { path: self.path.clone(), reason: error.to_string() }
+    }
+}
