@@ -1,5 +1,7 @@
 //! Compiles the CUDA kernels for the feature `cuda`, to `kernels.fatbin`. Without it there is nothing to do.
 
+#![allow(clippy::print_stdout)] // Cargo reads what a build script prints.
+
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -14,7 +14,7 @@ use crate::arguments::pair;
 use crate::given_adapter::base_model;
 
 #[derive(Subcommand)]
-pub enum AdapterCommand {
+pub(crate) enum AdapterCommand {
     /// Combine adapters, each with a weight, as peft's add_weighted_adapter does.
     Combine(CombineArguments),
     /// Make a LoRA that computes what another adapter does, as nearly as its rank allows.
@@ -30,7 +30,7 @@ pub enum AdapterCommand {
 }
 
 #[derive(Args)]
-pub struct CombineArguments {
+pub(crate) struct CombineArguments {
     /// Each adapter's folder and weight: FOLDER=WEIGHT.
     #[arg(required = true, value_name = "FOLDER=WEIGHT", value_parser = pair::<f64>)]
     adapters: Vec<(String, f64)>,
@@ -60,7 +60,7 @@ pub struct CombineArguments {
 
 /// An adapter, its base model, and where the result goes.
 #[derive(Args)]
-pub struct Source {
+pub(crate) struct Source {
     /// The adapter's folder.
     adapter: PathBuf,
     /// The base model: a folder, a folder below models/, or a hub id [default: the one that the adapter names].
@@ -77,7 +77,7 @@ enum SignName {
     Frequency,
 }
 
-pub fn perform(command: &AdapterCommand) -> Result<()> {
+pub(crate) fn perform(command: &AdapterCommand) -> Result<()> {
     match command {
         AdapterCommand::Combine(arguments) => combine(arguments),
         AdapterCommand::Convert { source, rank } => convert(source, *rank),

@@ -18,7 +18,7 @@ use crate::method;
 
 impl Arguments {
     /// The arguments of this process. Ends it where they are wrong, or ask for help.
-    pub fn from_command_line() -> Self {
+    pub(crate) fn from_command_line() -> Self {
         let matches = Self::with_methods().get_matches();
         let mut arguments = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
         let of_command = matches.subcommand().map(|(_, matches)| matches);
@@ -51,13 +51,13 @@ impl Arguments {
 /// Parameter-efficient fine-tuning on GLUE.
 #[derive(Parser)]
 #[command(name = "peft-glue", version)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     #[command(subcommand)]
     pub command: Command,
 }
 
 #[derive(Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Make one run or several, or print the records they already have.
     Run {
         #[command(flatten)]
@@ -130,7 +130,7 @@ enum PrecisionName {
 }
 
 #[derive(Args)]
-pub struct RunArguments {
+pub(crate) struct RunArguments {
     /// A recipe: a name in the folder recipes, such as cola-lora, or a .toml file. It says task, model, method and settings; they are
     /// changed there, and not by options beside it.
     #[arg(long)]
@@ -242,7 +242,7 @@ const BESIDE_RECIPE: [&str; 10] =
 
 /// Which recipes, and where records go.
 #[derive(Args)]
-pub struct GlueArguments {
+pub(crate) struct GlueArguments {
     /// Recipes by name [default: all].
     pub recipes: Vec<String>,
     /// Only say which runs there are and what they will take.
@@ -264,7 +264,7 @@ pub struct GlueArguments {
 
 /// Which runs predict, and where the zip goes.
 #[derive(Args)]
-pub struct SubmitArguments {
+pub(crate) struct SubmitArguments {
     /// Only say which run each file would come from, and what has to be trained again.
     #[arg(long)]
     pub list: bool,
@@ -287,7 +287,7 @@ pub struct SubmitArguments {
 
 /// Several runs in the place of one.
 #[derive(Args)]
-pub struct SeveralArguments {
+pub(crate) struct SeveralArguments {
     /// Make a run with each of these seeds, such as 1,2,3.
     #[arg(long, value_delimiter = ',', conflicts_with = "seed")]
     seeds: Vec<u64>,
@@ -301,7 +301,7 @@ pub struct SeveralArguments {
 
 impl SeveralArguments {
     /// The runs of all ranks and seeds; of a recipe those of its seeds, if no others are given.
-    pub fn runs(&self, arguments: &RunArguments) -> Result<Vec<Run>> {
+    pub(crate) fn runs(&self, arguments: &RunArguments) -> Result<Vec<Run>> {
         let run = arguments.run()?;
         if let (Some(recipe), true) = (&arguments.recipe, self.seeds.is_empty() && !arguments.is_given("seed")) {
             return Ok(Recipe::load(recipe)?.runs());
@@ -334,7 +334,7 @@ fn positions(model: &str, configuration: &Configuration, method: &Method) -> Str
 }
 
 /// `NAME=VALUE`.
-pub fn pair<T: std::str::FromStr>(text: &str) -> std::result::Result<(String, T), String> {
+pub(crate) fn pair<T: std::str::FromStr>(text: &str) -> std::result::Result<(String, T), String> {
     let (name, value) = text.rsplit_once('=').ok_or("expected NAME=VALUE")?;
     Ok((name.into(), value.parse().map_err(|_| format!("{value:?} is no number that {name} can have"))?))
 }
@@ -358,7 +358,7 @@ impl RunArguments {
     }
 
     /// The run these arguments describe. An adapter brings its base model, its method, its pooling and its length.
-    pub fn run(&self) -> Result<Run> {
+    pub(crate) fn run(&self) -> Result<Run> {
         if let Some(recipe) = &self.recipe {
             return self.recipe_run(recipe);
         }
@@ -465,7 +465,7 @@ impl RunArguments {
     }
 
     /// The run as a file that `--config` takes.
-    pub fn config(&self) -> Result<String> {
+    pub(crate) fn config(&self) -> Result<String> {
         let run = self.run()?;
         let recipe = self.recipe.as_ref().or(self.config.as_ref()).map(|name| Recipe::load(name)).transpose()?;
         let starts_from = match (&run.starts_from, &self.starts_from) {

@@ -7,7 +7,7 @@ use trainer::peft::{AdapterConfig, Conditions, Pooling};
 use trainer::{Run, provenance};
 
 /// An adapter's files without its tensors.
-pub struct GivenAdapter {
+pub(crate) struct GivenAdapter {
     folder: PathBuf,
     pub config: AdapterConfig,
     conditions: Conditions,
@@ -16,35 +16,35 @@ pub struct GivenAdapter {
 }
 
 impl GivenAdapter {
-    pub fn read(folder: &Path) -> Result<Self> {
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
         let (config, _) = AdapterConfig::read(folder)?;
         let (conditions, run) = (Conditions::read(folder)?, provenance::read(folder)?);
         Ok(Self { folder: folder.into(), config, conditions, run })
     }
 
     /// The base model that was given, or the one that the adapter names.
-    pub fn base_model(&self, given: Option<&str>) -> Result<String> {
+    pub(crate) fn base_model(&self, given: Option<&str>) -> Result<String> {
         base_model(&self.folder, &self.config, given)
     }
 
     /// What is said where that model is not to be had.
-    pub fn about_base_model(&self) -> String {
+    pub(crate) fn about_base_model(&self) -> String {
         format!("the base model that {} names; give --model", self.folder.display())
     }
 
     /// The pooling that it was trained with, where that is another than the base model's own or its run tells.
-    pub fn pooling(&self) -> Option<Pooling> {
+    pub(crate) fn pooling(&self) -> Option<Pooling> {
         self.config.pooling.or(self.run.as_ref().map(|run| run.settings.pooling))
     }
 
     /// The length to which its training's sequences were cut.
-    pub fn max_length(&self) -> Option<usize> {
+    pub(crate) fn max_length(&self) -> Option<usize> {
         self.conditions.max_length.or(self.run.as_ref().map(|run| run.settings.max_length))
     }
 }
 
 /// The base model of the adapter in `folder`: the one that was given, or the one that the adapter names.
-pub fn base_model(folder: &Path, config: &AdapterConfig, given: Option<&str>) -> Result<String> {
+pub(crate) fn base_model(folder: &Path, config: &AdapterConfig, given: Option<&str>) -> Result<String> {
     let named = || config.base_model_name_or_path.clone().filter(|name| !name.is_empty());
     let name = given.map(String::from).or_else(named);
     name.ok_or_else(|| anyhow!("{} names no base model: give --model", folder.display()))

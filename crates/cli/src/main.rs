@@ -1,5 +1,7 @@
 //! `peft-glue`: fine-tuning on GLUE without a notebook.
 
+#![allow(clippy::print_stdout, clippy::print_stderr)] // Who types a command reads there what comes of it.
+
 mod adapter;
 mod arguments;
 mod given_adapter;

@@ -10,7 +10,7 @@ use trainer::glue::Example;
 use trainer::peft::{Configuration, Method, MethodOption, OptionKind, Pretrained};
 
 /// The options of all methods, one argument for each name.
-pub fn arguments() -> Vec<Arg> {
+pub(crate) fn arguments() -> Vec<Arg> {
     let mut methods: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let mut options: Vec<MethodOption> = Vec::new();
     for &id in Method::IDS {
@@ -41,7 +41,7 @@ fn argument(option: &MethodOption, methods: &[&str]) -> Arg {
 }
 
 /// Of the options that were typed those of methods, each with its text.
-pub fn given(matches: &ArgMatches, typed: &[String]) -> Vec<(String, String)> {
+pub(crate) fn given(matches: &ArgMatches, typed: &[String]) -> Vec<(String, String)> {
     let is_of_method = |name: &&String| {
         Method::IDS.iter().any(|id| Method::options(id).iter().any(|option| option.name == name.as_str()))
     };
@@ -50,7 +50,7 @@ pub fn given(matches: &ArgMatches, typed: &[String]) -> Vec<(String, String)> {
 }
 
 /// The method of that id with the options that were typed, on that model. `base` is the same method as a file says it.
-pub fn method(id: &str, given: &[(String, String)], base: Option<&Method>, model: &str) -> Result<Method> {
+pub(crate) fn method(id: &str, given: &[(String, String)], base: Option<&Method>, model: &str) -> Result<Method> {
     let known = Method::options(id);
     let mut fields = serde_json::Map::new();
     if let Some(serde_json::Value::Object(base)) = base.map(serde_json::to_value).transpose()? {

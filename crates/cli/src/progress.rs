@@ -6,7 +6,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use trainer::{Event, JobLogger, LineLogger, Logger, Place, Silent};
 
 /// The logger for where the standard output goes. What should be known of a model goes to the standard error.
-pub fn logger() -> Box<dyn Logger> {
+pub(crate) fn logger() -> Box<dyn Logger> {
     if stdout().is_terminal() {
         return Box::new(Notes(Bars(MultiProgress::with_draw_target(ProgressDrawTarget::stdout()))));
     }
@@ -14,7 +14,7 @@ pub fn logger() -> Box<dyn Logger> {
 }
 
 /// The logger of a command whose standard output is its own: only what should be known of a model, on the standard error.
-pub fn notes() -> Box<dyn Logger> {
+pub(crate) fn notes() -> Box<dyn Logger> {
     Box::new(Notes(Silent))
 }
 

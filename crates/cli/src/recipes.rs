@@ -18,7 +18,7 @@ struct Planned {
 }
 
 /// Makes what is missing, in the order of the recipes.
-pub fn perform(arguments: &GlueArguments) -> Result<()> {
+pub(crate) fn perform(arguments: &GlueArguments) -> Result<()> {
     let published = results::load(&arguments.results)?;
     let recipes = match arguments.recipes.as_slice() {
         [] => Recipe::all()?,

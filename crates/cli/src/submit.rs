@@ -9,7 +9,7 @@ use crate::arguments::SubmitArguments;
 use crate::progress;
 
 /// Writes the zip, after what has to be trained again for it.
-pub fn perform(arguments: &SubmitArguments) -> Result<()> {
+pub(crate) fn perform(arguments: &SubmitArguments) -> Result<()> {
     let SubmitArguments { list, results: folder, runs, output, method, device } = arguments;
     let records = results::load(folder)?;
     let mut trainer =

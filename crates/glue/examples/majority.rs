@@ -1,6 +1,8 @@
 //! How far the most frequent label of the training set gets on each task's validation set:
 //! `cargo run -p peft-glue-data --example majority`
 
+#![allow(clippy::print_stdout)] // An example is read where it is run.
+
 use glue::{Glue, Split};
 
 fn main() -> glue::Result<()> {

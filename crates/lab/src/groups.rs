@@ -19,33 +19,33 @@ pub(crate) struct Group<'a> {
 
 impl Group<'_> {
     /// The method's name.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.records[0].run.method_name()
     }
 
     /// The best value of each run.
-    pub fn values(&self, metric: Metric) -> Vec<f64> {
+    pub(crate) fn values(&self, metric: Metric) -> Vec<f64> {
         self.records.iter().map(|record| record.best_metric(metric)).collect()
     }
 
     /// Over the runs.
-    pub fn mean_and_deviation(&self, metric: Metric) -> (f64, f64) {
+    pub(crate) fn mean_and_deviation(&self, metric: Metric) -> (f64, f64) {
         mean_and_deviation(&self.values(metric))
     }
 
     /// Over the runs, on one of the task's validation splits.
-    pub fn mean_and_deviation_on(&self, split: Split, metric: Metric) -> (f64, f64) {
+    pub(crate) fn mean_and_deviation_on(&self, split: Split, metric: Metric) -> (f64, f64) {
         let values: Vec<f64> = self.records.iter().map(|record| record.score_on(split, metric)).collect();
         mean_and_deviation(&values)
     }
 
     /// The mean of the best values as text, with their deviation where there are several.
-    pub fn score(&self, metric: Metric) -> String {
+    pub(crate) fn score(&self, metric: Metric) -> String {
         self.text(self.mean_and_deviation(metric))
     }
 
     /// The same on one of the task's validation splits.
-    pub fn score_on(&self, split: Split, metric: Metric) -> String {
+    pub(crate) fn score_on(&self, split: Split, metric: Metric) -> String {
         self.text(self.mean_and_deviation_on(split, metric))
     }
 
@@ -54,30 +54,30 @@ impl Group<'_> {
     }
 
     /// So many numbers as a share of the model's, in percent.
-    pub fn share_of_model(&self, numbers: usize) -> String {
+    pub(crate) fn share_of_model(&self, numbers: usize) -> String {
         format!("{:.2} %", 100.0 * numbers as f64 / self.records[0].parameters.total as f64)
     }
 
     /// Whether the mean on a baseline's split is above it.
-    pub fn is_above(&self, baseline: &Baseline) -> bool {
+    pub(crate) fn is_above(&self, baseline: &Baseline) -> bool {
         self.mean_and_deviation_on(baseline.split, baseline.metric).0 > baseline.value
     }
 
     /// What to say of them if they differ in more than their seed: their mean is over different settings.
-    pub fn mixture(&self) -> Option<String> {
+    pub(crate) fn mixture(&self) -> Option<String> {
         let first = &self.records[0].run;
         let mixed = self.records.iter().any(|record| record.run.clone().seed(first.seed) != *first);
         mixed.then(|| format!("{}, {}: the mean is over runs with different settings", self.task, self.name()))
     }
 
     /// The mean training time of a run.
-    pub fn seconds(&self) -> f64 {
+    pub(crate) fn seconds(&self) -> f64 {
         let seconds: Vec<f64> = self.records.iter().map(|record| record.train_seconds).collect();
         mean_and_deviation(&seconds).0
     }
 
     /// Numbers trained besides the classifier's.
-    pub fn parameters(&self) -> usize {
+    pub(crate) fn parameters(&self) -> usize {
         self.records[0].parameters.without_head
     }
 }

@@ -47,7 +47,7 @@ pub(crate) struct Prepared(Arc<dyn Any + Send + Sync>);
 impl Prepared {
     /// # Errors
     /// When the tensor is no matrix, or its numbers cannot be multiplied at that precision.
-    pub fn new(weight: &Tensor, precision: Precision) -> Result<Self> {
+    pub(crate) fn new(weight: &Tensor, precision: Precision) -> Result<Self> {
         #[cfg(feature = "cuda")]
         if weight.device().is_cuda() {
             return Ok(Self(Arc::new(cuda::GpuWeight::new(precision, !weight.track_op()))));
@@ -56,14 +56,14 @@ impl Prepared {
     }
 
     /// As the device of `W` has it, for an operation of that name.
-    pub fn of<W: 'static>(&self, operation: &str) -> Result<&W> {
+    pub(crate) fn of<W: 'static>(&self, operation: &str) -> Result<&W> {
         match self.0.downcast_ref() {
             Some(weight) => Ok(weight),
             None => bail!("{operation}: the weight lies on another device; move all tensors to one by to_device"),
         }
     }
 
-    pub fn shared(&self) -> &Arc<dyn Any + Send + Sync> {
+    pub(crate) fn shared(&self) -> &Arc<dyn Any + Send + Sync> {
         &self.0
     }
 }

@@ -133,7 +133,7 @@ pub(crate) struct Builder<'a> {
 
 impl Builder<'_> {
     /// A linear layer from `inputs` to `outputs`. `initializer` is for a weight that the checkpoint lacks.
-    pub fn linear(
+    pub(crate) fn linear(
         &mut self,
         path: &str,
         inputs: usize,
@@ -164,7 +164,7 @@ impl Builder<'_> {
     }
 
     /// A layer norm. `initializer` is for a weight that the checkpoint lacks.
-    pub fn layer_norm(
+    pub(crate) fn layer_norm(
         &mut self,
         path: &str,
         hidden: usize,
@@ -191,7 +191,13 @@ impl Builder<'_> {
     }
 
     /// The parameter `{module}.{name}`: the checkpoint's value, or a new one; a variable if it is trained.
-    pub fn parameter(&mut self, module: &str, name: &str, shape: &[usize], initializer: Initializer) -> Result<Tensor> {
+    pub(crate) fn parameter(
+        &mut self,
+        module: &str,
+        name: &str,
+        shape: &[usize],
+        initializer: Initializer,
+    ) -> Result<Tensor> {
         self.modules.all.insert(module.into());
         if name == "bias" {
             self.modules.biased.insert(module.into());
@@ -223,36 +229,36 @@ impl Builder<'_> {
     }
 
     /// A parameter of an adapter: new, and trained.
-    pub fn adapter(&mut self, path: String, shape: &[usize], initializer: Initializer) -> Result<Tensor> {
+    pub(crate) fn adapter(&mut self, path: String, shape: &[usize], initializer: Initializer) -> Result<Tensor> {
         let value = self.new_values(&path, shape, initializer)?;
         self.register_adapter(path, value)
     }
 
     /// A parameter of an adapter that starts from a value worked out from the checkpoint's.
-    pub fn adapter_from(&mut self, path: String, value: Tensor) -> Result<Tensor> {
+    pub(crate) fn adapter_from(&mut self, path: String, value: Tensor) -> Result<Tensor> {
         self.parameters.new.push(path.clone());
         self.register_adapter(path, value)
     }
 
     /// A parameter of an adapter that holds no number: one of its dimensions is 0.
-    pub fn empty_adapter(&mut self, path: String, shape: &[usize]) {
+    pub(crate) fn empty_adapter(&mut self, path: String, shape: &[usize]) {
         self.parameters.of_adapters.insert(path.clone());
         self.parameters.empty.insert(path, shape.to_vec());
     }
 
     /// Counts what PEFT keeps among its parameters, and this crate does not.
-    pub fn count_as_peft(&mut self, count: usize) {
+    pub(crate) fn count_as_peft(&mut self, count: usize) {
         self.parameters.copied += count;
     }
 
     /// So many numbers below `end`, drawn for the parameter of that path.
-    pub fn random_ids(&self, path: &str, end: usize, count: usize) -> Vec<u32> {
+    pub(crate) fn random_ids(&self, path: &str, end: usize, count: usize) -> Vec<u32> {
         let mut generator = generator(path, self.seed);
         (0..count).map(|_| generator.random_range(0..end) as u32).collect()
     }
 
     /// Fails if a target of the method names nothing so far.
-    pub fn check_targets(&self) -> Result<()> {
+    pub(crate) fn check_targets(&self) -> Result<()> {
         // As in PEFT some name has to match.
         let trains_something = || self.parameters.trainable.keys().any(|name| !is_head(name));
         match self.tuner.check_targets(&self.modules) {
@@ -271,7 +277,7 @@ impl Builder<'_> {
     }
 
     /// Whether a module is trained whole beside what the method adapts: the head always is, and so is what the checkpoint lacks.
-    pub fn trains_whole(&self, module: &str) -> bool {
+    pub(crate) fn trains_whole(&self, module: &str) -> bool {
         is_head(module)
             || self.new_layers.contains(module)
             || (self.train_pooler && module == POOLER)

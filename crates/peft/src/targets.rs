@@ -124,7 +124,7 @@ pub(crate) enum Matcher {
 }
 
 impl Matcher {
-    pub fn matches(&self, path: &str) -> bool {
+    pub(crate) fn matches(&self, path: &str) -> bool {
         match self {
             // PEFT `tuners_utils.py`, `check_target_module_exists`.
             Self::Suffixes(names) => names

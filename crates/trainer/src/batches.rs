@@ -19,11 +19,11 @@ pub(crate) struct RunBatches<'a> {
 }
 
 impl<'a> RunBatches<'a> {
-    pub fn new(run: &'a Run, examples: &'a Labelled) -> Self {
+    pub(crate) fn new(run: &'a Run, examples: &'a Labelled) -> Self {
         Self { run, examples, lengths: examples.lengths(), epoch: None }
     }
 
-    pub fn steps_per_epoch(&self) -> usize {
+    pub(crate) fn steps_per_epoch(&self) -> usize {
         self.run.settings.steps_per_epoch(self.lengths.len())
     }
 
@@ -31,7 +31,7 @@ impl<'a> RunBatches<'a> {
     ///
     /// # Errors
     /// When a tensor cannot be made.
-    pub fn get(&mut self, step: usize) -> Result<Shard> {
+    pub(crate) fn get(&mut self, step: usize) -> Result<Shard> {
         let (settings, seed) = (&self.run.settings, self.run.seed);
         let (epoch, index) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
         let batches = match self.epoch.take() {

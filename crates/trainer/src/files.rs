@@ -8,25 +8,25 @@ use crate::error::{Error, Result};
 pub(crate) struct RunFolder(PathBuf);
 
 impl RunFolder {
-    pub fn new(path: PathBuf) -> Self {
+    pub(crate) fn new(path: PathBuf) -> Self {
         Self(path)
     }
 
-    pub fn record(&self) -> PathBuf {
+    pub(crate) fn record(&self) -> PathBuf {
         self.0.join("record.json")
     }
 
-    pub fn checkpoint(&self) -> PathBuf {
+    pub(crate) fn checkpoint(&self) -> PathBuf {
         self.0.join("checkpoint.safetensors")
     }
 
     /// The trained weights of the best evaluation.
-    pub fn weights(&self) -> PathBuf {
+    pub(crate) fn weights(&self) -> PathBuf {
         self.0.join("weights.safetensors")
     }
 
     /// The file that ends the run after its present step.
-    pub fn stop(&self) -> PathBuf {
+    pub(crate) fn stop(&self) -> PathBuf {
         self.0.join("stop")
     }
 }

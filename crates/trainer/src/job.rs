@@ -53,7 +53,7 @@ impl Job {
     ///
     /// # Errors
     /// When model, settings or checkpoint are broken, memory does not suffice, or a file cannot be written.
-    pub fn run(mut self, logger: &mut dyn JobLogger) -> Result<Record> {
+    pub(crate) fn run(mut self, logger: &mut dyn JobLogger) -> Result<Record> {
         self.run.settings.check()?;
         // The commit of a run is that of its beginning: files may change while it trains.
         let environment = environment();

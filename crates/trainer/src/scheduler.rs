@@ -16,7 +16,7 @@ pub(crate) struct Slot {
 
 impl Slot {
     /// That of a job which runs alone.
-    pub const ALONE: Self = Self { number: 0, at_once: 1 };
+    pub(crate) const ALONE: Self = Self { number: 0, at_once: 1 };
 }
 
 /// The results of all jobs, in their order. At most `at_once` jobs run concurrently, and none more than there are jobs; each begins in

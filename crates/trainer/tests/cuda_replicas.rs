@@ -2,7 +2,7 @@
 //! test emulates as many as it needs, in a process of its own. With fewer GPUs than a test needs it says so and is left out.
 
 #![cfg(feature = "cuda")]
-#![allow(clippy::unwrap_used, clippy::panic)] // A test fails by panicking.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)] // A test fails by panicking.
 
 mod support;
 

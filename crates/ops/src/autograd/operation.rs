@@ -25,7 +25,7 @@ pub(crate) struct View<'a, T> {
 
 impl<T> View<'_, T> {
     /// `(rows, columns)`, all dimensions but the last folded into the rows.
-    pub fn matrix(&self) -> (usize, usize) {
+    pub(crate) fn matrix(&self) -> (usize, usize) {
         let columns = self.shape.last().copied().unwrap_or(1);
         (self.data.len() / columns.max(1), columns)
     }
@@ -40,11 +40,11 @@ pub(crate) struct Output<M> {
 }
 
 impl<M> Output<M> {
-    pub fn new(values: M, shape: Vec<usize>) -> Self {
+    pub(crate) fn new(values: M, shape: Vec<usize>) -> Self {
         Self { values, shape, saved: None }
     }
 
-    pub fn saving(self, saved: M) -> Self {
+    pub(crate) fn saving(self, saved: M) -> Self {
         Self { saved: Some(saved), ..self }
     }
 }
@@ -63,7 +63,7 @@ pub(crate) struct BackwardPass<'a, V, M> {
 }
 
 impl<'a, V, M> BackwardPass<'a, V, M> {
-    pub fn new<O: Operation>(
+    pub(crate) fn new<O: Operation>(
         (inputs, needed): (&'a [V], &'a [bool]),
         [output, gradient]: [V; 2],
         saved: Option<&'a M>,
@@ -72,7 +72,7 @@ impl<'a, V, M> BackwardPass<'a, V, M> {
     }
 
     /// What the forward pass saved.
-    pub fn saved(&self) -> Result<&'a M> {
+    pub(crate) fn saved(&self) -> Result<&'a M> {
         match self.saved {
             Some(saved) => Ok(saved),
             None => bail!("{}: the backward pass was called before the forward pass", self.operation),

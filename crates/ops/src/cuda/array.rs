@@ -17,14 +17,14 @@ pub(crate) enum Element {
 
 impl Element {
     /// What the name of a kernel for these numbers ends in.
-    pub fn suffix(self) -> &'static str {
+    pub(crate) fn suffix(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
         }
     }
 
-    pub fn bytes(self) -> usize {
+    pub(crate) fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::Bf16 => 2,
@@ -43,7 +43,7 @@ pub(crate) struct Array<'a> {
 }
 
 impl<'a> Array<'a> {
-    pub fn new(storage: &'a CudaStorage, layout: &'a Layout, name: &str) -> Result<Self> {
+    pub(crate) fn new(storage: &'a CudaStorage, layout: &'a Layout, name: &str) -> Result<Self> {
         let Some((first, _)) = layout.contiguous_offsets() else { bail!("{name}: expected contiguous tensors") };
         let (start, element) = start(storage, name)?;
         let pointer = start + (first * element.bytes()) as u64;
@@ -51,12 +51,12 @@ impl<'a> Array<'a> {
     }
 
     /// How many numbers.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.shape.iter().product()
     }
 
     /// `(rows, columns)`, all dimensions but the last folded into the rows.
-    pub fn matrix(&self) -> (usize, usize) {
+    pub(crate) fn matrix(&self) -> (usize, usize) {
         let columns = self.shape.last().copied().unwrap_or(1);
         (self.count() / columns.max(1), columns)
     }
@@ -71,13 +71,13 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    pub fn new(storage: CudaStorage) -> Result<Self> {
+    pub(crate) fn new(storage: CudaStorage) -> Result<Self> {
         let (pointer, element) = start(&storage, "buffer")?;
         Ok(Self { storage, pointer, element })
     }
 
     /// All of it, in a shape of so many numbers.
-    pub fn array<'a>(&'a self, shape: &'a [usize]) -> Result<Array<'a>> {
+    pub(crate) fn array<'a>(&'a self, shape: &'a [usize]) -> Result<Array<'a>> {
         let array = Array { pointer: self.pointer, element: self.element, shape, storage: PhantomData };
         if array.count() > self.count() {
             bail!("a buffer of {} numbers has no room for {shape:?}", self.count())
@@ -86,16 +86,16 @@ impl Buffer {
     }
 
     /// The address of the first number.
-    pub fn pointer(&self) -> u64 {
+    pub(crate) fn pointer(&self) -> u64 {
         self.pointer
     }
 
-    pub fn element(&self) -> Element {
+    pub(crate) fn element(&self) -> Element {
         self.element
     }
 
     /// How many numbers.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         match &self.storage.slice {
             CudaStorageSlice::F32(slice) => slice.len(),
             CudaStorageSlice::BF16(slice) => slice.len(),
@@ -104,15 +104,15 @@ impl Buffer {
     }
 
     /// A copy on the CPU. Waits for the GPU.
-    pub fn to_cpu(&self) -> Result<CpuStorage> {
+    pub(crate) fn to_cpu(&self) -> Result<CpuStorage> {
         self.storage.to_cpu_storage()
     }
 
-    pub fn into_tensor(self, shape: &Shape) -> Tensor {
+    pub(crate) fn into_tensor(self, shape: &Shape) -> Tensor {
         Tensor::from_storage(Storage::Cuda(self.storage), shape.clone(), BackpropOp::none(), false)
     }
 
-    pub fn into_storage(self) -> CudaStorage {
+    pub(crate) fn into_storage(self) -> CudaStorage {
         self.storage
     }
 }
@@ -122,17 +122,17 @@ impl Buffer {
 pub(crate) struct Indices(CudaSlice<u32>);
 
 impl Indices {
-    pub fn new(slice: CudaSlice<u32>) -> Self {
+    pub(crate) fn new(slice: CudaSlice<u32>) -> Self {
         Self(slice)
     }
 
     /// The address of the first.
-    pub fn pointer(&self) -> u64 {
+    pub(crate) fn pointer(&self) -> u64 {
         pointer(&self.0)
     }
 
     /// How many.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.0.len()
     }
 }

@@ -28,7 +28,7 @@ impl<'a> From<Array<'a>> for Factor<'a> {
 
 impl<'a> Array<'a> {
     /// The transpose, without a copy.
-    pub fn t(self) -> Factor<'a> {
+    pub(crate) fn t(self) -> Factor<'a> {
         Factor { array: self, transposed: true }
     }
 }
@@ -111,7 +111,7 @@ impl Drop for Products {
 impl Gpu {
     /// `scale * a b`, plus what is to be added, as a new matrix of type `element`. Both factors are of one type; of f32 ones TF32 reads
     /// the first bits. Sums are taken in f32.
-    pub fn product(
+    pub(crate) fn product(
         &self,
         precision: Precision,
         scale: f32,
@@ -126,7 +126,7 @@ impl Gpu {
     }
 
     /// The same, into memory that is there.
-    pub fn multiply(
+    pub(crate) fn multiply(
         &self,
         precision: Precision,
         scale: f32,

@@ -23,7 +23,7 @@ pub(crate) struct Gpu {
 
 impl Gpu {
     /// The GPU of one of candle's devices; its kernels are loaded the first time.
-    pub fn of(device: &CudaDevice) -> Result<Arc<Self>> {
+    pub(crate) fn of(device: &CudaDevice) -> Result<Arc<Self>> {
         static GPUS: Mutex<Vec<(DeviceId, Arc<Gpu>)>> = Mutex::new(Vec::new());
         let mut gpus = GPUS.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, gpu)) = gpus.iter().find(|(id, _)| *id == device.id()) {
@@ -43,12 +43,12 @@ impl Gpu {
     }
 
     /// Which of candle's devices it is.
-    pub fn id(&self) -> DeviceId {
+    pub(crate) fn id(&self) -> DeviceId {
         self.device.id()
     }
 
     /// What is kept for this GPU between calls, made at the first one.
-    pub fn state<S: Send + Sync + 'static>(&self, make: impl FnOnce() -> Result<S>) -> Result<Arc<S>> {
+    pub(crate) fn state<S: Send + Sync + 'static>(&self, make: impl FnOnce() -> Result<S>) -> Result<Arc<S>> {
         let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(state) = states.get(&TypeId::of::<S>()) {
             // The type is the key, so that this always is one.
@@ -62,7 +62,7 @@ impl Gpu {
     }
 
     /// Memory for so many numbers, whatever lies in it: of the bits there, every pattern is a number.
-    pub fn empty(&self, element: Element, count: usize) -> Result<Buffer> {
+    pub(crate) fn empty(&self, element: Element, count: usize) -> Result<Buffer> {
         fn of<T: CudaDType + DeviceRepr>(gpu: &Gpu, count: usize) -> Result<CudaStorage> {
             // SAFETY: every pattern of bits is a number of this type.
             Ok(CudaStorage::wrap_cuda_slice(unsafe { gpu.device.alloc::<T>(count) }?, gpu.device.clone()))
@@ -74,7 +74,7 @@ impl Gpu {
     }
 
     /// Zeros.
-    pub fn zeros(&self, element: Element, count: usize) -> Result<Buffer> {
+    pub(crate) fn zeros(&self, element: Element, count: usize) -> Result<Buffer> {
         let device = self.device.clone();
         Buffer::new(match element {
             Element::F32 => CudaStorage::wrap_cuda_slice(self.device.alloc_zeros::<f32>(count)?, device),
@@ -83,29 +83,29 @@ impl Gpu {
     }
 
     /// A copy of numbers of the CPU.
-    pub fn copy<T: CudaDType + DeviceRepr + 'static>(&self, values: &[T]) -> Result<Buffer> {
+    pub(crate) fn copy<T: CudaDType + DeviceRepr + 'static>(&self, values: &[T]) -> Result<Buffer> {
         let slice = self.device.clone_htod(values)?;
         Buffer::new(CudaStorage::wrap_cuda_slice(slice, self.device.clone()))
     }
 
     /// A copy of words.
-    pub fn words(&self, words: &[u64]) -> Result<CudaSlice<u64>> {
+    pub(crate) fn words(&self, words: &[u64]) -> Result<CudaSlice<u64>> {
         self.device.clone_htod(words)
     }
 
     /// Memory for so many f64, whatever lies in it.
-    pub fn doubles(&self, count: usize) -> Result<CudaSlice<f64>> {
+    pub(crate) fn doubles(&self, count: usize) -> Result<CudaSlice<f64>> {
         // SAFETY: every pattern of bits is a number of this type.
         unsafe { self.device.alloc::<f64>(count) }
     }
 
     /// A copy of numbers of rows.
-    pub fn indices(&self, indices: &[u32]) -> Result<Indices> {
+    pub(crate) fn indices(&self, indices: &[u32]) -> Result<Indices> {
         Ok(Indices::new(self.device.clone_htod(indices)?))
     }
 
     /// A copy of numbers of rows that many operations ask for: of the same list it is made once, and kept as long as the list.
-    pub fn shared_indices(&self, numbers: &Arc<[usize]>) -> Result<Arc<Indices>> {
+    pub(crate) fn shared_indices(&self, numbers: &Arc<[usize]>) -> Result<Arc<Indices>> {
         let copies = self.state(|| Ok(Copies::default()))?;
         let mut copies = copies.lock().unwrap_or_else(PoisonError::into_inner);
         let address = numbers.as_ptr() as usize;
@@ -120,7 +120,7 @@ impl Gpu {
         Ok(copy)
     }
 
-    pub fn function(&self, kernel: &str) -> Result<CudaFunction> {
+    pub(crate) fn function(&self, kernel: &str) -> Result<CudaFunction> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(function) = functions.get(kernel) {
             return Ok(function.clone());

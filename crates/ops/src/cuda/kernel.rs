@@ -29,23 +29,23 @@ pub(crate) struct Grid {
 
 impl Grid {
     /// A thread for every four of `count` numbers.
-    pub fn fours(count: usize) -> Self {
+    pub(super) fn fours(count: usize) -> Self {
         const THREADS: usize = 256;
         Self::blocks(count.div_ceil(4 * THREADS), THREADS)
     }
 
     /// A warp for every row.
-    pub fn rows(rows: usize) -> Self {
+    pub(super) fn rows(rows: usize) -> Self {
         Self { blocks: (rows.div_ceil(ROWS_PER_BLOCK), 1), threads: (WARP, ROWS_PER_BLOCK), shared: 0 }
     }
 
     /// Blocks that sum rows, each over [`SUM_COLUMNS`] columns, for each of so many sums.
-    pub fn sums(columns: usize, sums: usize) -> Self {
+    pub(super) fn sums(columns: usize, sums: usize) -> Self {
         Self { blocks: (columns.div_ceil(SUM_COLUMNS), sums), threads: (SUM_COLUMNS, SUM_ROWS), shared: 0 }
     }
 
     /// So many blocks of so many threads.
-    pub fn blocks(blocks: usize, threads: usize) -> Self {
+    pub(super) fn blocks(blocks: usize, threads: usize) -> Self {
         Self { blocks: (blocks, 1), threads: (threads, 1), shared: 0 }
     }
 }
@@ -80,17 +80,17 @@ impl<'a> Kernel<'a> {
     }
 
     /// A kernel for f32.
-    pub fn f32(name: &'static str) -> Self {
+    pub(super) fn f32(name: &'static str) -> Self {
         Self::new(name.into(), Element::F32)
     }
 
     /// A kernel for bf16.
-    pub fn bf16(name: &'static str) -> Self {
+    pub(super) fn bf16(name: &'static str) -> Self {
         Self::new(name.into(), Element::Bf16)
     }
 
     /// The kernel of that name for hidden states of this type.
-    pub fn of(name: &str, element: Element) -> Self {
+    pub(super) fn of(name: &str, element: Element) -> Self {
         Self::new(format!("{name}_{}", element.suffix()).into(), element)
     }
 
@@ -108,18 +108,18 @@ impl<'a> Kernel<'a> {
     }
 
     /// Numbers of the kernel's type that it reads.
-    pub fn read(self, array: Array<'a>, count: usize) -> Self {
+    pub(super) fn read(self, array: Array<'a>, count: usize) -> Self {
         let element = self.element;
         self.array(array.pointer, (array.element, array.count()), (element, count))
     }
 
     /// Numbers in f32 that it reads, whatever its type.
-    pub fn read_f32(self, array: Array<'a>, count: usize) -> Self {
+    pub(super) fn read_f32(self, array: Array<'a>, count: usize) -> Self {
         self.array(array.pointer, (array.element, array.count()), (Element::F32, count))
     }
 
     /// As [`Kernel::read`], or no array.
-    pub fn read_if(self, array: Option<Array<'a>>, count: usize) -> Self {
+    pub(super) fn read_if(self, array: Option<Array<'a>>, count: usize) -> Self {
         match array {
             Some(array) => self.read(array, count),
             None => self.nothing(),
@@ -127,18 +127,18 @@ impl<'a> Kernel<'a> {
     }
 
     /// Numbers of the kernel's type that it writes.
-    pub fn write(self, buffer: &'a Buffer, count: usize) -> Self {
+    pub(super) fn write(self, buffer: &'a Buffer, count: usize) -> Self {
         let element = self.element;
         self.array(buffer.pointer(), (buffer.element(), buffer.count()), (element, count))
     }
 
     /// Numbers in f32 that it writes, whatever its type.
-    pub fn write_f32(self, buffer: &'a Buffer, count: usize) -> Self {
+    pub(super) fn write_f32(self, buffer: &'a Buffer, count: usize) -> Self {
         self.array(buffer.pointer(), (buffer.element(), buffer.count()), (Element::F32, count))
     }
 
     /// Numbers of rows that it reads.
-    pub fn indices(mut self, indices: &'a Indices, count: usize) -> Self {
+    pub(super) fn indices(mut self, indices: &'a Indices, count: usize) -> Self {
         if indices.count() < count && self.misfit.is_none() {
             self.misfit = Some(format!("{count} row numbers expected, {} found", indices.count()));
         }
@@ -146,35 +146,35 @@ impl<'a> Kernel<'a> {
     }
 
     /// The address of nothing, in place of an array.
-    pub fn nothing(self) -> Self {
+    pub(super) fn nothing(self) -> Self {
         self.with(Argument::Pointer(0))
     }
 
-    pub fn count(self, count: usize) -> Self {
+    pub(super) fn count(self, count: usize) -> Self {
         self.with(Argument::Count(count as u32))
     }
 
-    pub fn counts<const N: usize>(self, counts: [usize; N]) -> Self {
+    pub(super) fn counts<const N: usize>(self, counts: [usize; N]) -> Self {
         counts.into_iter().fold(self, Self::count)
     }
 
-    pub fn float(self, value: f32) -> Self {
+    pub(super) fn float(self, value: f32) -> Self {
         self.with(Argument::Float(value))
     }
 
-    pub fn double(self, value: f64) -> Self {
+    pub(super) fn double(self, value: f64) -> Self {
         self.with(Argument::Double(value))
     }
 
     /// The threshold, the scale and the seed of a dropout; without any, nothing is dropped.
-    pub fn dropout(self, dropout: Option<Dropout>) -> Self {
+    pub(super) fn dropout(self, dropout: Option<Dropout>) -> Self {
         let (dropped_below, scale, seed) =
             dropout.map_or((0, 1.0, 0), |dropout| (dropout.dropped_below, dropout.scale, dropout.seed));
         self.with(Argument::Count(dropped_below)).float(scale as f32).with(Argument::Seed(seed))
     }
 
     /// An address within an array, or 0. What lies there is the caller's to know: see [`Kernel::launch`].
-    pub fn address(self, address: u64) -> Self {
+    pub(super) fn address(self, address: u64) -> Self {
         self.with(Argument::Pointer(address))
     }
 
@@ -183,7 +183,7 @@ impl<'a> Kernel<'a> {
     /// # Safety
     /// The arguments must be those of the kernel of that name, in its order. On that grid it must read and write no more numbers of an
     /// array than was said, and at an [`address`](Kernel::address) no more than lie there.
-    pub unsafe fn launch(self, gpu: &Gpu, grid: Grid) -> Result<()> {
+    pub(super) unsafe fn launch(self, gpu: &Gpu, grid: Grid) -> Result<()> {
         let (Grid { blocks, threads, shared }, dimension) = (grid, |n: usize| n as u32);
         if let Some(misfit) = self.misfit {
             candle_core::bail!("the kernel {}: {misfit}", self.name)

@@ -3,12 +3,12 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 /// The GPU that is tested, which may be an emulated one.
-pub fn gpu() -> Device {
+pub(crate) fn gpu() -> Device {
     ops::cuda_device(0).unwrap()
 }
 
 /// Numbers in (-1, 1) that follow from a seed.
-pub fn numbers(count: usize, seed: u64) -> Vec<f32> {
+pub(crate) fn numbers(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -17,23 +17,23 @@ pub fn numbers(count: usize, seed: u64) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-pub fn matrix(rows: usize, columns: usize, seed: u64) -> Tensor {
+pub(crate) fn matrix(rows: usize, columns: usize, seed: u64) -> Tensor {
     Tensor::from_vec(numbers(rows * columns, seed), (rows, columns), &Device::Cpu).unwrap()
 }
 
-pub fn vector(count: usize, seed: u64) -> Tensor {
+pub(crate) fn vector(count: usize, seed: u64) -> Tensor {
     Tensor::from_vec(numbers(count, seed), count, &Device::Cpu).unwrap()
 }
 
 /// What an operation made of its inputs, and the gradients of those, on the CPU in f32.
-pub struct Passes {
+pub(crate) struct Passes {
     pub output: Tensor,
     pub gradients: Vec<Tensor>,
 }
 
 /// Both passes of an operation on a device. The first `hidden` inputs are hidden states, of type `dtype`, the others parameters in
 /// f32; all are trained.
-pub fn passes(
+pub(crate) fn passes(
     device: &Device,
     dtype: DType,
     hidden: usize,
@@ -65,7 +65,7 @@ pub fn passes(
 }
 
 /// The largest difference between two tensors, relative to the largest number of the second.
-pub fn difference(found: &Tensor, expected: &Tensor) -> f64 {
+pub(crate) fn difference(found: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(found.dims(), expected.dims());
     let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let (found, expected) = (values(found), values(expected));
@@ -79,7 +79,7 @@ pub fn difference(found: &Tensor, expected: &Tensor) -> f64 {
 
 /// Fails where the GPU's passes differ from the CPU's by more than `tolerance`, or from themselves by a bit. Hidden states of bf16 are
 /// rounded before either side is given them.
-pub fn check(
+pub(crate) fn check(
     name: &str,
     dtype: DType,
     tolerance: f64,

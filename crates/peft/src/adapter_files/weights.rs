@@ -37,11 +37,11 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
-    pub fn new(path: impl Into<PathBuf>, tensors: BTreeMap<String, Tensor>) -> Self {
+    pub(crate) fn new(path: impl Into<PathBuf>, tensors: BTreeMap<String, Tensor>) -> Self {
         Self { path: path.into(), tensors, metadata: BTreeMap::new() }
     }
 
-    pub fn read(folder: &Path) -> Result<Self> {
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
         if !path.exists() && folder.join(PICKLE).exists() {
             return Err(Error::PickledAdapter { folder: folder.into() });
@@ -66,59 +66,59 @@ impl Weights {
     }
 
     /// Writes them to `folder`, with this metadata.
-    pub fn write(&self, folder: &Path, metadata: &BTreeMap<String, String>) -> Result<()> {
+    pub(crate) fn write(&self, folder: &Path, metadata: &BTreeMap<String, String>) -> Result<()> {
         write_tensors(&folder.join(FILE), &self.tensors, metadata)
     }
 
     /// That of the file.
-    pub fn metadata(&self) -> &BTreeMap<String, String> {
+    pub(crate) fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// The same of an adapter that goes by a name.
-    pub fn named(self, name: &str) -> Self {
+    pub(crate) fn named(self, name: &str) -> Self {
         Self { path: name.into(), ..self }
     }
 
     /// On the CPU, with storage of their own.
-    pub fn copy(self) -> Result<Self> {
+    pub(crate) fn copy(self) -> Result<Self> {
         let copy = |(key, tensor): (String, Tensor)| Ok((key, tensor.to_device(&Device::Cpu)?.copy()?));
         Ok(Self { tensors: self.tensors.into_iter().map(copy).collect::<Result<_>>()?, ..self })
     }
 
     /// Each by its key.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().map(|(key, tensor)| (key.as_str(), tensor))
     }
 
     /// The rows of the head's last matrix: of `classifier.weight`, or of `classifier.out_proj.weight` in RoBERTa's.
-    pub fn num_labels(&self) -> Result<usize> {
+    pub(crate) fn num_labels(&self) -> Result<usize> {
         let is_weight = |key: &&String| is_head(key) && key.ends_with(".weight");
         let last = self.tensors.keys().rfind(is_weight).and_then(|key| self.tensors[key].dims().first().copied());
         last.ok_or_else(|| self.missing(&format!("{PREFIX}classifier.weight"), &[]))
     }
 
     /// Whether the file has any tensor of the head that PEFT saves.
-    pub fn has_head(&self) -> bool {
+    pub(crate) fn has_head(&self) -> bool {
         self.tensors.keys().any(|key| is_head(key))
     }
 
     /// Each by its key, to be changed.
-    pub fn tensors_mut(&mut self) -> &mut BTreeMap<String, Tensor> {
+    pub(crate) fn tensors_mut(&mut self) -> &mut BTreeMap<String, Tensor> {
         &mut self.tensors
     }
 
     /// The tensor of a key, if the file has it.
-    pub fn get(&self, key: &str) -> Option<&Tensor> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Tensor> {
         self.tensors.get(key)
     }
 
     /// The tensor that a trained parameter is set to.
-    pub fn required(&self, key: &str, shape: &[usize], parameters: &[(String, &Var)]) -> Result<&Tensor> {
+    pub(crate) fn required(&self, key: &str, shape: &[usize], parameters: &[(String, &Var)]) -> Result<&Tensor> {
         let tensor = self.tensors.get(key).ok_or_else(|| self.missing(key, parameters))?;
         if tensor.dims() == shape {
             return Ok(tensor);
@@ -142,7 +142,7 @@ impl Weights {
     /// # Errors
     /// When one belongs to a layer that the model has not: it is then an adapter for another base model. Or when it belongs to one that
     /// is neither adapted nor trained whole: the adapter is then of a kind that this crate has not, such as LoRA on embeddings.
-    pub fn extra(
+    pub(crate) fn extra(
         &self,
         known: &BTreeSet<&str>,
         modules: &BTreeSet<String>,
@@ -166,7 +166,7 @@ impl Weights {
         Ok(warnings)
     }
 
-    pub fn missing(&self, key: &str, parameters: &[(String, &Var)]) -> Error {
+    pub(crate) fn missing(&self, key: &str, parameters: &[(String, &Var)]) -> Error {
         let path = self.path.clone();
         if is_head(key) {
             return Error::MissingHead { path, key: key.into() };

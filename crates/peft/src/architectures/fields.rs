@@ -128,7 +128,7 @@ fn only() -> Value {
 
 impl Fields {
     /// Every field with its role.
-    pub fn roles(&self) -> Vec<(String, FieldRole)> {
+    pub(super) fn roles(&self) -> Vec<(String, FieldRole)> {
         let used = entries(&self.used).map(|(name, value)| (name.clone(), FieldRole::Used(value.clone())));
         let of_every_class = OF_EVERY_CLASS.iter().map(|name| (name.to_string(), FieldRole::Used(Value::Null)));
         let without = self.without_effect.iter().chain(WITHOUT_EFFECT);
@@ -147,7 +147,7 @@ impl Fields {
     }
 
     /// The fields that are used, those that the file lacks with transformers' defaults; or the first one that is not supported.
-    pub fn complete(&self, file: &Map<String, Value>) -> serde_json::Result<Value> {
+    pub(super) fn complete(&self, file: &Map<String, Value>) -> serde_json::Result<Value> {
         for (field, role) in self.roles() {
             if let (FieldRole::Only(supported), Some(found)) = (role, file.get(&field)) {
                 check_only(&field, &supported, found)?;

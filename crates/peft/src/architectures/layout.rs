@@ -25,7 +25,7 @@ pub(crate) struct Layout {
 
 impl Layout {
     /// With one probability for every dropout, if there is one.
-    pub fn with_dropout(mut self, probability: Option<f64>) -> Self {
+    pub(crate) fn with_dropout(mut self, probability: Option<f64>) -> Self {
         if let Some(probability) = probability {
             let Dropouts { intermediate, output, .. } = self.dropout;
             self.dropout = Dropouts {
@@ -43,12 +43,12 @@ impl Layout {
     }
 
     /// A path of the encoder.
-    pub fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         format!("{}.{name}", self.prefix)
     }
 
     /// A path of a layer.
-    pub fn layer_path(&self, index: usize, name: &str) -> String {
+    pub(crate) fn layer_path(&self, index: usize, name: &str) -> String {
         format!("{}.{}.{index}.{name}", self.prefix, self.layers.path)
     }
 }
@@ -70,7 +70,7 @@ pub(crate) struct EmbeddingsLayout {
 
 impl EmbeddingsLayout {
     /// BERT's, with so many columns and token types, and positions that are counted so.
-    pub fn bert(width: usize, positions: Numbering, token_types: usize) -> Self {
+    pub(crate) fn bert(width: usize, positions: Numbering, token_types: usize) -> Self {
         Self {
             words: "embeddings.word_embeddings",
             norm: "embeddings.LayerNorm",
@@ -94,7 +94,7 @@ pub(crate) enum Numbering {
 
 impl Numbering {
     /// The row of the first token.
-    pub fn first(self) -> u32 {
+    pub(crate) fn first(self) -> u32 {
         match self {
             Self::FromZero => 0,
             Self::AfterPadding(padding) => padding + 1,
@@ -102,7 +102,7 @@ impl Numbering {
     }
 
     /// The longest sequence that a table of so many rows serves.
-    pub fn longest(self, rows: usize) -> usize {
+    pub(crate) fn longest(self, rows: usize) -> usize {
         rows.saturating_sub(self.first() as usize)
     }
 }
@@ -168,7 +168,7 @@ pub(crate) struct LayersLayout {
 }
 
 impl LayersLayout {
-    pub const BERT: Self = Self {
+    pub(crate) const BERT: Self = Self {
         path: "encoder.layer",
         projections: ProjectionNames::Separate {
             query: "attention.self.query",
@@ -220,7 +220,7 @@ pub(crate) struct Dropouts {
 
 impl Dropouts {
     /// BERT's: one for all hidden states, one for the attention probabilities.
-    pub fn bert(hidden: f64, attention: f64) -> Self {
+    pub(crate) fn bert(hidden: f64, attention: f64) -> Self {
         Self {
             embeddings: hidden,
             positions: hidden,
@@ -257,7 +257,7 @@ pub(crate) struct HeadLayout {
 
 impl HeadLayout {
     /// A dense layer of that name with an activation, dropout, and `classifier`; new weights of that standard deviation.
-    pub fn new(dense: &'static str, activation: Activation, dropout: f64, deviation: f64) -> Self {
+    pub(crate) fn new(dense: &'static str, activation: Activation, dropout: f64, deviation: f64) -> Self {
         Self {
             pooling: Pooling::Cls,
             first_dropout: None,
@@ -274,13 +274,13 @@ impl HeadLayout {
     }
 
     /// RoBERTa's head: dropout, `classifier.dense`, an activation, dropout, `classifier.out_proj`.
-    pub fn roberta(activation: Activation, dropout: f64, deviation: f64) -> Self {
+    pub(crate) fn roberta(activation: Activation, dropout: f64, deviation: f64) -> Self {
         let head = Self::new("classifier.dense", activation, dropout, deviation);
         Self { first_dropout: Some(dropout), output: "classifier.out_proj", ..head }
     }
 
     /// BERT's dense layer is its pooler, a part of the encoder, and goes with the first token; the others' belong to the head.
-    pub fn has_dense(&self, pooling: Pooling) -> bool {
+    pub(crate) fn has_dense(&self, pooling: Pooling) -> bool {
         pooling == Pooling::Cls || is_head(self.dense)
     }
 }

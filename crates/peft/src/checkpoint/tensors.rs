@@ -39,7 +39,7 @@ pub(crate) struct Tensors {
 
 impl Tensors {
     /// Those in `folder`, under present names and with the encoder's prefix.
-    pub fn read(folder: &Path, layout: &Layout) -> Result<Self> {
+    pub(crate) fn read(folder: &Path, layout: &Layout) -> Result<Self> {
         let (path, files) = weight_files(folder)?;
         let mut read = Files::default();
         for file in &files {

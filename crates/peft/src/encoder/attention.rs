@@ -21,7 +21,7 @@ pub(crate) enum Wanted {
 
 impl Wanted {
     /// The rows of whom is wanted: `(tokens, hidden)`, or `(sequences, hidden)`.
-    pub fn of(self, hidden: &Tensor, pass: &Pass) -> Result<Tensor> {
+    pub(crate) fn of(self, hidden: &Tensor, pass: &Pass) -> Result<Tensor> {
         Ok(match self {
             Self::AllTokens => hidden.clone(),
             Self::FirstTokens => ops::first_tokens(hidden, pass.segments)?,
@@ -38,7 +38,7 @@ pub(crate) enum Shared {
 }
 
 impl Shared {
-    pub fn new(builder: &mut Builder, config: &Config, layout: &Layout) -> Result<Self> {
+    pub(super) fn new(builder: &mut Builder, config: &Config, layout: &Layout) -> Result<Self> {
         Ok(match &layout.positions {
             PositionsLayout::Absolute | PositionsLayout::Rotary(_) => Self::Nothing,
             PositionsLayout::Bias { table, buckets, .. } => {
@@ -137,7 +137,13 @@ enum Queries<'a> {
 }
 
 impl SelfAttention {
-    pub fn new(builder: &mut Builder, config: &Config, layout: &Layout, shared: &Shared, index: usize) -> Result<Self> {
+    pub(super) fn new(
+        builder: &mut Builder,
+        config: &Config,
+        layout: &Layout,
+        shared: &Shared,
+        index: usize,
+    ) -> Result<Self> {
         let hidden = config.hidden_size;
         let mut linear = |name: &str, outputs| {
             let path = layout.layer_path(index, name);
@@ -178,7 +184,7 @@ impl SelfAttention {
     }
 
     /// Every branch merged into its layer's weight.
-    pub fn merge(self) -> Result<Self> {
+    pub(super) fn merge(self) -> Result<Self> {
         let projections = match self.projections {
             Projections::Separate { query, key, value } => {
                 Projections::Separate { query: query.merge()?, key: key.merge()?, value: value.merge()? }
@@ -197,7 +203,7 @@ impl SelfAttention {
     }
 
     /// The keys and values of hidden states `(tokens, hidden)`, behind those of the prefix.
-    pub fn keys(&self, hidden: &Tensor, prefix: Option<&Prefix>, pass: &Pass) -> Result<Keys<'_>> {
+    pub(super) fn keys(&self, hidden: &Tensor, prefix: Option<&Prefix>, pass: &Pass) -> Result<Keys<'_>> {
         let mut keys = self.own_keys(hidden, pass)?;
         if let Some(prefix) = prefix {
             keys.key = ops::prepend(&prefix.key, &keys.key, pass.segments)?;
@@ -226,7 +232,7 @@ impl SelfAttention {
     }
 
     /// What the wanted ones, with these hidden states, gather from their sequences: of the shape of `hidden`.
-    pub fn attend(&self, keys: Keys, hidden: &Tensor, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
+    pub(super) fn attend(&self, keys: Keys, hidden: &Tensor, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
         let (segments, heads) = (pass.segments, self.heads);
         let Keys { mut key, value, queries, virtual_tokens } = keys;
         let query = match queries {

@@ -23,7 +23,7 @@ pub(crate) struct Head {
 
 impl Head {
     /// Also checks the method's targets: what is built after the dense layer is no target.
-    pub fn new(
+    pub(crate) fn new(
         builder: &mut Builder,
         config: &Config,
         layout: &HeadLayout,
@@ -58,13 +58,13 @@ impl Head {
     }
 
     /// Every branch merged into its layer's weight.
-    pub fn merge(self) -> Result<Self> {
+    pub(crate) fn merge(self) -> Result<Self> {
         let dense = self.dense.map(|(dense, activation)| Ok::<_, crate::Error>((dense.merge()?, activation)));
         Ok(Self { dense: dense.transpose()?, ..self })
     }
 
     /// The logits, `(sequences, labels)`, of vectors `(sequences, hidden)`.
-    pub fn forward(&self, vectors: &Tensor, pass: &Pass) -> Result<Tensor> {
+    pub(crate) fn forward(&self, vectors: &Tensor, pass: &Pass) -> Result<Tensor> {
         let mut vectors = match self.first_dropout {
             Some(probability) => ops::dropout(vectors, pass.dropout(probability))?,
             None => vectors.clone(),

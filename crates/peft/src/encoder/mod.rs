@@ -37,7 +37,7 @@ pub(crate) struct Encoder {
 }
 
 impl Encoder {
-    pub fn new(builder: &mut Builder, config: &Config, layout: &Layout) -> Result<Self> {
+    pub(crate) fn new(builder: &mut Builder, config: &Config, layout: &Layout) -> Result<Self> {
         let mut embeddings = Embeddings::new(builder, config, layout)?;
         let prefix = builder.tuner.clone().prefix(builder, config)?;
         if let Some(prefix) = &prefix {
@@ -56,29 +56,29 @@ impl Encoder {
     }
 
     /// Every branch merged into its layer's weight.
-    pub fn merge(self) -> Result<Self> {
+    pub(crate) fn merge(self) -> Result<Self> {
         let layers = self.layers.into_iter().map(Layer::merge).collect::<Result<_>>()?;
         Ok(Self { embeddings: self.embeddings.merge()?, layers, ..self })
     }
 
     /// The sequences of the hidden states, if the method puts virtual tokens at their beginning.
-    pub fn lengthened(&self, segments: &Segments) -> Option<Segments> {
+    pub(crate) fn lengthened(&self, segments: &Segments) -> Option<Segments> {
         self.embeddings.prompt().map(|_| segments.lengthened(self.embeddings.virtual_tokens()))
     }
 
     /// The columns of the embeddings.
-    pub fn embedding_width(&self) -> usize {
+    pub(crate) fn embedding_width(&self) -> usize {
         self.embeddings.width()
     }
 
     /// The tuner's virtual tokens.
-    pub fn virtual_tokens(&self) -> Option<&VirtualTokens> {
+    pub(crate) fn virtual_tokens(&self) -> Option<&VirtualTokens> {
         self.prefix.as_ref().or(self.embeddings.prompt())
     }
 
     /// The last hidden states: `(tokens, hidden)`, or `(sequences, hidden)` of the first tokens. The pass is over
     /// [`Encoder::lengthened`] sequences.
-    pub fn forward(&self, batch: &Batch, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
+    pub(crate) fn forward(&self, batch: &Batch, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
         let embedded = self.embeddings.forward(batch, pass)?;
         let mut hidden = ops::to_precision(&embedded, self.precision)?; // (tokens, hidden)
         let prefix = self.prefix.as_ref().map(VirtualTokens::forward).transpose()?;

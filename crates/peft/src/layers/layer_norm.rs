@@ -15,21 +15,21 @@ pub(crate) struct LayerNorm {
 
 impl LayerNorm {
     /// From a weight and a bias, `(hidden)` each, and the number that keeps a variance above zero.
-    pub fn new(weight: Tensor, bias: Tensor, epsilon: f64) -> Self {
+    pub(crate) fn new(weight: Tensor, bias: Tensor, epsilon: f64) -> Self {
         Self { weight, bias, epsilon }
     }
 
     /// Whether training changes it.
-    pub fn is_trained(&self) -> bool {
+    pub(crate) fn is_trained(&self) -> bool {
         self.weight.track_op() || self.bias.track_op()
     }
 
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(ops::layer_norm(x, &self.weight, &self.bias, self.epsilon)?)
     }
 
     /// Of `dropout(x) + residual`.
-    pub fn of_sum(&self, x: &Tensor, residual: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
+    pub(crate) fn of_sum(&self, x: &Tensor, residual: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
         Ok(ops::add_norm(x, residual, dropout, &self.weight, &self.bias, self.epsilon)?)
     }
 }

@@ -17,12 +17,12 @@ pub(crate) struct BaseLayer {
 
 impl BaseLayer {
     /// `x Wᵀ + b`, `(tokens, out)`, of x `(tokens, in)`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(ops::linear(x, &self.weight, self.bias.as_ref())?)
     }
 
     /// The layer's output with a low-rank branch beside it, `x Wᵀ + b + scaling * dropout(x) Aᵀ Bᵀ`. The bias may be trained.
-    pub fn forward_with_branch(&self, x: &Tensor, branch: ops::Lora) -> Result<Tensor> {
+    pub(crate) fn forward_with_branch(&self, x: &Tensor, branch: ops::Lora) -> Result<Tensor> {
         if let Some(bias) = self.bias.as_ref().filter(|bias| bias.is_variable()) {
             let y = ops::lora_linear(x, &self.weight, None, branch)?;
             return Ok(ops::add_bias(&y, bias)?);
@@ -49,12 +49,12 @@ pub(crate) struct AdaptedLayer {
 }
 
 impl AdaptedLayer {
-    pub fn new(path: &str, base: BaseLayer, adapter: Arc<dyn LinearAdapter>) -> Self {
+    pub(crate) fn new(path: &str, base: BaseLayer, adapter: Arc<dyn LinearAdapter>) -> Self {
         Self { path: path.into(), base, adapter }
     }
 
     /// What layer and adapter compute together.
-    pub fn merged(&self) -> Result<BaseLayer> {
+    pub(crate) fn merged(&self) -> Result<BaseLayer> {
         self.adapter.merge(self.base.clone())
     }
 }
@@ -68,7 +68,7 @@ pub(crate) enum Linear {
 
 impl Linear {
     /// The layer with its adapter merged into its weight, if it has one.
-    pub fn merge(self) -> Result<Self> {
+    pub(crate) fn merge(self) -> Result<Self> {
         match self {
             Self::Adapted(layer) => Ok(Self::Plain(layer.merged()?)),
             plain => Ok(plain),
@@ -76,7 +76,7 @@ impl Linear {
     }
 
     /// `(tokens, out)`, of x `(tokens, in)`.
-    pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         match self {
             Self::Plain(base) => base.forward(x),
             Self::Adapted(AdaptedLayer { path, base, adapter }) => {

@@ -38,7 +38,7 @@ pub(crate) struct SublayerOutput<'a> {
 
 impl SublayerOutput<'_> {
     /// `residual + dropout(output)`, and what an adapter adds to it, normed if there is a norm; `(tokens, hidden)`.
-    pub fn add_residual(&self, adapter: Option<&Arc<dyn SublayerAdapter>>, pass: &Pass) -> Result<Tensor> {
+    pub(crate) fn add_residual(&self, adapter: Option<&Arc<dyn SublayerAdapter>>, pass: &Pass) -> Result<Tensor> {
         let sum = |x: &Tensor, residual: &Tensor, dropout| match self.norm {
             Some(norm) => norm.of_sum(x, residual, dropout),
             None => Ok(ops::add_dropout(x, residual, dropout)?),

@@ -17,12 +17,12 @@ pub(crate) struct VirtualTokens {
 
 impl VirtualTokens {
     /// How many there are.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.embedding.dims()[0]
     }
 
     /// The virtual tokens, `(virtual tokens, columns)`.
-    pub fn forward(&self) -> Result<Tensor> {
+    pub(crate) fn forward(&self) -> Result<Tensor> {
         let mut vectors = self.embedding.clone();
         for (index, (weight, bias)) in self.layers.iter().enumerate() {
             if index > 0 {
@@ -43,12 +43,12 @@ pub(crate) struct Prefix {
 impl Prefix {
     /// That of a layer, from the virtual tokens of all: `(virtual tokens, layers * 2 * hidden)`, of which each layer has a key
     /// and then a value.
-    pub fn of_layer(all: &Tensor, index: usize, hidden: usize) -> Result<Self> {
+    pub(crate) fn of_layer(all: &Tensor, index: usize, hidden: usize) -> Result<Self> {
         let part = |part: usize| ops::narrow_columns(all, part * hidden..(part + 1) * hidden);
         Ok(Self { key: part(2 * index)?, value: part(2 * index + 1)? })
     }
 
-    pub fn virtual_tokens(&self) -> usize {
+    pub(crate) fn virtual_tokens(&self) -> usize {
         self.key.dims()[0]
     }
 }

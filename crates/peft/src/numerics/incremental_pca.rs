@@ -23,13 +23,13 @@ struct Found {
 
 impl IncrementalPca {
     /// For the first `count` components, which must be no more than there are columns.
-    pub fn new(count: usize) -> Self {
+    pub(crate) fn new(count: usize) -> Self {
         Self { count, found: None }
     }
 
     /// Takes more rows, `(rows, columns)`, no fewer than there are components. For each component, the cosine of the angle to what
     /// it was before; nothing at first.
-    pub fn fit(&mut self, rows: &Tensor) -> Result<Option<Vec<f64>>> {
+    pub(crate) fn fit(&mut self, rows: &Tensor) -> Result<Option<Vec<f64>>> {
         let rows = rows.to_dtype(DType::F64)?.to_device(&Device::Cpu)?;
         let new = rows.dims2()?.0 as f64;
         let new_mean = rows.mean_keepdim(0)?; // (1, columns)
@@ -59,12 +59,12 @@ impl IncrementalPca {
     }
 
     /// The components, `(count, columns)`, and their singular values, `(count)`; nothing before there are rows.
-    pub fn components(&self) -> Option<(&Tensor, &Tensor)> {
+    pub(crate) fn components(&self) -> Option<(&Tensor, &Tensor)> {
         self.found.as_ref().map(|found| (&found.components, &found.singular_values))
     }
 
     /// The share of the variance of all rows that lies in each component's direction.
-    pub fn explained_variance_ratio(&self) -> Result<Option<Vec<f64>>> {
+    pub(crate) fn explained_variance_ratio(&self) -> Result<Option<Vec<f64>>> {
         let Some(found) = &self.found else { return Ok(None) };
         let around_mean = found.squares - found.rows * found.mean.sqr()?.sum_all()?.to_scalar::<f64>()?;
         Ok(Some((found.singular_values.sqr()? / around_mean)?.to_vec1()?))

@@ -26,7 +26,7 @@ pub(crate) enum Initializer {
 impl Initializer {
     /// The values of the parameter at `path`, f64 of that shape on the CPU. They depend on the seed and the path, not on the order
     /// in which a model is built.
-    pub fn values(self, path: &str, shape: &[usize], seed: u64) -> Result<Tensor> {
+    pub(crate) fn values(self, path: &str, shape: &[usize], seed: u64) -> Result<Tensor> {
         let mut generator = generator(path, seed);
         let count = shape.iter().product();
         let invalid = |e: &dyn std::fmt::Display| candle_core::Error::Msg(format!("{path}: {e}"));

@@ -178,7 +178,7 @@ pub(crate) trait TunerConfig: Any + fmt::Display {
 
 impl dyn TunerConfig {
     /// The same as options of one method, if they are.
-    pub fn downcast_ref<C: TunerConfig>(&self) -> Option<&C> {
+    pub(crate) fn downcast_ref<C: TunerConfig>(&self) -> Option<&C> {
         (self as &dyn Any).downcast_ref()
     }
 }
@@ -195,12 +195,12 @@ pub(crate) struct Part<'a> {
 
 impl Part<'_> {
     /// The modules that have a tensor of that name, by their paths.
-    pub fn modules_with(&self, last: &str) -> impl Iterator<Item = &str> {
+    pub(crate) fn modules_with(&self, last: &str) -> impl Iterator<Item = &str> {
         self.tensors.keys().filter_map(move |name| name.strip_suffix(last))
     }
 
     /// The tensor of that name.
-    pub fn tensor(&self, name: &str) -> Result<&Tensor> {
+    pub(crate) fn tensor(&self, name: &str) -> Result<&Tensor> {
         match self.tensors.get(name) {
             Some(tensor) => Ok(tensor),
             None => Err(Error::MissingAdapterTensor {

@@ -64,7 +64,7 @@ pub(super) struct Place<'a> {
 
 impl Lycoris<'_> {
     /// The tuner that adds to a layer's weight what `change` makes for it.
-    pub fn tuner<C: WeightChange + 'static>(
+    pub(super) fn tuner<C: WeightChange + 'static>(
         self,
         change: impl Fn(&mut Builder, &Place) -> Result<C> + Send + Sync + 'static,
     ) -> Result<Arc<dyn Tuner>> {
@@ -106,7 +106,7 @@ impl Lycoris<'_> {
     }
 
     /// The options by which two adapters compute differently from the same values.
-    pub fn computed_by(&self) -> Vec<(&'static str, String)> {
+    pub(super) fn computed_by(&self) -> Vec<(&'static str, String)> {
         vec![
             ("r", self.r.to_string()),
             ("alpha", self.alpha.to_string()),

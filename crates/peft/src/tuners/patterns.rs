@@ -14,17 +14,17 @@ pub(super) struct Patterns {
 }
 
 impl Patterns {
-    pub fn new(ranks: &BTreeMap<String, usize>, alphas: &BTreeMap<String, f64>) -> Result<Self> {
+    pub(super) fn new(ranks: &BTreeMap<String, usize>, alphas: &BTreeMap<String, f64>) -> Result<Self> {
         Ok(Self { ranks: compile(ranks)?, alphas: compile(alphas)? })
     }
 
     /// A layer's rank, which is `r` where no pattern says otherwise.
-    pub fn rank(&self, module: &str, r: usize) -> usize {
+    pub(super) fn rank(&self, module: &str, r: usize) -> usize {
         first(&self.ranks, module).unwrap_or(r)
     }
 
     /// A layer's alpha, likewise.
-    pub fn alpha(&self, module: &str, alpha: f64) -> f64 {
+    pub(super) fn alpha(&self, module: &str, alpha: f64) -> f64 {
         first(&self.alphas, module).unwrap_or(alpha)
     }
 }

@@ -29,17 +29,17 @@ where
     F: Fn(&mut Builder, &str, Tensor) -> Result<(Box<dyn LinearAdapter>, Tensor)> + Send + Sync,
 {
     /// `method` is its name in messages.
-    pub fn new(method: String, fields: &Fields, bias: Bias, adapter: F) -> Result<Self> {
+    pub(super) fn new(method: String, fields: &Fields, bias: Bias, adapter: F) -> Result<Self> {
         Ok(Self { method, selection: Selection::new(fields)?, bias, adapter, shared: None, check: None })
     }
 
     /// With tensors that all adapters share.
-    pub fn sharing(self, tensors: Arc<dyn SharedTensors>) -> Self {
+    pub(super) fn sharing(self, tensors: Arc<dyn SharedTensors>) -> Self {
         Self { shared: Some(tensors), ..self }
     }
 
     /// With a check of its own behind that of the targets.
-    pub fn checking(self, check: impl Fn(&Modules) -> Result<()> + Send + Sync + 'static) -> Self {
+    pub(super) fn checking(self, check: impl Fn(&Modules) -> Result<()> + Send + Sync + 'static) -> Self {
         Self { check: Some(Box::new(check)), ..self }
     }
 }

@@ -26,7 +26,7 @@ pub(super) struct Fields<'a> {
 
 impl Fields<'_> {
     /// Fails where fields contradict each other (PEFT `tuners/lora/config.py`, `__post_init__`).
-    pub fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         let wrong = |field, found, expected| Err(Error::Adapter { method: self.method, field, found, expected });
         let is_list = matches!(self.target_modules, Targets::Suffixes(_));
         match (self.layers_to_transform, self.layers_pattern) {
@@ -55,7 +55,7 @@ pub(super) struct Selection {
 }
 
 impl Selection {
-    pub fn new(fields: &Fields) -> Result<Self> {
+    pub(super) fn new(fields: &Fields) -> Result<Self> {
         fields.check()?;
         // PEFT `tuners_utils.py`, `check_target_module_exists`: the lazy `.*?` finds the first number.
         let layer_numbers = if fields.layers_pattern.is_empty() {
@@ -75,7 +75,7 @@ impl Selection {
     }
 
     /// Whether a linear layer that is not trained whole gets an adapter (PEFT `tuners_utils.py`, `check_target_module_exists`).
-    pub fn adapts(&self, module: &str) -> bool {
+    pub(super) fn adapts(&self, module: &str) -> bool {
         let is_named_in_full =
             matches!(&self.targets, Targets::Suffixes(names) if names.iter().any(|name| name == module));
         let wants_layer = self.layers.as_ref().is_none_or(|layers| {
@@ -93,7 +93,7 @@ impl Selection {
     }
 
     /// Fails where a name of `method`'s names nothing: less would be trained than was asked for, silently.
-    pub fn check_targets(&self, method: &str, modules: &Modules) -> Result<()> {
+    pub(super) fn check_targets(&self, method: &str, modules: &Modules) -> Result<()> {
         let Modules { all, linear_layers, .. } = modules;
         let none = |targets| Err(Error::NoTarget { method: method.into(), targets, choices: ends(linear_layers) });
         // PEFT writes "all-linear" as the names of all linear layers, those among them that are trained whole, such as those within

@@ -33,7 +33,7 @@ pub(super) struct Mixing {
 
 impl Mixing {
     /// One tensor of several, all of one length. `drawn` says of each number that is pruned at random, in their order, whether it is kept.
-    pub fn mix(&self, tensors: &[Vec<f64>], weights: &[f64], drawn: &mut dyn FnMut(f64) -> bool) -> Vec<f64> {
+    pub(super) fn mix(&self, tensors: &[Vec<f64>], weights: &[f64], drawn: &mut dyn FnMut(f64) -> bool) -> Vec<f64> {
         let kept: Vec<Vec<f64>> = tensors.iter().map(|tensor| self.pruned(tensor, drawn)).collect();
         let count = kept.first().map_or(0, Vec::len);
         (0..count).map(|index| self.one(kept.iter().map(|tensor| tensor[index]).zip(weights.iter().copied()))).collect()

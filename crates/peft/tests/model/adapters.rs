@@ -21,7 +21,7 @@ struct Oracle {
 }
 
 #[derive(Deserialize)]
-pub struct Case {
+pub(crate) struct Case {
     trainable: usize,
     all: usize,
     line: String,
@@ -42,20 +42,20 @@ struct Ids {
     token_type_ids: Vec<u32>,
 }
 
-pub fn cases() -> BTreeMap<String, Case> {
+pub(crate) fn cases() -> BTreeMap<String, Case> {
     let oracle: Oracle =
         serde_json::from_slice(&std::fs::read(oracle_folder().join("adapters.json")).unwrap()).unwrap();
     oracle.cases
 }
 
-pub fn examples() -> (Vec<Sequence>, Vec<u32>) {
+pub(crate) fn examples() -> (Vec<Sequence>, Vec<u32>) {
     let examples: Examples =
         serde_json::from_slice(&std::fs::read(oracle_folder().join("oracle.json")).unwrap()).unwrap();
     let sequence = |ids: Ids| Sequence { input_ids: ids.input_ids, token_type_ids: ids.token_type_ids };
     (examples.sequences.into_iter().map(sequence).collect(), examples.labels)
 }
 
-pub fn folder(case: &str) -> PathBuf {
+pub(crate) fn folder(case: &str) -> PathBuf {
     oracle_folder().join("adapters").join(case)
 }
 
@@ -64,7 +64,7 @@ fn load(path: &Path) -> HashMap<String, Tensor> {
 }
 
 /// The case's adapter on the tiny BERT, without dropout.
-pub fn model(case: &str, dtype: DType) -> Model {
+pub(crate) fn model(case: &str, dtype: DType) -> Model {
     let adapter = Adapter::read(&folder(case)).unwrap();
     let options = ModelOptions { dtype, dropout: Some(0.0), device: device(), ..adapter.options(&tiny()).unwrap() };
     let model = Model::new(&tiny(), &options).unwrap();
@@ -74,7 +74,7 @@ pub fn model(case: &str, dtype: DType) -> Model {
 
 /// PEFT's own start of PiSSA and OLoRA is worked out in f32, so that its residual weights are off by f32's rounding, and the
 /// logits, which are around 1 to 10 here, with them. Otherwise the values in the files are exact in f64.
-pub fn starts_from_the_weight(case: &str) -> bool {
+pub(crate) fn starts_from_the_weight(case: &str) -> bool {
     case.contains("pissa") || case.contains("olora")
 }
 
@@ -151,7 +151,8 @@ fn every_option_has_pefts_gradients() {
     let (sequences, labels) = examples();
     let stored = load(&oracle_folder().join("adapters.safetensors"));
     // The stored gradients are f32.
-    let (dtype, tolerance) = of_device([(DType::F64, 1e-6), (DType::F32, 1e-5)]).next().unwrap();
+    // In f32 the gradient of a Kronecker factor, a sum of some thousand products, rounds by up to 2e-5.
+    let (dtype, tolerance) = of_device([(DType::F64, 1e-6), (DType::F32, 3e-5)]).next().unwrap();
     for name in cases().keys() {
         let Some(model) = trained(name, dtype) else { continue };
         let store = loss(&model, &cut(&sequences, &model), &labels, None).backward().unwrap();

@@ -51,7 +51,7 @@ fn narrow_base(folder: &std::path::Path) -> Pretrained {
 }
 
 /// The reports for BERT-base's width with one and with two layers and two labels, the whole tables in their totals.
-pub fn base_without_layers(method: &Method) -> [TrainableReport; 2] {
+pub(crate) fn base_without_layers(method: &Method) -> [TrainableReport; 2] {
     let folder = tempfile::tempdir().unwrap();
     let mut pretrained = narrow_base(folder.path());
     [1, 2].map(|layers| {
@@ -63,7 +63,7 @@ pub fn base_without_layers(method: &Method) -> [TrainableReport; 2] {
 }
 
 /// Trained numbers without the head, and the total, of all twelve layers: each layer adds the same.
-pub fn at_twelve_layers(method: &Method) -> (usize, usize) {
+pub(crate) fn at_twelve_layers(method: &Method) -> (usize, usize) {
     let [one, two] = base_without_layers(method);
     let extend = |count: &dyn Fn(&TrainableReport) -> usize| count(&one) + (LAYERS - 1) * (count(&two) - count(&one));
     (extend(&|report| report.trainable_without_head()), extend(&|report| report.total))

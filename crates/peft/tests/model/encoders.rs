@@ -16,10 +16,10 @@ use crate::gradients::agrees_with_finite_differences;
 use crate::support::*;
 
 /// The tiny checkpoints; the tests take each.
-pub const CASES: [&str; 8] =
+pub(crate) const CASES: [&str; 8] =
     ["roberta", "xlm-roberta", "distilbert", "electra", "mpnet", "deberta-v3", "deberta-v2", "modernbert"];
 
-pub fn folder(case: &str) -> PathBuf {
+pub(crate) fn folder(case: &str) -> PathBuf {
     oracle_folder().join("encoders").join(case)
 }
 
@@ -28,7 +28,7 @@ fn checkpoint(case: &str) -> Pretrained {
 }
 
 #[derive(Deserialize)]
-pub struct Oracle {
+pub(crate) struct Oracle {
     sequences: Vec<Ids>,
     pub labels: Vec<u32>,
     logits: BTreeMap<String, Vec<Vec<f64>>>,
@@ -51,11 +51,11 @@ struct LoraCase {
 }
 
 impl Oracle {
-    pub fn read(case: &str) -> Self {
+    pub(crate) fn read(case: &str) -> Self {
         serde_json::from_slice(&std::fs::read(folder(case).join("oracle.json")).unwrap()).unwrap()
     }
 
-    pub fn sequences(&self) -> Vec<Sequence> {
+    pub(crate) fn sequences(&self) -> Vec<Sequence> {
         let sequence =
             |ids: &Ids| Sequence { input_ids: ids.input_ids.clone(), token_type_ids: ids.token_type_ids.clone() };
         self.sequences.iter().map(sequence).collect()

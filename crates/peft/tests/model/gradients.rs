@@ -121,7 +121,7 @@ fn started(options: &ModelOptions) -> Model {
 
 /// The largest gradient of each tensor and three at random, against central differences of the fourth order with step 1e-4:
 /// in f64 the rounding error is of the order 1e-12, and the truncation error 3e-18 times the fifth derivative.
-pub fn agrees_with_finite_differences(model: &Model, batch: &Batch, labels: &[u32], step_seed: Option<u64>) {
+pub(crate) fn agrees_with_finite_differences(model: &Model, batch: &Batch, labels: &[u32], step_seed: Option<u64>) {
     let store = loss(model, batch, labels, step_seed).backward().unwrap();
     for (index, (name, analytic)) in gradients(model, &store).into_iter().enumerate() {
         if takes_a_norm_for_a_constant(model, &name) {

@@ -8,7 +8,7 @@ use peft::{Config, Model, Pooling, Sequence};
 
 use crate::support::oracle_folder;
 
-pub struct Reference {
+pub(crate) struct Reference {
     pub variables: BTreeMap<String, Var>,
     frozen: BTreeMap<String, Tensor>,
     config: Config,
@@ -18,7 +18,7 @@ pub struct Reference {
 
 impl Reference {
     /// The tiny checkpoint in f64, with variables of its own for what `model` trains, at the same values.
-    pub fn of(model: &Model, scaling: f64, pooling: Pooling) -> Result<Self> {
+    pub(crate) fn of(model: &Model, scaling: f64, pooling: Pooling) -> Result<Self> {
         let copy = |(name, variable): (&str, &Var)| Ok((name.to_string(), Var::from_tensor(&variable.copy()?)?));
         let checkpoint = oracle_folder().join("tiny-bert/model.safetensors");
         let frozen = candle_core::safetensors::load(checkpoint, &Device::Cpu)?
@@ -78,7 +78,7 @@ impl Reference {
     }
 
     /// The logits, `(batch, labels)`.
-    pub fn forward(&self, sequences: &[Sequence]) -> Result<Tensor> {
+    pub(crate) fn forward(&self, sequences: &[Sequence]) -> Result<Tensor> {
         let (batch, longest) = (sequences.len(), sequences.iter().map(Sequence::len).max().unwrap_or(0));
         let pad = |ids: &dyn Fn(&Sequence) -> Vec<u32>| -> Vec<u32> {
             sequences.iter().flat_map(|s| ids(s).into_iter().chain(std::iter::repeat(0)).take(longest)).collect()

@@ -11,17 +11,17 @@ use peft::{
 };
 
 /// Where `make_oracle.py` and what it made are.
-pub fn oracle_folder() -> PathBuf {
+pub(crate) fn oracle_folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/oracle")
 }
 
 /// A random BERT of 2 layers and 32 dimensions, with a classifier of 3 labels.
-pub fn tiny() -> Pretrained {
+pub(crate) fn tiny() -> Pretrained {
     Pretrained::from_folder(&oracle_folder().join("tiny-bert")).unwrap()
 }
 
 /// Where the models that are compared with Python's stand: the CPU, or the first GPU if `PEFT_TEST_DEVICE` is `cuda:0`.
-pub fn device() -> Device {
+pub(crate) fn device() -> Device {
     match std::env::var("PEFT_TEST_DEVICE").as_deref() {
         Err(_) | Ok("cpu") => Device::Cpu,
         #[cfg(feature = "cuda")]
@@ -31,33 +31,33 @@ pub fn device() -> Device {
 }
 
 /// A model's options on that device.
-pub fn options(method: Method, labels: usize) -> ModelOptions {
+pub(crate) fn options(method: Method, labels: usize) -> ModelOptions {
     ModelOptions { device: device(), ..ModelOptions::new(method, labels) }
 }
 
 /// The number types that the device computes with, and what goes with each: a GPU has no f64 here.
-pub fn of_device<T, const N: usize>(types: [(DType, T); N]) -> impl Iterator<Item = (DType, T)> {
+pub(crate) fn of_device<T, const N: usize>(types: [(DType, T); N]) -> impl Iterator<Item = (DType, T)> {
     let has_f64 = device().is_cpu();
     types.into_iter().filter(move |(dtype, _)| has_f64 || *dtype != DType::F64)
 }
 
 /// Three labels in f64, without dropout.
-pub fn exact(method: Method) -> ModelOptions {
+pub(crate) fn exact(method: Method) -> ModelOptions {
     ModelOptions { dtype: DType::F64, dropout: Some(0.0), ..ModelOptions::new(method, 3) }
 }
 
 /// Every linear layer of BERT but the classifier.
-pub fn all_linear() -> Targets {
+pub(crate) fn all_linear() -> Targets {
     Targets::suffixes(["query", "key", "value", "dense"])
 }
 
 /// LoRA of rank 2 on all linear layers.
-pub fn lora_everywhere() -> Lora {
+pub(crate) fn lora_everywhere() -> Lora {
     Lora::rank(2).on(all_linear())
 }
 
 /// Reproducible numbers in (-1, 1), without candle's generator, which has no seed on the CPU.
-pub fn numbers(count: usize, seed: u64) -> Vec<f64> {
+pub(crate) fn numbers(count: usize, seed: u64) -> Vec<f64> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -67,7 +67,7 @@ pub fn numbers(count: usize, seed: u64) -> Vec<f64> {
 }
 
 /// Sequences of these lengths: random ids below `vocabulary`, the second half of each of the other type.
-pub fn sequences(lengths: &[usize], vocabulary: u32) -> Vec<Sequence> {
+pub(crate) fn sequences(lengths: &[usize], vocabulary: u32) -> Vec<Sequence> {
     let one = |(index, &length): (usize, &usize)| Sequence {
         input_ids: numbers(length, 7 + index as u64).iter().map(|x| (x.abs() * f64::from(vocabulary)) as u32).collect(),
         token_type_ids: (0..length).map(|position| u32::from(position >= length.div_ceil(2))).collect(),
@@ -75,13 +75,13 @@ pub fn sequences(lengths: &[usize], vocabulary: u32) -> Vec<Sequence> {
     lengths.iter().enumerate().map(one).collect()
 }
 
-pub fn batch(sequences: &[Sequence]) -> Batch {
+pub(crate) fn batch(sequences: &[Sequence]) -> Batch {
     Batch::new(sequences).unwrap()
 }
 
 /// LoRA's B, VeRA's outer vector, AdaLoRA's singular values and LoHa's last factor start at zero, where what stands beside them has no gradient: gives
 /// them other values.
-pub fn fill_lora_b(model: &Model) {
+pub(crate) fn fill_lora_b(model: &Model) {
     for (index, (name, variable)) in model.parameters().trainable().enumerate() {
         if ["lora_B.weight", "vera_lambda_b", "lora_E", "hada_w2_b"].iter().any(|end| name.ends_with(end)) {
             let values = numbers(variable.elem_count(), 100 + index as u64).iter().map(|x| 0.5 * x).collect();
@@ -91,7 +91,7 @@ pub fn fill_lora_b(model: &Model) {
 }
 
 /// Bottleneck adapters start at or near zero, where gradients are small: gives them other values.
-pub fn fill_bottleneck(model: &Model) {
+pub(crate) fn fill_bottleneck(model: &Model) {
     for (index, (name, variable)) in model.parameters().trainable().enumerate() {
         if name.contains(".adapter_") || name.contains(".shared_parameters.") {
             let values = numbers(variable.elem_count(), 200 + index as u64).iter().map(|x| 0.5 * x).collect();
@@ -102,7 +102,7 @@ pub fn fill_bottleneck(model: &Model) {
 
 /// Bottleneck adapters of every style with dropout, and layer norms trained beside one, and Compacter with and without what layers
 /// share. Without ReLU's kink, which finite differences may step over.
-pub fn smooth_bottlenecks() -> [Method; 6] {
+pub(crate) fn smooth_bottlenecks() -> [Method; 6] {
     let of = |style| Bottleneck { reduction_factor: 8, dropout: 0.3, ..Bottleneck::new(style) };
     let pfeiffer = Bottleneck { non_linearity: Activation::Gelu, ..of(AdapterStyle::Pfeiffer) };
     let compacter = Compacter { reduction_factor: 4, scaling: 4.0, dropout: 0.3, phm_rank: 2, ..Compacter::default() };
@@ -123,14 +123,14 @@ pub fn smooth_bottlenecks() -> [Method; 6] {
 }
 
 /// Sets a trained parameter.
-pub fn set(model: &Model, name: &str, values: Vec<f64>) {
+pub(crate) fn set(model: &Model, name: &str, values: Vec<f64>) {
     let variable = model.parameters().get(name).unwrap_or_else(|| panic!("{name} is not trained"));
     let tensor = Tensor::from_vec(values, variable.shape(), &Device::Cpu).unwrap().to_dtype(variable.dtype()).unwrap();
     variable.set(&tensor.to_device(variable.device()).unwrap()).unwrap();
 }
 
 /// The cross-entropy of a pass; `step_seed` turns dropout on.
-pub fn loss(model: &Model, batch: &Batch, labels: &[u32], step_seed: Option<u64>) -> Tensor {
+pub(crate) fn loss(model: &Model, batch: &Batch, labels: &[u32], step_seed: Option<u64>) -> Tensor {
     let pass = match step_seed {
         Some(seed) => Pass::training(&batch.segments, seed),
         None => Pass::evaluation(&batch.segments),
@@ -138,12 +138,12 @@ pub fn loss(model: &Model, batch: &Batch, labels: &[u32], step_seed: Option<u64>
     cross_entropy(&model.forward(batch, &pass).unwrap(), labels)
 }
 
-pub fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Tensor {
+pub(crate) fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Tensor {
     candle_nn::loss::cross_entropy(logits, &Tensor::new(labels, logits.device()).unwrap()).unwrap()
 }
 
 /// The gradient of each trained parameter by name.
-pub fn gradients(model: &Model, store: &GradStore) -> BTreeMap<String, Vec<f64>> {
+pub(crate) fn gradients(model: &Model, store: &GradStore) -> BTreeMap<String, Vec<f64>> {
     let gradient = |(name, variable): (&str, &candle_core::Var)| {
         let gradient = store.get(variable).unwrap_or_else(|| panic!("{name} has no gradient"));
         assert_eq!(gradient.dims(), variable.dims(), "{name}");
@@ -153,18 +153,18 @@ pub fn gradients(model: &Model, store: &GradStore) -> BTreeMap<String, Vec<f64>>
 }
 
 /// A tensor's numbers as f64.
-pub fn flat(tensor: &Tensor) -> Vec<f64> {
+pub(crate) fn flat(tensor: &Tensor) -> Vec<f64> {
     let tensor = tensor.to_device(&Device::Cpu).unwrap();
     tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// The largest magnitude.
-pub fn largest(values: &[f64]) -> f64 {
+pub(crate) fn largest(values: &[f64]) -> f64 {
     values.iter().fold(0.0, |largest, value| value.abs().max(largest))
 }
 
 /// Every pair of numbers is at most `tolerance` apart.
-pub fn close(what: &str, found: &[f64], expected: &[f64], tolerance: f64) {
+pub(crate) fn close(what: &str, found: &[f64], expected: &[f64], tolerance: f64) {
     assert_eq!(found.len(), expected.len(), "{what}");
     for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
         let difference = (found - expected).abs();
@@ -174,6 +174,6 @@ pub fn close(what: &str, found: &[f64], expected: &[f64], tolerance: f64) {
 }
 
 /// A key's bias adds the same to all scores of a query, which softmax ignores: its gradient is zero but for rounding.
-pub fn has_zero_gradient(name: &str) -> bool {
+pub(crate) fn has_zero_gradient(name: &str) -> bool {
     ["self.key.bias", "k_lin.bias", "attn.k.bias", "pos_key_proj.bias"].iter().any(|key| name.ends_with(key))
 }

@@ -20,7 +20,7 @@ pub(super) struct TokenizerFolder {
 }
 
 impl TokenizerFolder {
-    pub fn read(folder: &Path) -> Result<Self> {
+    pub(super) fn read(folder: &Path) -> Result<Self> {
         let fields = |name: &str| -> Result<Map<String, Value>> {
             let path = folder.join(name);
             let Some(bytes) = files::read(&path)? else { return Ok(Map::new()) };
@@ -31,13 +31,13 @@ impl TokenizerFolder {
         Ok(Self { folder: folder.into(), config, special })
     }
 
-    pub fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         self.folder.join("tokenizer.json")
     }
 
     /// The tokenizer of `tokenizer.json`, with the casing and the leading blank that `tokenizer_config.json` says: where both say
     /// something, transformers goes by the latter.
-    pub fn tokenizer(&self) -> Result<Tokenizer> {
+    pub(super) fn tokenizer(&self) -> Result<Tokenizer> {
         let path = self.path();
         let Some(bytes) = files::read(&path)? else { return Err(self.missing()) };
         check(&path, &bytes)?;
@@ -61,7 +61,7 @@ impl TokenizerFolder {
     }
 
     /// The side on which a sequence that is too long is cut: as `tokenizer_config.json` says, or else `tokenizer.json`.
-    pub fn truncation_side(&self, tokenizer: &Tokenizer) -> Result<TruncationDirection> {
+    pub(super) fn truncation_side(&self, tokenizer: &Tokenizer) -> Result<TruncationDirection> {
         let in_file = || tokenizer.get_truncation().map(|truncation| truncation.direction).unwrap_or_default();
         match self.config.get("truncation_side") {
             None | Some(Value::Null) => Ok(in_file()),
@@ -72,7 +72,7 @@ impl TokenizerFolder {
     }
 
     /// The text of a special token, such as `cls_token`, if one of the files says it.
-    pub fn special_token(&self, name: &str) -> Option<String> {
+    pub(super) fn special_token(&self, name: &str) -> Option<String> {
         let said = self.config.get(name).or_else(|| self.special.get(name))?;
         said.as_str().or_else(|| said.get("content")?.as_str()).map(String::from)
     }

@@ -45,20 +45,20 @@ pub(crate) struct StepPlan {
 }
 
 impl StepPlan {
-    pub fn new(settings: &Settings, steps: usize, steps_per_epoch: usize) -> Self {
+    pub(crate) fn new(settings: &Settings, steps: usize, steps_per_epoch: usize) -> Self {
         let schedule = Schedule::new(steps, settings.warmup_ratio);
         Self { steps, steps_per_epoch, schedule, learning_rate: settings.learning_rate }
     }
 
     /// Passes over the training set after so many steps.
-    pub fn epoch(&self, steps: usize) -> f64 {
+    pub(crate) fn epoch(&self, steps: usize) -> f64 {
         steps as f64 / self.steps_per_epoch as f64
     }
 }
 
 impl<'a> Training<'a> {
     /// Training that goes on from `state`, in which the learner and its replicas are.
-    pub fn new(
+    pub(crate) fn new(
         learner: Learner,
         replicas: Replicas,
         plan: StepPlan,
@@ -74,7 +74,7 @@ impl<'a> Training<'a> {
     ///
     /// # Errors
     /// When a step or an observer fails. Out of memory no step is half taken.
-    pub fn run(
+    pub(crate) fn run(
         &mut self,
         mut batch: impl FnMut(usize) -> Result<Shard>,
         observers: &mut [&mut dyn Observer],
@@ -100,7 +100,7 @@ impl<'a> Training<'a> {
     }
 
     /// Passes over the training set by now.
-    pub fn epoch(&self) -> f64 {
+    pub(crate) fn epoch(&self) -> f64 {
         self.plan.epoch(self.state.step)
     }
 
@@ -108,7 +108,7 @@ impl<'a> Training<'a> {
     ///
     /// # Errors
     /// When a device failed in one of the steps.
-    pub fn read_losses(&mut self) -> Result<ControlFlow<Stop>> {
+    pub(crate) fn read_losses(&mut self) -> Result<ControlFlow<Stop>> {
         self.replicas.wait(&self.learner.model)?;
         let steps = self.plan.steps;
         for (loss, tokens) in self.pending.read()? {

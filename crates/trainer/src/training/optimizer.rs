@@ -23,7 +23,7 @@ impl Slot {
     ///
     /// # Errors
     /// When there is none.
-    pub fn gradient<'a>(&self, found: &'a Gradients) -> Result<&'a Tensor> {
+    pub(crate) fn gradient<'a>(&self, found: &'a Gradients) -> Result<&'a Tensor> {
         found.get(&self.variable).ok_or_else(|| Error::CutGradient { name: self.name.clone() })
     }
 }
@@ -39,7 +39,7 @@ pub(crate) struct Optimizer {
 impl Optimizer {
     /// # Errors
     /// When AdaLoRA does not say over how many steps its schedule runs.
-    pub fn new(model: &Model, settings: &Settings) -> Result<Self> {
+    pub(crate) fn new(model: &Model, settings: &Settings) -> Result<Self> {
         let slots = model
             .parameters()
             .trainable()
@@ -65,7 +65,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// When a parameter has no gradient.
-    pub fn step(&mut self, found: &Gradients, loss: &Tensor, update: Update) -> Result<()> {
+    pub(crate) fn step(&mut self, found: &Gradients, loss: &Tensor, update: Update) -> Result<()> {
         let Update { index: step, factor } = update;
         let gradients = self.slots.iter().map(|slot| slot.gradient(found)).collect::<Result<Vec<_>>>()?;
         let mut slots = Vec::with_capacity(gradients.len());

@@ -19,25 +19,25 @@ pub(crate) struct PendingLosses {
 }
 
 impl PendingLosses {
-    pub fn new(device: &Device) -> Self {
+    pub(super) fn new(device: &Device) -> Self {
         Self { steps: Vec::new(), most: if device.is_cpu() { 1 } else { 64 }, last_read: Instant::now() }
     }
 
-    pub fn push(&mut self, step: StepLoss, tokens: usize, loss: Tensor) {
+    pub(super) fn push(&mut self, step: StepLoss, tokens: usize, loss: Tensor) {
         self.steps.push((step, tokens, loss));
     }
 
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.steps.len()
     }
 
     /// Whether it is time to read them.
-    pub fn is_due(&self) -> bool {
+    pub(super) fn is_due(&self) -> bool {
         self.len() >= self.most || self.last_read.elapsed() >= LONGEST
     }
 
     /// Waits for the losses: each step with its loss, and its tokens.
-    pub fn read(&mut self) -> Result<Vec<(StepLoss, usize)>> {
+    pub(super) fn read(&mut self) -> Result<Vec<(StepLoss, usize)>> {
         self.last_read = Instant::now();
         let read = |(step, tokens, loss): (StepLoss, usize, Tensor)| {
             Ok((StepLoss { loss: f64::from(loss.to_scalar::<f32>()?), ..step }, tokens))

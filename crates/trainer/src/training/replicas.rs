@@ -34,7 +34,7 @@ impl Replicas {
     ///
     /// # Errors
     /// When cards cannot be connected, for which they need NVIDIA's library NCCL, or the checkpoint is broken.
-    pub fn start(
+    pub(crate) fn start(
         learner: &Learner,
         others: Vec<Model>,
         settings: &Settings,
@@ -66,7 +66,7 @@ impl Replicas {
     ///
     /// # Errors
     /// The first card's that failed. When memory does not suffice for one sequence, no card has taken the step.
-    pub fn step(
+    pub(crate) fn step(
         &self,
         learner: &mut Learner,
         batch: &Shard,
@@ -113,7 +113,7 @@ impl Replicas {
     ///
     /// # Errors
     /// The first card's that failed in one of them.
-    pub fn wait(&self, model: &Model) -> Result<()> {
+    pub(crate) fn wait(&self, model: &Model) -> Result<()> {
         let Some(communicators) = &self.communicators else { return Ok(()) };
         let asked: Vec<Result<()>> = self.others.iter().map(|worker| worker.ask(Request::Wait)).collect();
         let own = synchronize(model.device(), communicators);

@@ -9,13 +9,13 @@ pub(crate) struct Schedule {
 
 impl Schedule {
     /// A schedule over `steps` steps, the first `warmup_ratio` of them rising. A ratio above 0 gives at least one.
-    pub fn new(steps: usize, warmup_ratio: f64) -> Self {
+    pub(super) fn new(steps: usize, warmup_ratio: f64) -> Self {
         let warmup = if warmup_ratio > 0.0 { ((warmup_ratio * steps as f64) as usize).max(1) } else { 0 };
         Self { steps, warmup }
     }
 
     /// What the learning rate is multiplied by at `step`, counted from 0.
-    pub fn factor(self, step: usize) -> f64 {
+    pub(super) fn factor(self, step: usize) -> f64 {
         if step < self.warmup {
             step as f64 / self.warmup as f64
         } else {

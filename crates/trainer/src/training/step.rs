@@ -31,7 +31,7 @@ pub(crate) struct Shard {
 
 impl Shard {
     /// A whole batch.
-    pub fn whole(batch: Batch, targets: Tensor, seed: u64) -> Self {
+    pub(crate) fn whole(batch: Batch, targets: Tensor, seed: u64) -> Self {
         Self { batch, targets, seed, weight: 1.0 }
     }
 }
@@ -48,7 +48,7 @@ pub(crate) struct Update {
 impl Learner {
     /// # Errors
     /// As [`Optimizer::new`].
-    pub fn new(model: Model, settings: &Settings) -> Result<Self> {
+    pub(crate) fn new(model: Model, settings: &Settings) -> Result<Self> {
         let optimizer = Optimizer::new(&model, settings)?;
         Ok(Self { model, optimizer })
     }
@@ -60,7 +60,7 @@ impl Learner {
     ///
     /// # Errors
     /// When memory does not suffice for one sequence.
-    pub fn step(&mut self, shard: &Shard, update: Update, part_tokens: &mut Option<usize>) -> Result<Tensor> {
+    pub(crate) fn step(&mut self, shard: &Shard, update: Update, part_tokens: &mut Option<usize>) -> Result<Tensor> {
         ops::on_workers(|| {
             let (loss, gradients) = self.gradients(shard, part_tokens)?;
             self.optimizer.step(&gradients, &loss, update)?;
@@ -73,7 +73,7 @@ impl Learner {
     ///
     /// # Errors
     /// When memory does not suffice for one sequence.
-    pub fn gradients(&self, shard: &Shard, part_tokens: &mut Option<usize>) -> Result<(Tensor, Gradients)> {
+    pub(crate) fn gradients(&self, shard: &Shard, part_tokens: &mut Option<usize>) -> Result<(Tensor, Gradients)> {
         let segments = &shard.batch.segments;
         loop {
             let parts = parts(segments, *part_tokens);

@@ -6,7 +6,11 @@ use candle_core::{Device, Tensor};
 
 /// Writes batches of so many sequences, padded to `width` tokens; `length` gives how long a sequence of a step is. The tiny
 /// checkpoints have words for all of their tokens.
-pub fn write_batches(path: &Path, [steps, sequences, width]: [usize; 3], length: impl Fn(usize, usize) -> usize) {
+pub(crate) fn write_batches(
+    path: &Path,
+    [steps, sequences, width]: [usize; 3],
+    length: impl Fn(usize, usize) -> usize,
+) {
     let mut tensors = vec![("steps".to_string(), Tensor::new(steps as u32, &Device::Cpu).unwrap())];
     for step in 0..steps {
         let token = |i: usize| (5 + (i * 7 + step * 3 + i / 11) % 35) as u32;

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 /// A checkpoint of two layers, with a tokenizer for the first words of the synthetic task.
-pub fn model() -> TempDir {
+pub(crate) fn model() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let oracle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../peft/tests/oracle/tiny-bert");
     for file in ["config.json", "model.safetensors"] {

@@ -50,7 +50,7 @@ pub(crate) struct Unit(PhantomData<*const ()>);
 impl Unit {
     /// # Safety
     /// Asks for [`is_there`].
-    pub unsafe fn take() -> Self {
+    pub(super) unsafe fn take() -> Self {
         TAKEN.set(TAKEN.get() + 1);
         // SAFETY: the unit is there, and the layout one that it has.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &WHOLE_TILES, options(nostack, readonly)) };
@@ -112,7 +112,7 @@ impl Unit {
     ///
     /// # Safety
     /// The target must have [`MOST_ROWS`] rows of [`WIDTH`] columns that may be written.
-    pub unsafe fn multiply(&self, stream: &Stream, begin: &[f32; WIDTH], target: *mut f32, stride: usize) {
+    pub(super) unsafe fn multiply(&self, stream: &Stream, begin: &[f32; WIDTH], target: *mut f32, stride: usize) {
         const { assert!(SIDE == 1 << 4 && MOST_ROWS == 2 * SIDE && WIDTH == 3 * SIDE) };
         let steps = whole_steps(stream);
         assert!(stream.number == Number::Bf16 && stream.step_stride == 1 && steps > 0);

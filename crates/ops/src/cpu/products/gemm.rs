@@ -16,18 +16,18 @@ pub(crate) struct Matrix<'a, T> {
 
 impl<'a, T> Matrix<'a, T> {
     /// A row-major matrix.
-    pub fn new(data: &'a [T], rows: usize, columns: usize) -> Self {
+    pub(crate) fn new(data: &'a [T], rows: usize, columns: usize) -> Self {
         Self::strided(data, rows, columns, columns)
     }
 
     /// A row-major matrix whose rows begin `row_stride` elements apart.
-    pub fn strided(data: &'a [T], rows: usize, columns: usize, row_stride: usize) -> Self {
+    pub(crate) fn strided(data: &'a [T], rows: usize, columns: usize, row_stride: usize) -> Self {
         assert!(spans(data.len(), rows, columns, row_stride), "matrix reaches beyond its slice");
         Self { data, rows, columns, row_stride, column_stride: 1 }
     }
 
     /// The transpose, without a copy.
-    pub fn t(self) -> Self {
+    pub(crate) fn t(self) -> Self {
         Self {
             data: self.data,
             rows: self.columns,
@@ -40,7 +40,7 @@ impl<'a, T> Matrix<'a, T> {
 
 impl<'a, T: Float> Matrix<'a, T> {
     /// The matrix as it is, if its numbers are f32.
-    pub fn as_f32(self) -> Option<Matrix<'a, f32>> {
+    pub(crate) fn as_f32(self) -> Option<Matrix<'a, f32>> {
         let Self { data, rows, columns, row_stride, column_stride } = self;
         T::as_f32(data).map(|data| Matrix { data, rows, columns, row_stride, column_stride })
     }

@@ -88,7 +88,7 @@ pub(crate) struct Panels {
 }
 
 impl Panels {
-    pub fn pack(b: Matrix<f32>, number: Number, cores: Cores) -> Self {
+    pub(crate) fn pack(b: Matrix<f32>, number: Number, cores: Cores) -> Self {
         Self::pack_into(Words::default(), b, number, cores)
     }
 
@@ -197,7 +197,7 @@ pub(crate) enum Right<'a> {
 
 impl<'a> Right<'a> {
     /// Ordered for a left side of `rows`, unless that does not pay.
-    pub fn new(b: Matrix<'a, f32>, number: Number, rows: usize) -> Self {
+    pub(crate) fn new(b: Matrix<'a, f32>, number: Number, rows: usize) -> Self {
         let few = number == Number::F32 && rows <= FEW_ROWS;
         Self::in_place(b).filter(|_| few).unwrap_or_else(|| Self::Panels(Arc::new(Panels::pack(b, number, Cores::All))))
     }

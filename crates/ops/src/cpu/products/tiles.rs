@@ -29,7 +29,7 @@ pub(crate) enum Number {
 
 impl Number {
     /// Words along an inner dimension.
-    pub fn steps(self, inner: usize) -> usize {
+    pub(crate) fn steps(self, inner: usize) -> usize {
         match self {
             Self::F32 => inner,
             Self::Bf16 => inner.div_ceil(2),
@@ -37,7 +37,7 @@ impl Number {
     }
 
     /// Where along the inner dimension a step begins.
-    pub fn first_value(self, step: usize) -> usize {
+    pub(crate) fn first_value(self, step: usize) -> usize {
         match self {
             Self::F32 => step,
             Self::Bf16 => 2 * step,
@@ -45,7 +45,7 @@ impl Number {
     }
 
     /// Whether this processor has an instruction for products of such numbers, sixteen sums at a time.
-    pub fn is_native(self) -> bool {
+    pub(crate) fn is_native(self) -> bool {
         Tile::best(self) != Tile::Portable
     }
 }
@@ -65,7 +65,7 @@ pub(crate) struct Stream<'a> {
 }
 
 impl Stream<'_> {
-    pub const EMPTY: Self = Stream {
+    pub(crate) const EMPTY: Self = Stream {
         number: Number::F32,
         steps: 0,
         left: &[],
@@ -174,7 +174,7 @@ pub(crate) enum Tile {
 
 impl Tile {
     /// The fastest last.
-    pub const ALL: &[Self] = &[
+    pub(crate) const ALL: &[Self] = &[
         Self::Portable,
         #[cfg(target_arch = "x86_64")]
         Self::Avx512,
@@ -185,7 +185,7 @@ impl Tile {
     ];
 
     /// Whether it takes sums of which the first product is of such numbers, on this processor.
-    pub fn takes(self, first: Number) -> bool {
+    pub(crate) fn takes(self, first: Number) -> bool {
         match self {
             Self::Portable => true,
             #[cfg(target_arch = "x86_64")]
@@ -198,12 +198,12 @@ impl Tile {
     }
 
     /// The fastest that takes them.
-    pub fn best(first: Number) -> Self {
+    pub(crate) fn best(first: Number) -> Self {
         Self::ALL.iter().copied().rfind(|tile| tile.takes(first)).unwrap_or(Self::Portable)
     }
 
     /// This loop, ready to run on the calling thread.
-    pub fn ready(self) -> Ready {
+    pub(crate) fn ready(self) -> Ready {
         Ready {
             tile: self,
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -224,7 +224,7 @@ impl Ready {
     /// # Safety
     /// The job's target must point at rows that may be written. For [`Tile::Amx`] the first stream's left side must be
     /// readable up to a multiple of [`MOST_ROWS`] rows, and its steps must lie side by side.
-    pub unsafe fn run(&self, job: &mut Job) {
+    pub(crate) unsafe fn run(&self, job: &mut Job) {
         match self.tile {
             Tile::Portable => {
                 for row in 0..job.target.rows {

@@ -399,7 +399,7 @@ impl Batch<'_> {
     }
 
     /// The result, `(queries, hidden)`, and the logarithm of each query's sum of exponentials, `(heads, queries)`.
-    pub fn forward(&self, gpu: &Gpu, inputs: &Inputs) -> Result<(Buffer, Buffer)> {
+    pub(crate) fn forward(&self, gpu: &Gpu, inputs: &Inputs) -> Result<(Buffer, Buffer)> {
         let (query, (queries, _)) = (inputs.query, inputs.query.matrix());
         let output = gpu.empty(query.element, query.count())?;
         let logarithms = gpu.empty(Element::F32, self.heads * queries)?;
@@ -419,7 +419,7 @@ impl Batch<'_> {
 
     /// Writes the gradients of queries, keys and values. The result is that of the table, `(rows, columns)` in f32; of a bias that of
     /// each distance, `(distances, heads)`.
-    pub fn backward(
+    pub(crate) fn backward(
         &self,
         gpu: &Gpu,
         inputs: &Inputs,

@@ -11,12 +11,12 @@ const SLICE: usize = 256;
 
 impl Gpu {
     /// The sum of each column of a `(rows, columns)` matrix, in f32: `(columns)`.
-    pub fn column_sums(&self, x: Array) -> Result<Buffer> {
+    pub(crate) fn column_sums(&self, x: Array) -> Result<Buffer> {
         self.sums(x, None)
     }
 
     /// The same of `a * b`.
-    pub fn column_products(&self, a: Array, b: Array) -> Result<Buffer> {
+    pub(crate) fn column_products(&self, a: Array, b: Array) -> Result<Buffer> {
         self.sums(a, Some(b))
     }
 

@@ -13,7 +13,7 @@ pub(crate) enum Converted<'a> {
 }
 
 impl Converted<'_> {
-    pub fn array(&self) -> Result<Array<'_>> {
+    pub(crate) fn array(&self) -> Result<Array<'_>> {
         match self {
             Self::Same(array) => Ok(*array),
             Self::Copy(buffer, shape) => buffer.array(shape),
@@ -23,7 +23,7 @@ impl Converted<'_> {
 
 impl Gpu {
     /// The same numbers as another type.
-    pub fn convert<'a>(&self, x: Array<'a>, element: Element) -> Result<Converted<'a>> {
+    pub(crate) fn convert<'a>(&self, x: Array<'a>, element: Element) -> Result<Converted<'a>> {
         if x.element == element {
             return Ok(Converted::Same(x));
         }
@@ -33,7 +33,7 @@ impl Gpu {
     }
 
     /// The same numbers in memory for as many of the other type.
-    pub fn convert_into(&self, x: Array, y: &Buffer) -> Result<()> {
+    pub(crate) fn convert_into(&self, x: Array, y: &Buffer) -> Result<()> {
         let n = x.count();
         let kernel = match x.element {
             Element::F32 => Kernel::bf16("to_bf16").write(y, n).read_f32(x, n),
@@ -44,7 +44,7 @@ impl Gpu {
     }
 
     /// The gradient of an input that is the result's, in that input's type.
-    pub fn upstream(&self, gradient: Array, input: Array) -> Result<GpuGradient> {
+    pub(crate) fn upstream(&self, gradient: Array, input: Array) -> Result<GpuGradient> {
         Ok(match self.convert(gradient, input.element)? {
             Converted::Copy(converted, _) => GpuGradient::Values(converted),
             Converted::Same(_) => GpuGradient::Upstream,
@@ -52,7 +52,7 @@ impl Gpu {
     }
 
     /// The gradient of an input, in that one's type.
-    pub fn of_type(&self, values: Buffer, input: Array) -> Result<GpuGradient> {
+    pub(crate) fn of_type(&self, values: Buffer, input: Array) -> Result<GpuGradient> {
         Ok(GpuGradient::Values(match self.convert(values.array(input.shape)?, input.element)? {
             Converted::Copy(converted, _) => converted,
             Converted::Same(_) => values,

@@ -8,7 +8,7 @@ use crate::operations::dropout::{AddDropout, Dropout, Mask};
 
 impl Gpu {
     /// `mask * x`.
-    pub fn masked(&self, x: Array, dropout: Dropout) -> Result<Buffer> {
+    pub(crate) fn masked(&self, x: Array, dropout: Dropout) -> Result<Buffer> {
         let n = x.count();
         let y = self.empty(x.element, n)?;
         let kernel = Kernel::of("dropout", x.element).write(&y, n).read(x, n).count(n).dropout(Some(dropout));
@@ -18,7 +18,7 @@ impl Gpu {
     }
 
     /// `mask * x + others`, in the type of x.
-    pub fn add_masked(&self, x: Array, others: Array, dropout: Option<Dropout>) -> Result<Buffer> {
+    pub(crate) fn add_masked(&self, x: Array, others: Array, dropout: Option<Dropout>) -> Result<Buffer> {
         let (n, others) = (x.count(), self.convert(others, x.element)?);
         let y = self.empty(x.element, n)?;
         let kernel = Kernel::of("add_dropout", x.element).write(&y, n).read(x, n).read(others.array()?, n);

@@ -34,7 +34,7 @@ impl Lists {
 
 impl Gpu {
     /// The gradient of a table whose rows were looked up, each for one row of what they became.
-    pub fn table_gradient(&self, table: Array, looked_up: &[u32], gradient: Array) -> Result<GpuGradient> {
+    pub(crate) fn table_gradient(&self, table: Array, looked_up: &[u32], gradient: Array) -> Result<GpuGradient> {
         let (count, columns) = table.matrix();
         if looked_up.iter().any(|&row| row as usize >= count) {
             bail!("embedding: a row beyond the table's {count}")

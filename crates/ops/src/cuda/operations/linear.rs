@@ -22,7 +22,7 @@ pub(crate) struct GpuWeight {
 }
 
 impl GpuWeight {
-    pub fn new(precision: Precision, is_frozen: bool) -> Self {
+    pub(crate) fn new(precision: Precision, is_frozen: bool) -> Self {
         let element = match precision {
             Precision::F32 | Precision::Tf32 => Element::F32,
             Precision::Bf16 => Element::Bf16,

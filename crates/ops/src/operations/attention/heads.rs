@@ -25,17 +25,23 @@ pub(super) struct Head {
 
 impl Head {
     /// This head's columns of some rows, `(rows, head_dim)`.
-    pub fn of<'a, T>(&self, (data, stride): (&'a [T], usize), rows: &Range<usize>) -> Matrix<'a, T> {
+    pub(super) fn of<'a, T>(&self, (data, stride): (&'a [T], usize), rows: &Range<usize>) -> Matrix<'a, T> {
         Matrix::strided(&data[rows.start * stride + self.first_column..], rows.len(), self.width, stride)
     }
 
     /// The distance between rows of scores.
-    pub fn stride(&self) -> usize {
+    pub(super) fn stride(&self) -> usize {
         self.queries.len().next_multiple_of(LANES)
     }
 
     /// `scale * a bᵀ` as scores, `(rows of a, queries)`: b has a row for each query.
-    pub fn scores<'a, T: Float>(&self, buffer: &'a mut Vec<T>, scale: f64, a: Matrix<T>, b: Matrix<T>) -> &'a mut [T] {
+    pub(super) fn scores<'a, T: Float>(
+        &self,
+        buffer: &'a mut Vec<T>,
+        scale: f64,
+        a: Matrix<T>,
+        b: Matrix<T>,
+    ) -> &'a mut [T] {
         assert_eq!(b.rows, self.queries.len(), "a row for each query");
         let size = a.rows * self.stride();
         buffer.resize(buffer.len().max(size), T::zero());
@@ -46,7 +52,7 @@ impl Head {
     }
 
     /// Scores as a matrix, `(rows, queries)`.
-    pub fn matrix<'a, T>(&self, scores: &'a [T]) -> Matrix<'a, T> {
+    pub(super) fn matrix<'a, T>(&self, scores: &'a [T]) -> Matrix<'a, T> {
         Matrix::strided(scores, scores.len() / self.stride(), self.queries.len(), self.stride())
     }
 }
@@ -61,7 +67,7 @@ pub(super) struct Inputs<'a, T> {
 
 impl<'a, T: Float> Inputs<'a, T> {
     /// Of query, key and value, or of query and the keys with the values behind them in each row; then the table, if there is one.
-    pub fn new(inputs: &[View<'a, T>]) -> Self {
+    pub(super) fn new(inputs: &[View<'a, T>]) -> Self {
         let (_, hidden) = inputs[0].matrix();
         let query = (inputs[0].data, hidden);
         if is_joined(inputs) {
@@ -91,7 +97,7 @@ unsafe impl<T: Send> Sync for Columns<T> {}
 
 impl<T: Float> Columns<T> {
     /// As many numbers as that tensor has, in such rows.
-    pub fn like(tensor: &View<T>) -> Self {
+    pub(super) fn like(tensor: &View<T>) -> Self {
         let mut values = Vec::with_capacity(tensor.data.len());
         Self { begin: values.as_mut_ptr(), length: tensor.data.len(), stride: tensor.matrix().1, values }
     }
@@ -104,7 +110,7 @@ impl<T: Float> Columns<T> {
     ///
     /// # Safety
     /// They must be there, as many as `a` and `b` have, and the head's own.
-    pub unsafe fn write(&self, rows: &Range<usize>, column: usize, scale: f64, a: Matrix<T>, b: Matrix<T>) {
+    pub(super) unsafe fn write(&self, rows: &Range<usize>, column: usize, scale: f64, a: Matrix<T>, b: Matrix<T>) {
         // SAFETY: as the caller promises.
         unsafe { write_product(self.at(rows, column), self.stride, scale, a, b) };
     }
@@ -113,14 +119,14 @@ impl<T: Float> Columns<T> {
     ///
     /// # Safety
     /// As [`Columns::write`], after it.
-    pub unsafe fn add(&self, rows: &Range<usize>, column: usize, scale: f64, a: Matrix<T>, b: Matrix<T>) {
+    pub(super) unsafe fn add(&self, rows: &Range<usize>, column: usize, scale: f64, a: Matrix<T>, b: Matrix<T>) {
         // SAFETY: as the caller promises.
         unsafe { gemm::write_product(self.at(rows, column), self.stride, Into::Add, scale, a, b, Cores::One) };
     }
 
     /// # Safety
     /// Every head of every sequence must have written its columns.
-    pub unsafe fn written(mut self) -> Vec<T> {
+    pub(super) unsafe fn written(mut self) -> Vec<T> {
         // SAFETY: as the caller promises; the capacity is there.
         unsafe { self.values.set_len(self.length) };
         self.values

@@ -197,7 +197,7 @@ pub(super) struct Reach {
 }
 
 impl Reach {
-    pub fn new(rows: &RelativeRows, keys: usize, first: usize) -> Self {
+    pub(super) fn new(rows: &RelativeRows, keys: usize, first: usize) -> Self {
         let reached = rows.reached(keys);
         let rows = rows.of_sequence(keys).iter().map(|row| row - reached.start).collect();
         Self { rows, reached, first }
@@ -232,7 +232,7 @@ pub(super) struct HeadGradients<'a, T> {
 
 impl<T: Float> Term<'_, T> {
     /// Adds the term to scores, `(keys, queries)`.
-    pub fn add(&self, scores: &mut [T], head: &Head, scale: f64, [query, key]: [Matrix<T>; 2]) {
+    pub(super) fn add(&self, scores: &mut [T], head: &Head, scale: f64, [query, key]: [Matrix<T>; 2]) {
         let (queries, stride) = (head.queries.len(), head.stride());
         match self {
             Self::None => {}
@@ -268,7 +268,7 @@ impl<T: Float> Term<'_, T> {
     ///
     /// # Safety
     /// The head must have written its columns of the gradients.
-    pub unsafe fn backward(
+    pub(super) unsafe fn backward(
         &self,
         of_scores: &[T],
         head: &Head,

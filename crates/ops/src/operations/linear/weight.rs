@@ -78,7 +78,7 @@ pub(crate) enum CpuWeight {
 }
 
 impl CpuWeight {
-    pub fn new(weight: &Tensor, precision: Precision) -> Result<Self> {
+    pub(crate) fn new(weight: &Tensor, precision: Precision) -> Result<Self> {
         let (outputs, inputs) = weight.dims2()?;
         let number = match precision {
             Precision::Bf16 => Number::Bf16,
@@ -96,7 +96,7 @@ impl CpuWeight {
     }
 
     /// Of the transposed weight, in the forward pass.
-    pub fn forward(&self) -> Packing {
+    pub(crate) fn forward(&self) -> Packing {
         match self {
             Self::Frozen { transposed, .. } => Packing::Before(transposed.clone()),
             _ => self.anew(),
@@ -104,7 +104,7 @@ impl CpuWeight {
     }
 
     /// Of the weight, in the backward pass.
-    pub fn backward(&self) -> Packing {
+    pub(crate) fn backward(&self) -> Packing {
         match self {
             Self::Frozen { straight, .. } => Packing::Before(straight.clone()),
             _ => self.anew(),
@@ -112,7 +112,7 @@ impl CpuWeight {
     }
 
     /// Of a right side that differs each time.
-    pub fn anew(&self) -> Packing {
+    pub(crate) fn anew(&self) -> Packing {
         match self {
             Self::Packed(number) => Packing::Now(*number),
             _ => Packing::None,
@@ -120,7 +120,7 @@ impl CpuWeight {
     }
 
     /// Of an adapter's thin matrices: never rounded.
-    pub fn adapter(&self) -> Packing {
+    pub(crate) fn adapter(&self) -> Packing {
         match self {
             Self::General => Packing::None,
             _ => Packing::Now(Number::F32),

@@ -26,7 +26,7 @@ pub(super) struct SvdBranch {
 
 impl SvdBranch {
     /// The branch of a layer with that weight, `(out, in)`.
-    pub fn build(self, builder: &mut Builder, path: &str, weight: &Tensor) -> Result<Box<dyn LinearAdapter>> {
+    pub(super) fn build(self, builder: &mut Builder, path: &str, weight: &Tensor) -> Result<Box<dyn LinearAdapter>> {
         let (outputs, inputs) = weight.dims2()?;
         let Self { r, scaling, dropout, begins_as_nothing } = self;
         builder.count_as_peft(1); // `ranknum`, which no file holds

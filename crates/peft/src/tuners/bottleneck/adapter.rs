@@ -27,7 +27,7 @@ pub(in crate::tuners) struct BottleneckAdapter<P> {
 
 impl<P: Projection> BottleneckAdapter<P> {
     /// The adapter of these two layers, down and up.
-    pub fn new(builder: &Builder, bottleneck: &Bottleneck, hidden: usize, [down, up]: [P; 2]) -> Result<Self> {
+    pub(crate) fn new(builder: &Builder, bottleneck: &Bottleneck, hidden: usize, [down, up]: [P; 2]) -> Result<Self> {
         let ones = || Tensor::ones(hidden, builder.dtype, builder.device);
         let scaling = (bottleneck.scaling != 1.0).then(|| ones()? * bottleneck.scaling).transpose()?;
         let (style, non_linearity, dropout) = (bottleneck.adapter_style, bottleneck.non_linearity, bottleneck.dropout);
@@ -71,7 +71,12 @@ pub(super) struct Dense {
 
 impl Dense {
     /// The two layers of the adapter of a sublayer whose last linear layer has that path.
-    pub fn pair(builder: &mut Builder, bottleneck: &Bottleneck, linear: &str, hidden: usize) -> Result<[Self; 2]> {
+    pub(super) fn pair(
+        builder: &mut Builder,
+        bottleneck: &Bottleneck,
+        linear: &str,
+        hidden: usize,
+    ) -> Result<[Self; 2]> {
         let (module, size) = (module_of(linear), bottleneck.size(hidden));
         let (down, up) = match bottleneck.init_weights {
             InitWeights::Bert => (NEAR_ZERO, NEAR_ZERO),

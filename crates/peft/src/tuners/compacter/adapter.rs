@@ -18,7 +18,7 @@ pub(super) struct PhmLayer {
 impl PhmLayer {
     /// The layer `down` or `up` of the adapter in a module. Parameters have AdapterHub's names: the layer's own such as
     /// `bert.encoder.layer.0.output.adapter_down.W_left`, shared ones such as `bert.shared_parameters.phm_rule`.
-    pub fn new(
+    pub(super) fn new(
         builder: &mut Builder,
         compacter: &Compacter,
         module: &str,

@@ -18,7 +18,7 @@ pub(super) struct Scaled {
 
 impl Scaled {
     /// The vector of a layer with that weight, `(out, in)`. Its shape is that of PEFT's files: `(out, 1)` or `(1, in)`.
-    pub fn new(builder: &mut Builder, path: &str, weight: &Tensor, is_feedforward: bool) -> Result<Self> {
+    pub(super) fn new(builder: &mut Builder, path: &str, weight: &Tensor, is_feedforward: bool) -> Result<Self> {
         let (outputs, inputs) = weight.dims2()?;
         let shape = if is_feedforward { [1, inputs] } else { [outputs, 1] };
         let scale = builder.adapter(format!("{path}.ia3_l"), &shape, Initializer::Ones)?;

@@ -15,7 +15,7 @@ pub(super) struct Hadamard {
 }
 
 impl Hadamard {
-    pub fn new(builder: &mut Builder, place: &Place, begins_as_nothing: bool) -> Result<Self> {
+    pub(super) fn new(builder: &mut Builder, place: &Place, begins_as_nothing: bool) -> Result<Self> {
         let &Place { path, outputs, inputs, r, scaling } = place;
         let mut factor = |name: &str, shape: [usize; 2], is_zero: bool| {
             let start = if is_zero { Initializer::Zeros } else { Initializer::KaimingUniform { inputs: shape[1] } };

@@ -51,7 +51,7 @@ impl Side {
 
 impl Kronecker {
     /// Of a layer of shape `(out₁ out₂, in₁ in₂)`.
-    pub fn new(builder: &mut Builder, place: &Place, lokr: &LoKr) -> Result<Self> {
+    pub(super) fn new(builder: &mut Builder, place: &Place, lokr: &LoKr) -> Result<Self> {
         let &Place { path, outputs, inputs, r, scaling } = place;
         let (rows, columns) = (factors(outputs, lokr.decompose_factor), factors(inputs, lokr.decompose_factor));
         let mut parameter = |name: &str, shape: [usize; 2], is_zero: bool| {

@@ -23,7 +23,12 @@ pub(super) struct Branch {
 
 impl Branch {
     /// The branch's parameters, and the weight `(out, in)` that it stands beside: the layer's own, or a residual of it.
-    pub fn build(self, builder: &mut Builder, path: &str, weight: Tensor) -> Result<(Box<dyn LinearAdapter>, Tensor)> {
+    pub(super) fn build(
+        self,
+        builder: &mut Builder,
+        path: &str,
+        weight: Tensor,
+    ) -> Result<(Box<dyn LinearAdapter>, Tensor)> {
         let (outputs, inputs) = weight.dims2()?;
         let Self { r, scaling, dropout, .. } = self;
         let (a_path, b_path) = (format!("{path}.lora_A.weight"), format!("{path}.lora_B.weight"));

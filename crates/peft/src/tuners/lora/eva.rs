@@ -83,7 +83,7 @@ pub(super) struct Eva {
 }
 
 impl Eva {
-    pub fn new(config: EvaConfig) -> Self {
+    pub(super) fn new(config: EvaConfig) -> Self {
         Self { config, layers: Vec::new(), groups: Vec::new(), ranks: Vec::new() }
     }
 

@@ -19,7 +19,7 @@ pub(super) struct Rotation {
 
 impl Rotation {
     /// That of a layer of so many inputs.
-    pub fn build(builder: &mut Builder, path: &str, inputs: usize, oft: &Oft) -> Result<Box<dyn LinearAdapter>> {
+    pub(super) fn build(builder: &mut Builder, path: &str, inputs: usize, oft: &Oft) -> Result<Box<dyn LinearAdapter>> {
         let size = oft.block_size_of(inputs);
         if size < 2 {
             let (field, found, expected) = ("oft_block_size", size.to_string(), "at least 2, or nothing is rotated");

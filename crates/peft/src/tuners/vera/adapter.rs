@@ -18,7 +18,7 @@ pub(super) struct VeraBranch {
 
 impl VeraBranch {
     /// The vectors of a layer with that weight, `(out, in)`.
-    pub fn build(self, builder: &mut Builder, path: &str, weight: &Tensor) -> Result<Box<dyn LinearAdapter>> {
+    pub(super) fn build(self, builder: &mut Builder, path: &str, weight: &Tensor) -> Result<Box<dyn LinearAdapter>> {
         let (outputs, inputs) = weight.dims2()?;
         let Self { d_initial, dropout, projections } = self;
         let filled = |value: f64, count: usize| Tensor::full(value, count, &Device::Cpu);

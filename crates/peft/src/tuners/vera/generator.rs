@@ -12,7 +12,7 @@ const MIDDLE: usize = 397;
 
 impl TorchGenerator {
     /// `torch.Generator().manual_seed(seed)`, which keeps the seed's lower half (ATen `core/MT19937RNGEngine.h`).
-    pub fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let mut state = [seed as u32; SIZE];
         for index in 1..SIZE {
             let last = state[index - 1];
@@ -40,7 +40,7 @@ impl TorchGenerator {
 
     /// The next number of `Tensor.uniform_(from, to)` in f32: 24 bits, scaled in one rounding (ATen `core/TransformationHelper.h`,
     /// `uniform_real`, which compilers turn into one instruction).
-    pub fn uniform(&mut self, from: f64, to: f64) -> f32 {
+    pub(super) fn uniform(&mut self, from: f64, to: f64) -> f32 {
         let (from, to) = (from as f32, to as f32);
         let share = (self.number() & 0x00ff_ffff) as f32 / (1u32 << 24) as f32;
         share.mul_add(to - from, from)

@@ -30,12 +30,12 @@ struct Matrices {
 }
 
 impl Projections {
-    pub fn new(r: usize) -> Self {
+    pub(super) fn new(r: usize) -> Self {
         Self { r, matrices: RwLock::default() }
     }
 
     /// Their rank.
-    pub fn r(&self) -> usize {
+    pub(super) fn r(&self) -> usize {
         self.r
     }
 
@@ -48,7 +48,7 @@ impl Projections {
     }
 
     /// Notes a layer, as the model is built: the matrices are to be as wide as it.
-    pub fn widen(&self, inputs: usize, outputs: usize, precision: Precision) {
+    pub(super) fn widen(&self, inputs: usize, outputs: usize, precision: Precision) {
         let mut matrices = self.write();
         // No adapter's matrix is rounded to bf16.
         matrices.precision = precision.of_f32();
@@ -57,17 +57,17 @@ impl Projections {
     }
 
     /// The first `inputs` columns of A.
-    pub fn a(&self, inputs: usize) -> Result<Weight> {
+    pub(super) fn a(&self, inputs: usize) -> Result<Weight> {
         drawn(self.read().a.get(&inputs).cloned().flatten())
     }
 
     /// The first `outputs` rows of B.
-    pub fn b(&self, outputs: usize) -> Result<Weight> {
+    pub(super) fn b(&self, outputs: usize) -> Result<Weight> {
         drawn(self.read().b.get(&outputs).cloned().flatten())
     }
 
     /// The same as tensors.
-    pub fn pair(&self, inputs: usize, outputs: usize) -> Result<(Tensor, Tensor)> {
+    pub(super) fn pair(&self, inputs: usize, outputs: usize) -> Result<(Tensor, Tensor)> {
         let (a, b) = self.whole()?;
         Ok((a.narrow(1, 0, inputs)?.contiguous()?, b.narrow(0, 0, outputs)?.contiguous()?))
     }

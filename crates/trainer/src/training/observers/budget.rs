@@ -18,7 +18,7 @@ pub(crate) struct Budget {
 
 impl Budget {
     /// A budget of so much time from now on, if it is limited, and until one of the files exists.
-    pub fn new(time: Option<Duration>, stop_files: Vec<PathBuf>) -> Self {
+    pub(crate) fn new(time: Option<Duration>, stop_files: Vec<PathBuf>) -> Self {
         Self { began: Instant::now(), time, stop_files }
     }
 

@@ -20,7 +20,7 @@ pub(crate) struct Checkpoints {
 }
 
 impl Checkpoints {
-    pub fn new(path: PathBuf) -> Self {
+    pub(crate) fn new(path: PathBuf) -> Self {
         Self { path, saved: Instant::now() }
     }
 
@@ -28,7 +28,7 @@ impl Checkpoints {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn save(&mut self, training: &mut Training) -> Result<()> {
+    pub(crate) fn save(&mut self, training: &mut Training) -> Result<()> {
         checkpoint::save(&self.path, &mut training.learner.optimizer, &training.state)?;
         self.saved = Instant::now();
         Ok(())

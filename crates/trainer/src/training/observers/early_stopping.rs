@@ -15,7 +15,7 @@ pub(crate) struct EarlyStopping {
 
 impl EarlyStopping {
     /// Without patience it never ends a run.
-    pub fn new(steps: EvaluationSteps, patience: Option<usize>) -> Self {
+    pub(crate) fn new(steps: EvaluationSteps, patience: Option<usize>) -> Self {
         Self { steps, patience }
     }
 }

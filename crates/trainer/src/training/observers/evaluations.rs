@@ -22,7 +22,7 @@ pub(crate) struct Evaluations {
 
 impl Evaluations {
     /// Evaluations on `data`, the weights of the best written to a file if one is given.
-    pub fn new(data: Arc<TaskData>, steps: EvaluationSteps, weights: Option<PathBuf>) -> Self {
+    pub(crate) fn new(data: Arc<TaskData>, steps: EvaluationSteps, weights: Option<PathBuf>) -> Self {
         Self { data, steps, weights }
     }
 
@@ -31,7 +31,7 @@ impl Evaluations {
     ///
     /// # Errors
     /// As [`Observer::after_step`].
-    pub fn measure_interrupted(&self, training: &mut Training) -> Result<()> {
+    pub(crate) fn measure_interrupted(&self, training: &mut Training) -> Result<()> {
         if training.state.evaluations.last().is_some_and(|last| last.step >= training.state.step) {
             return Ok(());
         }

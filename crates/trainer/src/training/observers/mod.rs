@@ -36,7 +36,7 @@ pub(crate) struct EvaluationSteps {
 }
 
 impl EvaluationSteps {
-    pub fn new(evaluate: Evaluate, plan: &StepPlan) -> Self {
+    pub(crate) fn new(evaluate: Evaluate, plan: &StepPlan) -> Self {
         let every = match evaluate {
             Evaluate::Epoch => plan.steps_per_epoch,
             Evaluate::Steps(every) => every,
