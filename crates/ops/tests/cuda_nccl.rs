@@ -1,7 +1,7 @@
 //! Sums over GPUs by NCCL, on as many as there are. Without one: `eval "$(scripts/cuda_emulator.sh)"` first.
 
 #![cfg(feature = "cuda")]
-#![allow(clippy::unwrap_used, clippy::panic)] // A test fails by panicking.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)] // A test fails by panicking.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

@@ -151,13 +151,15 @@ fn every_option_has_pefts_gradients() {
     let (sequences, labels) = examples();
     let stored = load(&oracle_folder().join("adapters.safetensors"));
     // The stored gradients are f32.
-    // In f32 the gradient of a Kronecker factor, a sum of some thousand products, rounds by up to 2e-5.
-    let (dtype, tolerance) = of_device([(DType::F64, 1e-6), (DType::F32, 3e-5)]).next().unwrap();
+    let (dtype, tolerance) = of_device([(DType::F64, 1e-6), (DType::F32, 1e-5)]).next().unwrap();
     for name in cases().keys() {
         let Some(model) = trained(name, dtype) else { continue };
         let store = loss(&model, &cut(&sequences, &model), &labels, None).backward().unwrap();
         // Where the residual is f32, they follow from it.
         let tolerance = if starts_from_the_weight(name) { 1e-4 } else { tolerance };
+        // The gradient of a Kronecker factor is a sum of some thousand products that cancel: in f32, on the CPU too, it rounds by 5e-5.
+        let cancels = dtype == DType::F32 && name.starts_with("lokr");
+        let tolerance = if cancels { 1e-4 } else { tolerance };
         let found = gradients(&model, &store);
         let largest_of_all = found.values().map(|gradient| largest(gradient)).fold(0.0, f64::max);
         for (parameter, found) in found {
