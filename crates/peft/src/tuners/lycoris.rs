@@ -31,14 +31,7 @@ pub(super) struct Lycoris<'a> {
 macro_rules! shared {
     ($options:expr, $method:literal, $rescales:expr) => {
         $crate::tuners::lycoris::Lycoris {
-            layers: $crate::tuners::selection::Fields {
-                method: $method,
-                target_modules: &$options.target_modules,
-                exclude_modules: $options.exclude_modules.as_ref(),
-                layers_to_transform: $options.layers_to_transform.as_deref(),
-                layers_pattern: &$options.layers_pattern,
-                modules_to_save: &$options.modules_to_save,
-            },
+            layers: $crate::tuners::selection::fields!($options, $method),
             r: $options.r,
             alpha: $options.alpha,
             rank_pattern: &$options.rank_pattern,

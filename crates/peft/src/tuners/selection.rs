@@ -24,6 +24,21 @@ pub(super) struct Fields<'a> {
     pub modules_to_save: &'a [String],
 }
 
+/// The [`Fields`] of a method's options, whose fields have PEFT's names.
+macro_rules! fields {
+    ($options:expr, $method:literal) => {
+        $crate::tuners::selection::Fields {
+            method: $method,
+            target_modules: &$options.target_modules,
+            exclude_modules: $options.exclude_modules.as_ref(),
+            layers_to_transform: $options.layers_to_transform.as_deref(),
+            layers_pattern: &$options.layers_pattern,
+            modules_to_save: &$options.modules_to_save,
+        }
+    };
+}
+pub(super) use fields;
+
 impl Fields<'_> {
     /// Fails where fields contradict each other (PEFT `tuners/lora/config.py`, `__post_init__`).
     pub(super) fn check(&self) -> Result<()> {

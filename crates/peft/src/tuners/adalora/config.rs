@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::targets::Targets;
 use crate::tuners::config::Bias;
 use crate::tuners::config_file::{one_or_many, some_or_many};
-use crate::tuners::selection::{Fields, is_default};
+use crate::tuners::selection::{Fields, fields, is_default};
 
 /// AdaLoRA (Zhang et al. 2023), in the words of PEFT's `AdaLoraConfig` (`tuners/adalora/config.py`), with its defaults.
 ///
@@ -103,14 +103,7 @@ impl AdaLora {
     }
 
     pub(super) fn fields(&self) -> Fields<'_> {
-        Fields {
-            method: "AdaLoRA",
-            target_modules: &self.target_modules,
-            exclude_modules: self.exclude_modules.as_ref(),
-            layers_to_transform: self.layers_to_transform.as_deref(),
-            layers_pattern: &self.layers_pattern,
-            modules_to_save: &self.modules_to_save,
-        }
+        fields!(self, "AdaLoRA")
     }
 
     pub(super) fn check(&self) -> Result<()> {

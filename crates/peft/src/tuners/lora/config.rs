@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::targets::Targets;
 use crate::tuners::config::Bias;
 use crate::tuners::config_file::{one_or_many, some_or_many};
-use crate::tuners::selection::{Fields, is_default};
+use crate::tuners::selection::{Fields, fields, is_default};
 
 /// LoRA (Hu et al. 2021), in the words of PEFT's `LoraConfig` (`tuners/lora/config.py`), with its defaults but for
 /// `lora_alpha`.
@@ -208,14 +208,7 @@ impl Lora {
     }
 
     pub(super) fn fields(&self) -> Fields<'_> {
-        Fields {
-            method: "LoRA",
-            target_modules: &self.target_modules,
-            exclude_modules: self.exclude_modules.as_ref(),
-            layers_to_transform: self.layers_to_transform.as_deref(),
-            layers_pattern: &self.layers_pattern,
-            modules_to_save: &self.modules_to_save,
-        }
+        fields!(self, "LoRA")
     }
 
     pub(super) fn check(&self) -> Result<()> {

@@ -12,7 +12,7 @@ use super::config::{Bias, TunerConfig};
 use super::config_file::{ConfigFile, Fields, PromptSizes, one_or_many, some_or_many};
 use super::options::{BIAS, EXCLUDED, LAYERS, MODULES_TO_SAVE, MethodOption, OptionKind, TARGETS, option};
 use super::selected_layers::SelectedLayers;
-use super::selection::{Fields as Layers, is_default};
+use super::selection::{fields, is_default};
 use crate::architectures::Architecture;
 use crate::builder::Tuner;
 use crate::error::{ConfigError, Error, Result};
@@ -106,17 +106,12 @@ impl TunerConfig for Oft {
     fn tuner(&self) -> Result<Arc<dyn Tuner>> {
         self.check()?;
         let oft = self.clone();
-        let layers = Layers {
-            method: "OFT",
-            target_modules: &self.target_modules,
-            exclude_modules: self.exclude_modules.as_ref(),
-            layers_to_transform: self.layers_to_transform.as_deref(),
-            layers_pattern: &self.layers_pattern,
-            modules_to_save: &self.modules_to_save,
-        };
-        Ok(Arc::new(SelectedLayers::new("OFT".into(), &layers, self.bias, move |builder, path, weight| {
-            Ok((Rotation::build(builder, path, weight.dims2()?.1, &oft)?, weight))
-        })?))
+        Ok(Arc::new(SelectedLayers::new(
+            "OFT".into(),
+            &fields!(self, "OFT"),
+            self.bias,
+            move |builder, path, weight| Ok((Rotation::build(builder, path, weight.dims2()?.1, &oft)?, weight)),
+        )?))
     }
 
     fn set_default_layers(&mut self, architecture: Architecture) {
