@@ -6,6 +6,7 @@ use multiversion::multiversion;
 use crate::autograd::{Backward, Gradient, Operation, Output, View, apply};
 use crate::cpu::float::Float;
 use crate::cpu::memory::{changed, in_pieces};
+use crate::operations::add::add;
 
 /// The mask of one application of dropout (Srivastava et al. 2014): element `i` is dropped or kept by a hash of `seed` and
 /// `i`, on any number of threads; what is kept is scaled by `1 / (1 - probability)`.
@@ -77,9 +78,9 @@ pub(crate) fn add_masked_piece<T: Float>(sums: &mut [T], x: &[T], others: &[T], 
 }
 
 /// `mask * x + others`.
-pub(crate) fn add_masked<T: Float>(x: &[T], others: &[T], dropout: Option<Dropout>) -> Vec<T> {
+pub(crate) fn add_masked<T: Float>(x: &[T], others: &[T], dropout: Dropout) -> Vec<T> {
     in_pieces(x.len(), PIECE, |first, sums| {
-        add_masked_piece(sums, &x[first..], &others[first..], dropout, first as u32);
+        add_masked_piece(sums, &x[first..], &others[first..], Some(dropout), first as u32);
     })
 }
 
@@ -110,10 +111,13 @@ pub fn add_dropout(x: &Tensor, residual: &Tensor, dropout: Option<Dropout>) -> R
     if x.dims() != residual.dims() {
         candle_core::bail!("add_dropout: shapes {:?} and {:?} differ", x.dims(), residual.dims());
     }
-    apply(AddDropout(dropout), &[x, residual])
+    match dropout {
+        Some(dropout) => apply(AddDropout(dropout), &[x, residual]),
+        None => add(x, residual),
+    }
 }
 
-pub(crate) struct AddDropout(pub(crate) Option<Dropout>);
+pub(crate) struct AddDropout(pub(crate) Dropout);
 
 impl Operation for AddDropout {
     const NAME: &'static str = "add_dropout";
@@ -124,11 +128,7 @@ impl Operation for AddDropout {
 
     fn backward<T: Float>(&self, pass: Backward<T>) -> Result<Vec<Gradient<T>>> {
         let Backward { needed, gradient, .. } = pass;
-        let x = match self.0 {
-            _ if !needed[0] => Gradient::None,
-            Some(dropout) => Gradient::Values(masked(gradient.data, dropout)),
-            None => Gradient::Upstream,
-        };
+        let x = if needed[0] { Gradient::Values(masked(gradient.data, self.0)) } else { Gradient::None };
         Ok(vec![x, if needed[1] { Gradient::Upstream } else { Gradient::None }])
     }
 }

@@ -18,12 +18,12 @@ impl Gpu {
     }
 
     /// `mask * x + others`, in the type of x.
-    pub(crate) fn add_masked(&self, x: Array, others: Array, dropout: Option<Dropout>) -> Result<Buffer> {
+    pub(crate) fn add_masked(&self, x: Array, others: Array, dropout: Dropout) -> Result<Buffer> {
         let (n, others) = (x.count(), self.convert(others, x.element)?);
         let y = self.empty(x.element, n)?;
         let kernel = Kernel::of("add_dropout", x.element).write(&y, n).read(x, n).read(others.array()?, n);
         // SAFETY: pointwise.cu, add_dropout: n numbers of each.
-        unsafe { kernel.count(n).dropout(dropout).launch(self, Grid::fours(n)) }?;
+        unsafe { kernel.count(n).dropout(Some(dropout)).launch(self, Grid::fours(n)) }?;
         Ok(y)
     }
 }
@@ -45,11 +45,7 @@ impl GpuOperation for AddDropout {
 
     fn backward(&self, gpu: &Gpu, pass: GpuBackward) -> Result<Vec<GpuGradient>> {
         let GpuBackward { inputs, needed, gradient, .. } = pass;
-        let x = match self.0 {
-            _ if !needed[0] => GpuGradient::None,
-            Some(dropout) => GpuGradient::Values(gpu.masked(gradient, dropout)?),
-            None => GpuGradient::Upstream,
-        };
+        let x = if needed[0] { GpuGradient::Values(gpu.masked(gradient, self.0)?) } else { GpuGradient::None };
         Ok(vec![x, if needed[1] { gpu.upstream(gradient, inputs[1])? } else { GpuGradient::None }])
     }
 }

@@ -141,7 +141,7 @@ impl GpuOperation for LoraLinear {
                     let shape = [tokens, columns];
                     let branch =
                         gpu.product(precision, 1.0, down_gradient.into(), a.array()?.into(), None, x.element)?;
-                    gpu.add_masked(branch.array(&shape)?, dx.array(&shape)?, Some(dropout))?
+                    gpu.add_masked(branch.array(&shape)?, dx.array(&shape)?, dropout)?
                 }
             }); // (tokens, in)
         }

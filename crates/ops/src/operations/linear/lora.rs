@@ -127,7 +127,7 @@ impl Operation for LoraLinear {
                 let Some(dropout) = self.dropout else { return Ok(sum_of_products(1.0, &[product, branch], None)) };
                 let branch = sum_of_products(1.0, &[branch], None);
                 let product = sum_of_products(1.0, &[product], None);
-                Ok(add_masked(&branch, &product, Some(dropout)))
+                Ok(add_masked(&branch, &product, dropout))
             })?;
             gradients[0] = Gradient::Values(values); // (tokens, in)
         }
