@@ -14,7 +14,7 @@ use crate::operations::dropout::Dropout;
 use crate::segments::Segments;
 use heads::{Columns, Head, Inputs, is_joined};
 pub(crate) use scores::Terms;
-use scores::{HeadGradients, Reach};
+use scores::{HeadGradients, Reach, Term};
 pub use scores::{RelativeRows, Scores};
 use softmax::{Mask, Window, drop_out, softmax, softmax_backward};
 
@@ -144,13 +144,13 @@ impl Attention {
     fn probabilities<'b, T: Float>(
         &self,
         head: &Head,
-        reach: Option<&Reach>,
+        term: &Term<T>,
         inputs: &Inputs<T>,
         buffer: &'b mut Vec<T>,
     ) -> &'b mut [T] {
         let (query, key) = (head.of(inputs.query, &head.queries), head.of(inputs.key, &head.keys));
         let scores = head.scores(buffer, self.scale, key, query);
-        self.terms.of(head, reach, inputs).add(scores, head, self.scale, [query, key]);
+        term.add(scores, head, self.scale, [query, key]);
         softmax(scores, head.stride(), self.window());
         scores
     }
@@ -165,7 +165,8 @@ impl Operation for Attention {
         let output = Columns::like(&inputs[0]);
         heads.par_chunks(TASK_HEADS).for_each_init(Vec::new, |buffer, heads| {
             for head in heads {
-                let probabilities = self.probabilities(head, reaches[head.sequence].as_ref(), &of, buffer);
+                let term = self.terms.of(head, reaches[head.sequence].as_ref(), &of);
+                let probabilities = self.probabilities(head, &term, &of, buffer);
                 if let Some(mask) = self.mask(head) {
                     drop_out(probabilities, head.stride(), mask);
                 }
@@ -230,7 +231,7 @@ struct Gradients<'a, T> {
 }
 
 impl Attention {
-    /// Writes a head's gradients; gives that of its part of the table, as [`scores::Term::backward`] does.
+    /// Writes a head's gradients; gives that of its part of the table, as [`Term::backward`] does.
     fn head_backward<T: Float>(
         &self,
         head: &Head,
@@ -242,7 +243,8 @@ impl Attention {
     ) -> Vec<T> {
         let (query, key) = (head.of(inputs.query, &head.queries), head.of(inputs.key, &head.keys));
         let (value, upstream) = (head.of(inputs.value, &head.keys), head.of(upstream, &head.queries));
-        let probabilities = self.probabilities(head, reach, inputs, buffer);
+        let term = self.terms.of(head, reach, inputs);
+        let probabilities = self.probabilities(head, &term, inputs, buffer);
         let of_scores = head.scores(other, 1.0, value, upstream); // first of the probabilities
         softmax_backward(of_scores, probabilities, head.stride(), self.mask(head));
         let (scores, probabilities) = (head.matrix(of_scores), head.matrix(probabilities));
@@ -259,7 +261,7 @@ impl Attention {
                 of_value.write(&head.keys, to.value_column + column, 1.0, probabilities, upstream);
             }
             let gradients = HeadGradients { query: to.query, key: to.key, table: to.table, scale };
-            self.terms.of(head, reach, inputs).backward(of_scores, head, [query, key], &gradients)
+            term.backward(of_scores, head, [query, key], &gradients)
         }
     }
 }
