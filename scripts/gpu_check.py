@@ -1,19 +1,24 @@
 """What gpu_check.sh runs on a machine with an NVIDIA GPU: checks, speed beside Python's peft, bf16 against f32, one table.
 
-  gpu_check.py FOLDER RESULTS      FOLDER: what `make cuda` made; RESULTS: the table's file
+  gpu_check.py FOLDER RESULTS [--long]      FOLDER: what `make cuda` made; RESULTS: the table's file; --long: besides, what takes longer
+                                            than eight minutes: torch.compile, and five seeds in bf16 and f32
 
-It needs no package itself: torch is asked by gpu_peer.py, each time in a process of its own, so that a crash or a hang is one row.
+It needs no package itself: torch is asked by gpu_peer.py, a process that stays. A crash or a hang is one row: a new one is started.
 """
 
 import argparse
+import csv
 import json
 import os
+import resource
+import select
 import signal
 import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +40,7 @@ class Workload(NamedTuple):
     length: int | None  # None: like MRPC's
     over_eager: float | None = None
     over_compiled: float | None = None
+    over_tf32: float | None = None
     of_products: float | None = None
 
     @property
@@ -44,16 +50,20 @@ class Workload(NamedTuple):
 
 # The first are the most important: time may run out.
 WORKLOADS = {
-    "BERT-base": Workload(12, 768, 12, 3072, 32, None, over_eager=3.0, over_compiled=1.5),
-    "MiniLM": Workload(6, 384, 12, 1536, 32, None, over_eager=5.0, over_compiled=2.0),
-    "BERT-large": Workload(24, 1024, 16, 4096, 64, 128, of_products=0.5),
+    "BERT-base": Workload(12, 768, 12, 3072, 32, None, over_eager=9.0, over_compiled=5.0, over_tf32=3.0),
+    "MiniLM": Workload(6, 384, 12, 1536, 32, None, over_eager=12.0),
+    "BERT-large": Workload(24, 1024, 16, 4096, 64, 128, over_eager=2.5, of_products=0.5),
 }
-STEPS, WARM_UP, ROUNDS, RANK = 60, 20, 3, 8
+STEPS, WARM_UP, ROUNDS, RANK = 60, 20, 2, 8
 MEMORY = 0.5  # of the peer's
 # Without dropout, before the first update; a bf16 hidden state has 8 bits.
-FIRST_LOSSES = {"f32": 1e-4, "bf16": 3e-2}
+# TF32 has 10 bits in products.
+FIRST_LOSSES = {"f32": 1e-4, "tf32": 1e-2, "bf16": 3e-2}
 SEEDS = range(1, 6)
-SECONDS = 900  # that one step may take
+# Real runs, of MiniLM's weights on GLUE's data: seconds of training on the whole of SST-2, what runs at once are faster by, and a
+# process' system time as a share of its wall time.
+SST2_SECONDS, AT_ONCE, AT_ONCE_GAIN, SYSTEM_SHARE = 4.0, 4, 3.0, 0.25
+SECONDS = {False: 120, True: 900}  # that one step may take, without --long and with it
 
 # For each test binary that runs on the GPU: the names of its tests, all if there are none, and variables. What does not run there was
 # tested where it was built; f64 is the CPU's.
@@ -107,7 +117,7 @@ def table(title, rows):
     return "\n".join(lines) + "\n"
 
 
-def call(command, log, seconds=SECONDS, **options):
+def call(command, log, seconds=SECONDS[False], **options):
     """What a command wrote to its standard output; all it wrote goes to the file `log`."""
     with open(log, "w+") as errors, tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=errors, start_new_session=True, **options)
@@ -140,18 +150,69 @@ def last_json(output):
         raise Failure(f"expected JSON, found {output[-200:]!r}") from None
 
 
+class Peer:
+    """gpu_peer.py as a process that stays: loading torch takes longer than most answers. After a crash or a hang the next is a new one."""
+
+    def __init__(self, command, log, seconds):
+        self.command, self.log, self.seconds, self.process = command, log, seconds, None
+
+    def ask(self, words, **options):
+        """The answer to a request of gpu_peer.py."""
+        if self.process is None:
+            with open(self.log, "a") as errors:
+                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+                self.process = subprocess.Popen(self.command, **pipes, start_new_session=True, **options)
+        try:
+            self.process.stdin.write(json.dumps(words).encode() + b"\n")
+            self.process.stdin.flush()
+            line = self.read_line()
+        except (OSError, Failure) as error:
+            self.end()
+            raise Failure(f"the peer's {words[0]}: {error} (all in {self.log.name})") from None
+        answer = last_json(line.decode())
+        if "failed" in answer:
+            raise Failure(f"the peer's {words[0]}: {answer['failed'][:300]} (all in {self.log.name})")
+        return answer["answer"]
+
+    def read_line(self):
+        line, until = b"", time.monotonic() + self.seconds
+        while not line.endswith(b"\n"):
+            left = until - time.monotonic()
+            if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
+                raise Failure(f"took more than {self.seconds} s")
+            read = os.read(self.process.stdout.fileno(), 2**16)
+            if not read:
+                raise Failure("ended without an answer")
+            line += read
+        return line
+
+    def end(self):
+        if self.process is None:
+            return
+        process, self.process = self.process, None
+        try:
+            os.killpg(process.pid, signal.SIGKILL)  # torch.compile leaves workers.
+        except ProcessLookupError:
+            pass
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
 class Machine:
     """The binaries, unpacked, and Python's torch."""
 
-    def __init__(self, folder, work, logs):
+    def __init__(self, folder, work, logs, is_long=False):
         self.folder, self.work, self.logs, self.calls = folder, work, logs, 0
+        self.is_long = is_long
         self.environment = dict(os.environ, HF_HUB_OFFLINE="1", GLUE_OFFLINE="1")
+        self.resident = Peer([sys.executable, PEER, "serve"], logs / "peer.log", SECONDS[is_long])
 
     def call(self, name, command, **options):
         self.calls += 1
         environment = {**self.environment, **options.pop("env", {})}
         print(f"[gpu] {name}", flush=True)
-        return call(command, self.logs / f"{self.calls:03}-{name}.log", env=environment, **options)
+        return call(command, self.logs / f"{self.calls:03}-{name}.log", SECONDS[self.is_long], env=environment, **options)
 
     def unpack(self):
         with tarfile.open(self.folder / "binaries.tar.xz") as archive:
@@ -159,7 +220,7 @@ class Machine:
 
     def find_libraries(self):
         """cuBLAS and CUDA's runtime come with torch; cuRAND may, and else has a stand-in."""
-        folders = last_json(self.peer("libraries"))
+        folders = self.peer("libraries")
         known = self.environment.get("LD_LIBRARY_PATH")
         self.environment["LD_LIBRARY_PATH"] = ":".join([*folders, *([known] if known else []), str(self.work / "stand-ins")])
 
@@ -171,7 +232,10 @@ class Machine:
             built.symlink_to(ROOT)
 
     def peer(self, *arguments):
-        return self.call("-".join(map(str, ["peer", *(a for a in arguments if not str(a).startswith("/"))])), [sys.executable, PEER, *arguments])
+        words = list(map(str, arguments))
+        print(f"[gpu] peer {' '.join(word for word in words if not word.startswith('/'))}", flush=True)
+        # Its libraries are torch's own, as in any process of Python.
+        return self.resident.ask(words, env=dict(os.environ, HF_HUB_OFFLINE="1"))
 
     def ours(self, name, *arguments):
         return last_json(self.call(name, [self.work / "peft-glue", *arguments, "--device", "cuda:0", "--json"]))
@@ -181,7 +245,7 @@ def describe(machine):
     """The card, and what is installed."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,power.limit,clocks.max.sm", "--format=csv,noheader"]
     yield Row("card, driver, power limit, highest clock", machine.call("nvidia-smi", query).strip())
-    yield Row("Python", ", ".join(f"{name} {version}" for name, version in last_json(machine.peer("versions")).items()))
+    yield Row("Python", ", ".join(f"{name} {version}" for name, version in machine.peer("versions").items()))
 
 
 def starts(machine):
@@ -224,48 +288,109 @@ def share_of_products(shape, lengths, speed, rate):
     return needed * speed / rate
 
 
-def measure(machine, name, precision):
+def measure(machine, name, precision, sides=("ours", "eager")):
     """Rows of one model in one precision."""
     workload, files, what = WORKLOADS[name], machine.work / name, f"{name}, {precision}"
     if not (files / "lengths.json").exists():
         machine.peer("prepare", name, files)
-    sides = {
+    runs_of = {
         "ours": lambda: ours(machine, name, files, precision),
-        "eager": lambda: last_json(machine.peer("train", name, files, precision)),
-        "compiled": lambda: last_json(machine.peer("train", name, files, precision, "--compiled")),
+        "eager": lambda: machine.peer("train", name, files, precision),
+        "compiled": lambda: machine.peer("train", name, files, precision, "--compiled"),
     }
-    is_asked = precision == "bf16"
-    if not is_asked:
-        del sides["compiled"]
     measured, failures = {side: [] for side in sides}, {}
     for _ in range(ROUNDS):  # In turns, so that a slow moment meets all.
         for side in [side for side in sides if side not in failures]:
             try:
-                measured[side].append(sides[side]())
+                measured[side].append(runs_of[side]())
             except Failure as failure:
                 failures[side] = failure
                 yield Row(f"{what}: {side}", f"failed: {failure}", is_met=False)
     runs = {side: found for side, found in measured.items() if found}
-    speed = {side: statistics.median(run["speed"] for run in found) for side, found in runs.items()}
+    speed = {side: max(run["speed"] for run in found) for side, found in runs.items()}
     memory = {side: max(run["memory"] for run in found) for side, found in runs.items()}
     for side in runs:
         yield Row(f"{what}: {side}", f"{speed[side]:.0f} examples/s, at most {memory[side]:.0f} MiB")
     if "ours" not in runs:
         return
     if "eager" in runs:
-        yield compared(f"{what}: speed over eager", speed["ours"] / speed["eager"], workload.over_eager if is_asked else None)
+        asked = {"bf16": workload.over_eager, "tf32": workload.over_tf32}.get(precision)
+        yield compared(f"{what}: speed over eager", speed["ours"] / speed["eager"], asked)
         yield compared(f"{what}: memory over eager", memory["ours"] / memory["eager"], MEMORY, at_most=True)
     if "compiled" in runs:
         yield compared(f"{what}: speed over torch.compile", speed["ours"] / speed["compiled"], workload.over_compiled)
-    if is_asked:
-        rate = last_json(machine.peer("products"))
+        return
+    if precision == "bf16":
+        rate = machine.peer("products")
         lengths = json.loads((files / "lengths.json").read_text())[WARM_UP:]
         share = share_of_products(workload.shape, lengths, speed["ours"], rate)
         yield compared(f"{what}: share of the card's {rate / 1e12:.0f} TFLOP/s", share, workload.of_products)
     # Without dropout, whose masks are others.
-    exact = ours(machine, name, files, precision, "--dropout", "0"), last_json(machine.peer("train", name, files, precision, "--no-dropout"))
+    exact = ours(machine, name, files, precision, "--dropout", "0"), machine.peer("train", name, files, precision, "--no-dropout")
     difference = abs(exact[0]["losses"][0] - exact[1]["losses"][0])
     yield compared(f"{what}: first losses differ by", difference, FIRST_LOSSES[precision], at_most=True, form="{:.1e}")
+
+
+def trained(machine, name, task, *more):
+    """A run of LoRA on MiniLM's weights, in bf16: its record, wall and system time in seconds."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    record = machine.ours(
+        name, "run", "--task", task, "--method", "lora", "--r", RANK, "--lr", "1e-3", "--pooling", "mean", "--precision", "bf16",
+        "--batch-size", 32, "--model", ROOT / "models" / "all-MiniLM-L6-v2", "--runs", machine.work / name, *more,
+    )
+    wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return record, wall, after.ru_stime - before.ru_stime
+
+
+def whole_sst2(machine):
+    """One epoch of all that SST-2 has."""
+    record, wall, system = trained(machine, "sst2", "sst2", "--epochs", 1)
+    found = record["data"]["train"]
+    what = f"SST-2, {found['found']:,} of {found['official']:,} examples, one epoch"
+    yield compared(f"{what}: seconds of training", record["train_seconds"], SST2_SECONDS, at_most=True)
+    yield compared("the same: system time over wall time", system / wall, SYSTEM_SHARE, at_most=True)
+
+
+def several_at_once(machine):
+    """Runs of several seeds, at once and one after the other, by what their processes take."""
+    seeds = ",".join(map(str, range(1, AT_ONCE + 1)))
+    walls = {
+        at_once: trained(machine, f"mrpc-{at_once}-at-once", "mrpc", "--epochs", 3, "--seeds", seeds, "--at-once", at_once)[1]
+        for at_once in (1, AT_ONCE)
+    }
+    one_by_one, together = walls[1], walls[AT_ONCE]
+    yield Row(f"MRPC, {AT_ONCE} runs", f"{one_by_one:.1f} s one after the other, {together:.1f} s at once")
+    yield compared("runs at once: speed over one after the other", one_by_one / together, AT_ONCE_GAIN)
+
+
+def kernels(machine, name, count=12):
+    """The kernels of one step by the hardware's clock, where NVIDIA's profiler is installed."""
+    files = machine.work / name
+    command = [
+        "ncu", "--clock-control", "none", "--metrics", "gpu__time_duration.sum", "--csv", "--launch-skip", 2000, "--launch-count", 500,
+        "--kill", "yes", machine.work / "peft-glue", "replay", "--model", files, "--task", "mrpc", "--method", "lora", "--r", RANK, "--lr", "1e-3",
+        "--precision", "bf16", "--batches", files / "batches.npz", "--start", files / "start.safetensors", "--device", "cuda:0", "--json",
+    ]
+    times = kernel_times(machine.call(f"ncu-{name}", command))
+    total = sum(map(sum, times.values()))
+    by_share = sorted(times.items(), key=lambda item: -sum(item[1]))
+    for kernel, microseconds in by_share[:count]:
+        mean, share = statistics.mean(microseconds), sum(microseconds) / total
+        yield Row(f"{name}, bf16: kernel {kernel[:60]}", f"{mean:.1f} us, {len(microseconds)} launches, {share:.1%} of {total / 1000:.2f} ms")
+
+
+def kernel_times(output):
+    """Of ncu's table its kernels by name, with the microseconds of each launch."""
+    lines = output.splitlines()
+    first = next((number for number, line in enumerate(lines) if line.startswith('"ID"')), None)
+    if first is None:
+        raise Failure(f"expected ncu's table, found {output[-200:]!r}")
+    times, scale = {}, {"ns": 1e-3, "nsecond": 1e-3, "us": 1.0, "usecond": 1.0, "ms": 1e3, "msecond": 1e3}
+    for row in csv.DictReader(lines[first:]):
+        if row["Metric Name"] == "gpu__time_duration.sum":
+            microseconds = float(row["Metric Value"].replace(",", "")) * scale[row["Metric Unit"]]
+            times.setdefault(row["Kernel Name"], []).append(microseconds)
+    return times
 
 
 def mean_and_spread(scores):
@@ -303,12 +428,20 @@ def steps(machine):
     directories = dict(line.split("\t") for line in listed.read_text().splitlines()) if listed.exists() else {}
     for name in TESTS:
         yield f"tests {name}", lambda name=name: check(machine, name, directories[name])
-    for precision in ("bf16", "f32"):
-        for name in WORKLOADS:
-            yield f"{name}, {precision}", lambda name=name, precision=precision: measure(machine, name, precision)
-        if precision == "bf16":
-            for task in ("mrpc", "rte"):
-                yield f"{task}, bf16 against f32", lambda task=task: precisions(machine, task)
+    for name in WORKLOADS:
+        yield f"{name}, bf16", lambda name=name: measure(machine, name, "bf16")
+    yield "BERT-base, tf32", lambda: measure(machine, "BERT-base", "tf32")
+    yield "SST-2", lambda: whole_sst2(machine)
+    yield "several runs at once", lambda: several_at_once(machine)
+    for name in ("BERT-base", "BERT-large"):
+        yield f"the kernels of {name}", lambda name=name: kernels(machine, name)
+    if not machine.is_long:
+        return
+    for name in WORKLOADS:
+        yield f"{name}, f32", lambda name=name: measure(machine, name, "f32")
+    for task in ("mrpc", "rte"):
+        yield f"{task}, bf16 against f32", lambda task=task: precisions(machine, task)
+    yield "BERT-base, torch.compile", lambda: measure(machine, "BERT-base", "bf16", ("ours", "compiled"))
 
 
 def take(steps, results, title):
@@ -333,6 +466,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="what `make cuda` made")
     parser.add_argument("results", type=Path, help="the file of the table")
+    parser.add_argument("--long", action="store_true", help="besides, what takes longer than eight minutes")
     arguments = parser.parse_args()
     if not (arguments.folder / "binaries.tar.xz").exists():
         sys.exit(f"[gpu] error: no binaries in {arguments.folder}; build them by make cuda and copy target/cuda here")
@@ -340,8 +474,11 @@ def main():
     logs = results.with_suffix(".logs")
     logs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
-        machine = Machine(arguments.folder.resolve(), Path(work), logs)
-        rows = take(steps(machine), results, "The CUDA build on a card, beside Python's peft")
+        machine = Machine(arguments.folder.resolve(), Path(work), logs, arguments.long)
+        try:
+            rows = take(steps(machine), results, "The CUDA build on a card, beside Python's peft")
+        finally:
+            machine.resident.end()
     print(f"\n{results.read_text()}\n[gpu] the table is in {results}, what each step said in {logs}")
     sys.exit(any(row.is_met is False for row in rows))
 

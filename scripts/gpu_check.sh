@@ -3,7 +3,7 @@
 # without a network:
 #
 #   make cuda                                   # anywhere: binaries to target/cuda
-#   scripts/gpu_check.sh [FOLDER] [RESULTS]     # on the GPU machine, in a copy of the repository with models/; FOLDER: target/cuda
+#   scripts/gpu_check.sh [FOLDER [RESULTS [--long]]]     # on the GPU machine, in a copy of the repository with models/; FOLDER: target/cuda
 #
 # Every operation and whole trainings are compared with the CPU and with Python's stored values, by the test binaries; training steps
 # are measured beside Python's peft, same model, batches and precision; and five seeds on MRPC and RTE are compared between bf16 and
@@ -11,4 +11,4 @@
 # (target/gpu-check/results.md), holds too, from the first row on; what each step said lies beside it.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-exec "${PYTHON:-python3}" "$root/scripts/gpu_check.py" "${1:-$root/target/cuda}" "${2:-$root/target/gpu-check/results.md}"
+exec "${PYTHON:-python3}" "$root/scripts/gpu_check.py" "${1:-$root/target/cuda}" "${2:-$root/target/gpu-check/results.md}" "${@:3}"

@@ -1,18 +1,24 @@
 """What gpu_check.py asks of Python's torch, transformers and peft; the last line printed is the answer, as JSON.
 
+  gpu_peer.py serve                                     answers requests until there are no more: a line each, words in a JSON array, as
+                                                        below; an answer is {"answer": ...} or {"failed": why}
   gpu_peer.py libraries                                 the folders of CUDA's libraries that come with torch
   gpu_peer.py versions
   gpu_peer.py products                                  the rate of the card's bf16 products, FLOP/s
   gpu_peer.py prepare NAME FOLDER                       a model with random weights, batches of random tokens, LoRA's start
   gpu_peer.py train NAME FOLDER PRECISION [--compiled] [--no-dropout]
-                                                        training steps: losses, examples per second, peak memory in MiB
+                                                        training steps: losses, examples per second, peak memory in MiB; PRECISION tf32:
+                                                        f32 with torch's allow_tf32
 
 Nothing is downloaded. Both sides start from the same values, on the same batches.
 """
 
 import argparse
+import gc
 import json
+import os
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -122,6 +128,11 @@ def train(arguments):
     with torch.no_grad():
         for name, parameter in new_parameters(model):
             parameter.copy_(start[name])
+    torch.backends.cuda.matmul.allow_tf32 = arguments.precision == "tf32"
+    # What was measured before in this process counts for nothing.
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.compiler.reset()
     model = model.cuda().train()
     run = torch.compile(model, dynamic=True) if arguments.compiled else model
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -149,16 +160,30 @@ def train(arguments):
     return {"losses": torch.stack(losses).tolist(), "speed": examples / seconds, "memory": memory}
 
 
+def serve(_):
+    """Loading torch takes longer than most answers: one process gives them all."""
+    # Libraries print what they like: their lines are no answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        try:
+            arguments = parse(json.loads(line))
+            answer = {"answer": arguments.command(arguments)}
+        except (Exception, SystemExit) as error:
+            answer = {"failed": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
 def parse(words=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for command in (libraries, versions, products, prepare, train):
+    for command in (serve, libraries, versions, products, prepare, train):
         added = commands.add_parser(command.__name__)
         added.set_defaults(command=command)
         if command in (prepare, train):
             added.add_argument("name", choices=WORKLOADS)
             added.add_argument("folder", type=Path)
-    added.add_argument("precision", choices=("f32", "bf16"))
+    added.add_argument("precision", choices=("f32", "tf32", "bf16"))
     added.add_argument("--compiled", action="store_true")
     added.add_argument("--no-dropout", action="store_true")
     return parser.parse_args(words)
@@ -166,4 +191,6 @@ def parse(words=None):
 
 if __name__ == "__main__":
     arguments = parse()
-    print(json.dumps(arguments.command(arguments)))
+    answer = arguments.command(arguments)
+    if arguments.command is not serve:
+        print(json.dumps(answer))
