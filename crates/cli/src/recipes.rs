@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use trainer::glue::{Baseline, Split};
-use trainer::statistics::mean_and_deviation;
+use trainer::numbers::yes_or_no;
+use trainer::summary::Summary;
 use trainer::{Recipe, Record, Run, StartsFrom, Stop, Trainer, results};
 
 use crate::arguments::GlueArguments;
@@ -58,37 +59,30 @@ pub(crate) fn perform(arguments: &GlueArguments) -> Result<()> {
 
 /// A row for each recipe that has records: its scores, mean and deviation over seeds, against the baselines.
 fn table(recipes: &[Recipe], published: &[Record]) {
-    println!("| task, baseline | method | dev score | above | seeds | trained | minutes | starts from | data |");
+    println!("| task, baseline | method | dev score | above | seeds | trained | training | starts from | data |");
     println!("| --- | --- | --- | --- | ---: | ---: | ---: | --- | --- |");
     for recipe in recipes {
-        let runs = recipe.runs();
+        let (task, runs) = (recipe.run.task, recipe.runs());
         let records: Vec<&Record> = published.iter().filter(|record| runs.contains(&record.run)).collect();
-        let Some(record) = records.first() else { continue };
-        let task = recipe.run.task;
-        let score = |baseline: &Baseline| {
-            let of = |record: &&Record| record.score_on(baseline.split, baseline.metric);
-            mean_and_deviation(&records.iter().map(of).collect::<Vec<_>>())
-        };
+        let Some(&first) = records.first() else { continue };
+        let summary = Summary { records };
         let name = |baseline: &Baseline| match baseline.split {
             Split::ValidationMismatched => format!("{} (mismatched)", baseline.metric),
             _ => baseline.metric.to_string(),
         };
         let each =
             |said: &dyn Fn(&Baseline) -> String| task.baselines().iter().map(said).collect::<Vec<_>>().join(", ");
-        let baselines = each(&|baseline| format!("{} {}", name(baseline), baseline.value));
-        let scores = each(&|baseline| {
-            let (mean, deviation) = score(baseline);
-            if records.len() > 1 { format!("{mean:.3} ± {deviation:.3}") } else { format!("{mean:.3}") }
-        });
-        let above = each(&|baseline| if score(baseline).0 > baseline.value { "yes" } else { "no" }.into());
-        let share = 100.0 * record.parameters.trainable as f64 / record.parameters.total as f64;
-        let minutes = records.iter().map(|record| record.train_seconds / 60.0).sum::<f64>() / records.len() as f64;
-        let start = record.run.starts_from.as_ref().and_then(StartsFrom::run).map_or("–", |run| run.task.name());
         println!(
-            "| {task}, {baselines} | {} | {scores} | {above} | {} | {share:.2} % | {minutes:.0} | {start} | {} |",
-            record.run.method_name(),
-            records.len(),
-            record.data.caveat().unwrap_or_else(|| "whole".into()),
+            "| {task}, {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            each(&|baseline| format!("{} {}", name(baseline), baseline.value)),
+            summary.name(),
+            each(&|baseline| summary.score_on(baseline.split, baseline.metric)),
+            each(&|baseline| yes_or_no(summary.is_above(baseline)).into()),
+            summary.records.len(),
+            summary.share_of_model(first.parameters.trainable),
+            summary.training_time(),
+            first.run.starts_from.as_ref().and_then(StartsFrom::run).map_or("–", |run| run.task.name()),
+            first.data.caveat().unwrap_or_else(|| "whole".into()),
         );
     }
 }

@@ -76,7 +76,7 @@ pub fn scores(recipes: &[Recipe], records: &[Record]) -> Table {
                     group.map_or("–".into(), |group| group.records.len().to_string()),
                     start(group.map_or(run, |group| &group.records[0].run)),
                     group.map_or("–".into(), |group| group.share_of_model(group.records[0].parameters.trainable)),
-                    group.map_or("–".into(), |group| text::duration(group.seconds())),
+                    group.map_or("–".into(), |group| group.training_time()),
                 ]);
             }
         }
@@ -162,7 +162,7 @@ pub fn chart(records: &[Record]) -> Figure {
     if !absent.is_empty() {
         figure = figure.note(format!("no record yet: {}", text::list(&absent)));
     }
-    let figure = groups.iter().filter_map(Group::mixture).fold(figure, Figure::note);
+    let figure = groups.iter().filter_map(|group| group.mixture()).fold(figure, Figure::note);
     caveats(records).into_iter().fold(figure, Figure::note)
 }
 
@@ -340,7 +340,7 @@ fn start(run: &Run) -> String {
 
 /// With what must stand beside the scores.
 fn noted(mut table: Table, records: &[Record]) -> Table {
-    by_method(records).iter().filter_map(Group::mixture).for_each(|mixture| table.note(mixture));
+    by_method(records).iter().filter_map(|group| group.mixture()).for_each(|mixture| table.note(mixture));
     for Record { run, .. } in records.iter().filter(|record| record.stop == Stop::Diverged) {
         table.note(format!("{}, {}, seed {}: {}", run.task, run.method_name(), run.seed, Stop::Diverged));
     }

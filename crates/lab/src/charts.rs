@@ -1,5 +1,7 @@
 //! Charts of data and of run records: label balance, sequence lengths, loss curves, learning-rate response, comparisons.
 
+use std::collections::BTreeSet;
+
 use glue::{Dataset, Metric, Targets, Task};
 use peft::Method;
 use trainer::{Record, TaskData};
@@ -179,6 +181,10 @@ pub fn score_against_parameters(records: &[Record]) -> Figure {
 pub fn methods(records: &[Record]) -> Figure {
     let mut figure = Figure::new(title("Every method", records))
         .note("number: place in the legend; area of a mark, and number in parentheses: training time, as a share of the longest");
+    let gpus: BTreeSet<_> = records.iter().map(|record| &record.environment.gpu).collect();
+    if gpus.len() > 1 {
+        figure = figure.note("runs were made by different processors: their times do not compare");
+    }
     let groups = by_method(records);
     for task in tasks(records) {
         let metric = main_metric(task);
@@ -279,7 +285,7 @@ fn with_baseline(chart: Chart, task: Task, metric: Metric) -> Chart {
 }
 
 fn with_mixtures<'a>(figure: Figure, groups: impl IntoIterator<Item = &'a Group<'a>>) -> Figure {
-    groups.into_iter().filter_map(Group::mixture).fold(figure, Figure::note)
+    groups.into_iter().filter_map(|group| group.mixture()).fold(figure, Figure::note)
 }
 
 /// `what` on the records' tasks.

@@ -1,12 +1,13 @@
-//! Groups of run records by task and method, with their mean, standard deviation and style.
+//! Run records by task and method, summarized, each method with its style.
+
+use std::ops::Deref;
 
 use glue::{Baseline, Metric, Split, Task};
 use peft::Method;
-use trainer::statistics::mean_and_deviation;
+use trainer::summary::Summary;
 use trainer::{Record, Run};
 
 use crate::palette::Style;
-use crate::text;
 
 /// The runs of one method on one task; see [`trainer::Run::has_method_of`].
 pub(crate) struct Group<'a> {
@@ -14,71 +15,14 @@ pub(crate) struct Group<'a> {
     pub method: &'a Method,
     /// The method's own, the same on every task.
     pub style: Style,
-    pub records: Vec<&'a Record>,
+    pub summary: Summary<'a>,
 }
 
-impl Group<'_> {
-    /// The method's name.
-    pub(crate) fn name(&self) -> String {
-        self.records[0].run.method_name()
-    }
+impl<'a> Deref for Group<'a> {
+    type Target = Summary<'a>;
 
-    /// The best value of each run.
-    pub(crate) fn values(&self, metric: Metric) -> Vec<f64> {
-        self.records.iter().map(|record| record.best_metric(metric)).collect()
-    }
-
-    /// Over the runs.
-    pub(crate) fn mean_and_deviation(&self, metric: Metric) -> (f64, f64) {
-        mean_and_deviation(&self.values(metric))
-    }
-
-    /// Over the runs, on one of the task's validation splits.
-    pub(crate) fn mean_and_deviation_on(&self, split: Split, metric: Metric) -> (f64, f64) {
-        let values: Vec<f64> = self.records.iter().map(|record| record.score_on(split, metric)).collect();
-        mean_and_deviation(&values)
-    }
-
-    /// The mean of the best values as text, with their deviation where there are several.
-    pub(crate) fn score(&self, metric: Metric) -> String {
-        self.text(self.mean_and_deviation(metric))
-    }
-
-    /// The same on one of the task's validation splits.
-    pub(crate) fn score_on(&self, split: Split, metric: Metric) -> String {
-        self.text(self.mean_and_deviation_on(split, metric))
-    }
-
-    fn text(&self, (mean, deviation): (f64, f64)) -> String {
-        text::mean_and_deviation(mean, deviation, self.records.len())
-    }
-
-    /// So many numbers as a share of the model's, in percent.
-    pub(crate) fn share_of_model(&self, numbers: usize) -> String {
-        format!("{:.2} %", 100.0 * numbers as f64 / self.records[0].parameters.total as f64)
-    }
-
-    /// Whether the mean on a baseline's split is above it.
-    pub(crate) fn is_above(&self, baseline: &Baseline) -> bool {
-        self.mean_and_deviation_on(baseline.split, baseline.metric).0 > baseline.value
-    }
-
-    /// What to say of them if they differ in more than their seed: their mean is over different settings.
-    pub(crate) fn mixture(&self) -> Option<String> {
-        let first = &self.records[0].run;
-        let mixed = self.records.iter().any(|record| record.run.clone().seed(first.seed) != *first);
-        mixed.then(|| format!("{}, {}: the mean is over runs with different settings", self.task, self.name()))
-    }
-
-    /// The mean training time of a run.
-    pub(crate) fn seconds(&self) -> f64 {
-        let seconds: Vec<f64> = self.records.iter().map(|record| record.train_seconds).collect();
-        mean_and_deviation(&seconds).0
-    }
-
-    /// Numbers trained besides the classifier's.
-    pub(crate) fn parameters(&self) -> usize {
-        self.records[0].parameters.without_head
+    fn deref(&self) -> &Summary<'a> {
+        &self.summary
     }
 }
 
@@ -88,8 +32,11 @@ pub(crate) fn by_method(records: &[Record]) -> Vec<Group<'_>> {
     for record in records {
         let (task, method) = (record.run.task, &record.run.method);
         match groups.iter_mut().find(|group| group.task == task && group.records[0].run.has_method_of(&record.run)) {
-            Some(group) => group.records.push(record),
-            None => groups.push(Group { task, method, style: style(&groups, &record.run), records: vec![record] }),
+            Some(group) => group.summary.records.push(record),
+            None => {
+                let summary = Summary { records: vec![record] };
+                groups.push(Group { task, method, style: style(&groups, &record.run), summary });
+            }
         }
     }
     groups

@@ -185,7 +185,7 @@ pub fn comparison(records: &[Record]) -> Table {
                     group.score_on(split, metric),
                     baseline.map_or("–".into(), |baseline| baseline.value.to_string()),
                     baseline.map_or("–", |baseline| text::yes_or_no(group.is_above(baseline))).to_string(),
-                    text::duration(group.seconds()),
+                    group.training_time(),
                 ]);
             }
         }
@@ -218,7 +218,7 @@ pub fn methods(records: &[Record]) -> Table {
                 group.share_of_model(trained),
                 text::small(record.run.settings.learning_rate),
                 group.score(metric),
-                text::duration(group.seconds()),
+                group.training_time(),
             ]);
             group.mixture().into_iter().for_each(|mixture| table.note(mixture));
         }

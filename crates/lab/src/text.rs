@@ -1,4 +1,6 @@
-//! Text of tables and charts: escaped for HTML, cut; scores, learning rates and durations as text.
+//! Text of tables and charts: escaped for HTML, cut, listed.
+
+pub(crate) use trainer::numbers::{duration, score, small, yes_or_no};
 
 /// Text as HTML shows it.
 pub(crate) fn escape(text: &str) -> String {
@@ -27,37 +29,6 @@ pub(crate) fn cut(text: &str, longest: usize) -> String {
     format!("{}…", kept.trim_end())
 }
 
-/// A score, to three decimals; `–` if there is none.
-pub(crate) fn score(value: f64) -> String {
-    if value.is_finite() { format!("{value:.3}") } else { "–".into() }
-}
-
-/// A mean with the deviation over `count` values; one value has none.
-pub(crate) fn mean_and_deviation(mean: f64, deviation: f64, count: usize) -> String {
-    if count > 1 && mean.is_finite() { format!("{mean:.3} ± {deviation:.3}") } else { score(mean) }
-}
-
-/// The answer to whether a score is above its baseline.
-pub(crate) fn yes_or_no(is_so: bool) -> &'static str {
-    if is_so { "yes" } else { "no" }
-}
-
-/// A learning rate or the like: `1e-3`, `0.06`, `2.5e-5`.
-pub(crate) fn small(value: f64) -> String {
-    if value != 0.0 && value.abs() < 0.01 { format!("{value:e}") } else { format!("{value}") }
-}
-
-/// Seconds, in the unit that reads best.
-pub(crate) fn duration(seconds: f64) -> String {
-    match seconds {
-        s if !s.is_finite() => "–".into(),
-        s if s < 10.0 => format!("{s:.1} s"),
-        s if s < 120.0 => format!("{s:.0} s"),
-        s if s < 7200.0 => format!("{:.1} min", s / 60.0),
-        s => format!("{:.1} h", s / 3600.0),
-    }
-}
-
 /// `a`, `a and b`, `a, b and c`.
 pub(crate) fn list(items: &[String]) -> String {
     match items {
@@ -80,14 +51,5 @@ mod tests {
     #[test]
     fn markup_in_data_is_shown_and_not_obeyed() {
         assert_eq!(escape("<script>\"a\" & 'b'"), "&lt;script&gt;&quot;a&quot; &amp; &#39;b&#39;");
-    }
-
-    #[test]
-    fn numbers_are_written_as_people_write_them() {
-        assert_eq!([small(1e-3), small(2.5e-5), small(0.06), small(0.0)], ["1e-3", "2.5e-5", "0.06", "0"]);
-        assert_eq!([duration(4.25), duration(75.0), duration(600.0)], ["4.2 s", "75 s", "10.0 min"]);
-        assert_eq!(mean_and_deviation(0.8614, 0.0042, 3), "0.861 ± 0.004");
-        assert_eq!(mean_and_deviation(0.8614, 0.0, 1), "0.861");
-        assert_eq!(mean_and_deviation(f64::NAN, f64::NAN, 3), "–");
     }
 }

@@ -135,7 +135,7 @@ fn has_end(stop: Stop) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use glue::{Completeness, Scores};
     use peft::Method;
 
@@ -143,7 +143,8 @@ mod tests {
     use crate::environment::environment;
     use crate::record::{DataSummary, Evaluation, ParameterCounts};
 
-    fn record(task: Task, method: Method, seed: u64, score: f64) -> Record {
+    /// A record of nothing but a score.
+    pub(crate) fn record(task: Task, method: Method, seed: u64, score: f64) -> Record {
         let scores = Scores(task.metrics().iter().map(|&metric| (metric, score)).collect());
         let best = Evaluation { step: 1, epoch: 1.0, loss: 0.5, scores, other_scores: Vec::new() };
         Record {

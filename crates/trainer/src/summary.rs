@@ -1,0 +1,116 @@
+//! What a table says of the runs of one method on one task: mean and deviation over seeds, share trained, training time.
+
+use std::collections::BTreeMap;
+
+use glue::{Baseline, Metric, Split};
+
+use crate::numbers;
+use crate::record::Record;
+use crate::statistics::mean_and_deviation;
+
+/// The runs of one method on one task, at least one.
+#[derive(Clone, Debug)]
+pub struct Summary<'a> {
+    /// A record for each seed.
+    pub records: Vec<&'a Record>,
+}
+
+impl Summary<'_> {
+    /// The method's name.
+    pub fn name(&self) -> String {
+        self.records[0].run.method_name()
+    }
+
+    /// The best value of each run.
+    pub fn values(&self, metric: Metric) -> Vec<f64> {
+        self.records.iter().map(|record| record.best_metric(metric)).collect()
+    }
+
+    /// Over the runs.
+    pub fn mean_and_deviation(&self, metric: Metric) -> (f64, f64) {
+        mean_and_deviation(&self.values(metric))
+    }
+
+    /// Over the runs, on one of the task's validation splits.
+    pub fn mean_and_deviation_on(&self, split: Split, metric: Metric) -> (f64, f64) {
+        let values: Vec<f64> = self.records.iter().map(|record| record.score_on(split, metric)).collect();
+        mean_and_deviation(&values)
+    }
+
+    /// The mean of the best values as text, with their deviation where there are several.
+    pub fn score(&self, metric: Metric) -> String {
+        self.text(self.mean_and_deviation(metric))
+    }
+
+    /// The same on one of the task's validation splits.
+    pub fn score_on(&self, split: Split, metric: Metric) -> String {
+        self.text(self.mean_and_deviation_on(split, metric))
+    }
+
+    fn text(&self, (mean, deviation): (f64, f64)) -> String {
+        numbers::mean_and_deviation(mean, deviation, self.records.len())
+    }
+
+    /// So many numbers as a share of the model's, in percent.
+    pub fn share_of_model(&self, numbers: usize) -> String {
+        format!("{:.2} %", 100.0 * numbers as f64 / self.records[0].parameters.total as f64)
+    }
+
+    /// Whether the mean on a baseline's split is above it.
+    pub fn is_above(&self, baseline: &Baseline) -> bool {
+        self.mean_and_deviation_on(baseline.split, baseline.metric).0 > baseline.value
+    }
+
+    /// What to say of them if they differ in more than their seed: their mean is over different settings.
+    pub fn mixture(&self) -> Option<String> {
+        let first = &self.records[0].run;
+        let mixed = self.records.iter().any(|record| record.run.clone().seed(first.seed) != *first);
+        mixed.then(|| format!("{}, {}: the mean is over runs with different settings", first.task, self.name()))
+    }
+
+    /// The mean training time of a run; where runs were made by different processors, that on each: `17.2 min, 31 s (NVIDIA H200)`.
+    pub fn training_time(&self) -> String {
+        let mut seconds: BTreeMap<Option<&str>, Vec<f64>> = BTreeMap::new(); // The CPU's first.
+        for record in &self.records {
+            seconds.entry(record.environment.gpu.as_deref()).or_default().push(record.train_seconds);
+        }
+        let text = |(gpu, seconds): (Option<&str>, Vec<f64>)| {
+            let mean = numbers::duration(mean_and_deviation(&seconds).0);
+            gpu.map_or_else(|| mean.clone(), |gpu| format!("{mean} ({gpu})"))
+        };
+        seconds.into_iter().map(text).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The mean training time of a run, in seconds, on whatever processors.
+    pub fn seconds(&self) -> f64 {
+        mean_and_deviation(&self.records.iter().map(|record| record.train_seconds).collect::<Vec<_>>()).0
+    }
+
+    /// Numbers trained besides the classifier's.
+    pub fn parameters(&self) -> usize {
+        self.records[0].parameters.without_head
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use glue::Task;
+    use peft::Method;
+
+    use super::*;
+    use crate::submission::tests::record;
+
+    #[test]
+    fn times_of_different_processors_have_means_of_their_own() {
+        let times = [(None, 1000.0), (None, 1064.0), (Some("NVIDIA H200"), 30.0)];
+        let records = times.map(|(gpu, seconds)| {
+            let mut record = record(Task::Rte, Method::bitfit(), 1, 0.5);
+            record.environment.gpu = gpu.map(String::from);
+            record.train_seconds = seconds;
+            record
+        });
+        let all = Summary { records: records.iter().collect() };
+        assert_eq!(all.training_time(), "17.2 min, 30 s (NVIDIA H200)");
+        assert_eq!(Summary { records: vec![&records[2]] }.training_time(), "30 s (NVIDIA H200)");
+    }
+}
