@@ -36,7 +36,7 @@ PDF := report/report.pdf
 FIGURE := report/comparison.svg
 endif
 
-.PHONY: help setup data glue glue-notebook report export submission methods test test-rust lint docs test-crates deny package test-cuda test-scripts test-kernel test-report test-submission notebook cuda bench interop model-mpnet clean
+.PHONY: help setup data glue glue-notebook report export submission methods test test-rust lint docs test-crates deny package test-cuda test-scripts test-kernel test-report test-submission notebook cuda bench bench-host interop model-mpnet clean
 # One step after the other: they share two cores and one kernel.
 .NOTPARALLEL:
 
@@ -135,6 +135,11 @@ bench: setup bench/.venv/.installed  ## speed and memory against the Python peer
 	@test -n "$(GLUE)" || { echo "[bench] error: no GLUE in GLUE_DIR or data/glue; type: make data, or make bench GLUE=FOLDER" >&2; exit 1; }
 	cargo build --locked --bin peft-glue
 	bench/.venv/bin/python bench/bench.py --peer $(PEER) --glue $(GLUE) --model models/all-MiniLM-L6-v2 $(ARGS)
+
+bench-host:  ## launches, allocations and the host's own time of a training step on a GPU, no GPU needed (ARGS='--against BINARY')
+	@eval "$$(scripts/cuda_emulator.sh)" && \
+		cargo test $(CUDA_BUILD) --no-run --test command_line && \
+		python3 scripts/bench_host.py target/debug/peft-glue $(ARGS)
 
 # The environment of bench has all of interop/requirements.txt; name another with INTEROP_PYTHON.
 interop: $(if $(INTEROP_PYTHON),,bench/.venv/.installed)  ## trade adapters with Python's peft in both directions (5 minutes)
