@@ -130,6 +130,7 @@ def train(binary, folder, model, method, precision, steps, prefix=()):
     environment = dict(
         os.environ, CUDA_IDLE_COUNTS=str(counts), LD_LIBRARY_PATH=":".join([str(IDLE), *([libraries] if libraries else [])]),
     )
+    environment.pop("PEFT_NO_CUDA_MEMORY_CACHING", None)  # As on a card.
     command = [
         *prefix, binary, "replay", "--task", "mrpc", "--model", folder / model, *METHODS[method], "--lr", "1e-3", "--precision", precision,
         "--batches", folder / f"{steps}.npz", "--device", "cuda:0", "--json",
