@@ -1,6 +1,7 @@
 //! Matrix products by cuBLASLt.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -44,10 +45,10 @@ impl Factor<'_> {
         if self.transposed { rows } else { columns }
     }
 
-    /// As the library takes it, column by column: the transpose of what lies there in rows.
-    fn layout(&self) -> Result<Layout> {
+    /// Columns and rows as it lies there, which the library takes column by column: as the transpose.
+    fn matrix(&self) -> (usize, usize) {
         let (rows, columns) = self.array.matrix();
-        Layout::new(self.array.element, columns, rows)
+        (columns, rows)
     }
 }
 
@@ -61,12 +62,12 @@ pub(crate) enum Plus<'a> {
     Output,
 }
 
-/// The numbers of a shape of product, by which the library chooses how to compute it.
+/// What tells one product from another by how the library is to compute it. Packed batches have other numbers of tokens at every step,
+/// and to choose takes the CPU as long as many products: all from one multiple of 64 tokens, or of a sixteenth, to the next have one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Shape {
-    rows: usize,
-    inner: usize,
-    columns: usize,
+    /// (rows, inner, columns); what counts tokens is rounded up.
+    numbers: [usize; 3],
     transposed: (bool, bool),
     element: Element,
     output: Element,
@@ -75,14 +76,29 @@ struct Shape {
     added: bool,
 }
 
-/// The library's handle, its scratch memory, and what it chose for the shapes of before.
+/// The next of the numbers of tokens that products are chosen for.
+fn rounded(tokens: usize) -> usize {
+    const UNIT: usize = 64;
+    let power = (tokens + 1).next_power_of_two() / 2; // The greatest that is no more.
+    tokens.next_multiple_of(UNIT.max(power / 16))
+}
+
+/// A product as the library takes it: its description, those of its matrices, and how it is computed.
+struct Described {
+    task: Task,
+    /// Of the left and the right factor and of the output, as [`Factor::matrix`] has them.
+    layouts: [Layout; 3],
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+/// The library's handle, its scratch memory, and the products that were described before.
 struct Products {
     handle: sys::cublasLtHandle_t,
     scratch: CudaSlice<u8>,
-    chosen: Mutex<HashMap<Shape, sys::cublasLtMatmulAlgo_t>>,
+    described: Mutex<HashMap<Shape, Described>>,
 }
 
-// SAFETY: the library's handles may be used from any thread; the choices are behind a lock.
+// SAFETY: the library's handles may be used from any thread; the descriptions are behind a lock.
 unsafe impl Send for Products {}
 // SAFETY: as above.
 unsafe impl Sync for Products {}
@@ -90,14 +106,14 @@ unsafe impl Sync for Products {}
 /// What NVIDIA recommends on Hopper and later ("cublasSetWorkspace").
 const SCRATCH: usize = 32 << 20;
 
-/// Choosing costs the CPU some microseconds. Batches come in so many shapes that what was chosen is forgotten at times.
+/// So that a process that lives long does not keep all shapes that it ever met.
 const REMEMBERED: usize = 1 << 14;
 
 impl Products {
     fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         // SAFETY: the library writes to its scratch memory before it reads it.
         let scratch = unsafe { stream.alloc::<u8>(SCRATCH) }.w()?;
-        Ok(Self { handle: result::create_handle().map_err(failed)?, scratch, chosen: Mutex::default() })
+        Ok(Self { handle: result::create_handle().map_err(failed)?, scratch, described: Mutex::default() })
     }
 }
 
@@ -156,86 +172,126 @@ impl Gpu {
             self.multiply(precision, scale, a, b, plus, &exact)?;
             return self.convert_into(exact.array(&dimensions)?, output);
         }
-        // A row-major matrix is the transpose of a column-major one: the library is asked for (a b)ᵀ = bᵀ aᵀ.
-        let (left, right) = (b.layout()?, a.layout()?);
-        let layout = Layout::new(result_array.element, columns, rows)?;
-        let is_tf32 = precision == Precision::Tf32 && a.array.element == Element::F32;
-        let task = Task::new(is_tf32)?;
-        task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, operation(b.transposed))?;
-        task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB, operation(a.transposed))?;
         let bias = match plus {
             Plus::Bias(bias) => Some(self.convert(bias, result_array.element)?),
             _ => None,
         };
-        if let Some(bias) = &bias {
-            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
-            task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
-            let pointer = bias.array()?.pointer;
-            task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, pointer)?;
-        }
+        let bias = bias.as_ref().map(|bias| bias.array()).transpose()?;
         let added = matches!(plus, Plus::Output);
+        // What strides are made of counts no tokens: columns of what lies in rows.
+        let counts_tokens = |is_stride: bool, number: usize| if is_stride { number } else { rounded(number) };
         let shape = Shape {
-            rows,
-            inner,
-            columns,
+            numbers: [counts_tokens(a.transposed, rows), counts_tokens(!a.transposed || b.transposed, inner), columns],
             transposed: (a.transposed, b.transposed),
             element: a.array.element,
             output: result_array.element,
-            is_tf32,
+            is_tf32: precision == Precision::Tf32 && a.array.element == Element::F32,
             bias: bias.is_some(),
             added,
         };
         self.stream.context().bind_to_thread().w()?;
         let products = self.state(|| Products::new(&self.stream))?;
-        let algorithm = products.choose(shape, &task, [&left, &right, &layout])?;
         let (scale, beta) = (scale, if added { 1.0f32 } else { 0.0 });
         let address = |pointer: u64| pointer as *const c_void;
-        // SAFETY: the layouts are those of the arrays, whose memory is alive as long as they are borrowed; what is freed later is
-        // freed behind this work on the same stream. The library reads the two factors before it returns.
-        unsafe {
-            result::matmul(
-                products.handle,
-                task.0,
-                (&raw const scale).cast(),
-                (&raw const beta).cast(),
-                address(b.array.pointer),
-                left.0,
-                address(a.array.pointer),
-                right.0,
-                address(result_array.pointer),
-                layout.0,
-                result_array.pointer as *mut c_void,
-                layout.0,
-                &raw const algorithm,
-                products.scratch.device_ptr(&self.stream).0 as *mut c_void,
-                SCRATCH,
-                self.stream.cu_stream().cast(),
-            )
-        }
-        .map_err(failed)?;
-        Ok(())
+        // A row-major matrix is the transpose of a column-major one: the library is asked for (a b)ᵀ = bᵀ aᵀ.
+        let matrices = [b.matrix(), a.matrix(), (columns, rows)];
+        products.with_description(shape, matrices, bias, |Described { task, layouts, algorithm }| {
+            let [left, right, layout] = layouts;
+            // SAFETY: the layouts are those of the arrays, whose memory is alive as long as they are borrowed; what is freed later is
+            // freed behind this work on the same stream. The library reads the two factors before it returns.
+            unsafe {
+                result::matmul(
+                    products.handle,
+                    task.0,
+                    (&raw const scale).cast(),
+                    (&raw const beta).cast(),
+                    address(b.array.pointer),
+                    left.handle,
+                    address(a.array.pointer),
+                    right.handle,
+                    address(result_array.pointer),
+                    layout.handle,
+                    result_array.pointer as *mut c_void,
+                    layout.handle,
+                    algorithm,
+                    products.scratch.device_ptr(&self.stream).0 as *mut c_void,
+                    SCRATCH,
+                    self.stream.cu_stream().cast(),
+                )
+            }
+        })
     }
 }
 
 impl Products {
-    /// How the library computes products of that shape.
-    fn choose(&self, shape: Shape, task: &Task, layouts: [&Layout; 3]) -> Result<sys::cublasLtMatmulAlgo_t> {
-        let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(algorithm) = chosen.get(&shape) {
-            return Ok(*algorithm);
+    /// Has a product of matrices of these columns and rows computed by its description.
+    fn with_description(
+        &self,
+        shape: Shape,
+        matrices: [(usize, usize); 3],
+        bias: Option<Array>,
+        compute: impl Fn(&Described) -> std::result::Result<(), result::CublasError>,
+    ) -> Result<()> {
+        let mut described = self.described.lock().unwrap_or_else(PoisonError::into_inner);
+        if described.len() >= REMEMBERED && !described.contains_key(&shape) {
+            described.clear();
         }
+        let found = match described.entry(shape) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(self.describe(shape, bias)?),
+        };
+        for (layout, (columns, rows)) in found.layouts.iter_mut().zip(matrices) {
+            layout.resize(columns, rows)?;
+        }
+        if let Some(bias) = bias {
+            found.task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias.pointer)?;
+        }
+        match compute(found) {
+            // Chosen for the rounded number of tokens; not all can do with any.
+            Err(result::CublasError(
+                sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED | sys::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE,
+            )) => {
+                let rounded = std::mem::replace(&mut found.algorithm, self.choose(&found.task, &found.layouts)?);
+                let computed = compute(found);
+                found.algorithm = rounded; // What others get depends on no order.
+                computed
+            }
+            computed => computed,
+        }
+        .map_err(failed)
+    }
+
+    /// A product of the rounded numbers.
+    fn describe(&self, shape: Shape, bias: Option<Array>) -> Result<Described> {
+        let Shape { numbers: [rows, inner, columns], transposed, element, output, is_tf32, .. } = shape;
+        let task = Task::new(is_tf32)?;
+        task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, operation(transposed.1))?;
+        task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB, operation(transposed.0))?;
+        if let Some(bias) = bias {
+            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
+            task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
+            task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias.pointer)?;
+        }
+        let turned = |is_transposed: bool, (a, b)| if is_transposed { (b, a) } else { (a, b) };
+        let (left, right) = (turned(transposed.1, (columns, inner)), turned(transposed.0, (inner, rows)));
+        let layouts = [
+            Layout::new(element, left.0, left.1)?,
+            Layout::new(element, right.0, right.1)?,
+            Layout::new(output, columns, rows)?,
+        ];
+        let algorithm = self.choose(&task, &layouts)?;
+        Ok(Described { task, layouts, algorithm })
+    }
+
+    /// How the library computes such a product.
+    fn choose(&self, task: &Task, [left, right, output]: &[Layout; 3]) -> Result<sys::cublasLtMatmulAlgo_t> {
         let preference = Preference::new(SCRATCH)?;
-        let [left, right, output] = layouts;
+        let (left, right, output) = (left.handle, right.handle, output.handle);
         // SAFETY: all handles are alive.
         let found = unsafe {
-            result::get_matmul_algo_heuristic(self.handle, task.0, left.0, right.0, output.0, output.0, preference.0)
-        }
-        .map_err(failed)?;
-        if chosen.len() >= REMEMBERED {
-            chosen.clear();
-        }
-        chosen.insert(shape, found.algo);
-        Ok(found.algo)
+            result::get_matmul_algo_heuristic(self.handle, task.0, left, right, output, output, preference.0)
+        };
+        Ok(found.map_err(failed)?.algo)
     }
 }
 
@@ -255,20 +311,41 @@ fn data_type(element: Element) -> sys::cudaDataType {
     }
 }
 
-/// The library's description of a matrix, column by column.
-struct Layout(sys::cublasLtMatrixLayout_t);
+/// The library's description of a matrix, column by column: of columns of what lies there in rows.
+struct Layout {
+    handle: sys::cublasLtMatrixLayout_t,
+    size: (usize, usize),
+}
 
 impl Layout {
-    fn new(element: Element, rows: usize, columns: usize) -> Result<Self> {
-        let (rows, columns) = (rows as u64, columns as u64);
-        Ok(Self(result::create_matrix_layout(data_type(element), rows, columns, rows as i64).map_err(failed)?))
+    fn new(element: Element, columns: usize, rows: usize) -> Result<Self> {
+        let handle = result::create_matrix_layout(data_type(element), columns as u64, rows as u64, columns as i64);
+        Ok(Self { handle: handle.map_err(failed)?, size: (columns, rows) })
+    }
+
+    /// Describes one of as many columns, of other rows.
+    fn resize(&mut self, columns: usize, rows: usize) -> Result<()> {
+        if self.size == (columns, rows) {
+            return Ok(());
+        }
+        if self.size.0 != columns {
+            candle_core::bail!("product: a matrix of {columns} columns is described as one of {}", self.size.0)
+        }
+        let (number, value) = (sys::cublasLtMatrixLayoutAttribute_t::CUBLASLT_MATRIX_LAYOUT_COLS, rows as u64);
+        // SAFETY: the value is of the attribute's type, and read before this returns.
+        unsafe {
+            result::set_matrix_layout_attribute(self.handle, number, (&raw const value).cast(), size_of::<u64>())
+        }
+        .map_err(failed)?;
+        self.size = (columns, rows);
+        Ok(())
     }
 }
 
 impl Drop for Layout {
     fn drop(&mut self) {
         // SAFETY: the description is this one's own.
-        let _ = unsafe { result::destroy_matrix_layout(self.0) };
+        let _ = unsafe { result::destroy_matrix_layout(self.handle) };
     }
 }
 
@@ -286,10 +363,8 @@ impl Task {
 
     fn set<T>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: T) -> Result<()> {
         // SAFETY: the value is of the attribute's type, and read before this returns.
-        unsafe {
-            result::set_matmul_desc_attribute(self.0, attribute, (&raw const value).cast(), std::mem::size_of::<T>())
-        }
-        .map_err(failed)?;
+        unsafe { result::set_matmul_desc_attribute(self.0, attribute, (&raw const value).cast(), size_of::<T>()) }
+            .map_err(failed)?;
         Ok(())
     }
 }
@@ -310,12 +385,7 @@ impl Preference {
         let most = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         // SAFETY: the value is of the attribute's type, and read before this returns.
         unsafe {
-            result::set_matmul_pref_attribute(
-                preference.0,
-                most,
-                (&raw const scratch).cast(),
-                std::mem::size_of::<usize>(),
-            )
+            result::set_matmul_pref_attribute(preference.0, most, (&raw const scratch).cast(), size_of::<usize>())
         }
         .map_err(failed)?;
         Ok(preference)
@@ -326,5 +396,19 @@ impl Drop for Preference {
     fn drop(&mut self) {
         // SAFETY: the preference is this one's own.
         let _ = unsafe { result::destroy_matmul_pref(self.0) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rounded;
+
+    #[test]
+    fn a_number_of_tokens_is_rounded_up_by_less_than_64_or_a_sixteenth_and_what_is_rounded_stays() {
+        for tokens in (0..5000).chain([8192, 8193, 100_000]) {
+            let found = rounded(tokens);
+            assert!(found >= tokens && found - tokens < 64.max(tokens.div_ceil(16)), "{tokens}: {found}");
+            assert_eq!(rounded(found), found);
+        }
     }
 }

@@ -12,6 +12,7 @@ mod kernel;
 mod memory;
 mod nccl;
 mod operations;
+mod pool;
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::result::memcpy_dtoh_sync;
