@@ -51,6 +51,7 @@ mod checkpoint;
 mod encoder;
 mod error;
 mod files;
+mod hub;
 mod layers;
 mod model;
 mod numerics;

@@ -9,15 +9,16 @@ use ops::SharedWeights;
 
 use crate::architectures::Config;
 use crate::architectures::layout::Layout;
-use crate::checkpoint::{Configuration, INDEX, LabelMatch, Remark, Tensors, WEIGHTS, part_names};
+use crate::checkpoint::{Configuration, LabelMatch, Remark, Tensors};
 use crate::error::{Error, Result};
+use crate::hub;
 use crate::pooling::Pooling;
 
 /// The files of a model folder that are read.
-const CONFIG: &str = "config.json";
-const TOKENIZER: &str = "tokenizer.json";
+pub(crate) const CONFIG: &str = "config.json";
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
 /// What changes how the tokenizer is used, if it is there.
-const BESIDE_TOKENIZER: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
+pub(crate) const BESIDE_TOKENIZER: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
 
 /// An encoder's checkpoint in memory, its tensors under Hugging Face's names with the encoder's prefix, such as `bert.`.
 #[derive(Clone)]
@@ -246,41 +247,11 @@ fn find(name: &str) -> Result<PathBuf> {
     if let Some(folder) = tried.iter().find(|folder| is_model(folder)) {
         return Ok(folder.clone());
     }
-    download(name).map_err(|hub| Error::ModelNotFound {
+    hub::model(name).map_err(|hub| Error::ModelNotFound {
         name: name.into(),
         tried: format!("{name:?} or models/{name}"),
         hub,
     })
-}
-
-/// Fetches the files of a hub model, or finds them in the hub's cache; returns their folder.
-fn download(name: &str) -> std::result::Result<PathBuf, String> {
-    if name.split('/').count() > 2 || name.starts_with(['.', '/']) {
-        return Err("that is no hub id".into());
-    }
-    let repository = hf_hub::Cache::from_env().model(name.to_string());
-    let fetch = |file: &str| match repository.get(file) {
-        Some(path) => Ok(path),
-        None => {
-            let hub = hf_hub::api::sync::ApiBuilder::from_env().build().map_err(|e| e.to_string())?;
-            hub.model(name.to_string()).get(file).map_err(|e| e.to_string())
-        }
-    };
-    let is_new = repository.get(TOKENIZER).is_none();
-    let path = fetch(CONFIG)?;
-    if let Err(error) = fetch(WEIGHTS) {
-        // Of a checkpoint in parts there is an index in its place.
-        let index = fetch(INDEX).map_err(|_| error)?;
-        for part in part_names(&index).map_err(|e| e.to_string())? {
-            fetch(&part)?;
-        }
-    }
-    fetch(TOKENIZER)?;
-    for file in BESIDE_TOKENIZER.iter().filter(|_| is_new) {
-        // A repository need not have it, and what it would say is then not said.
-        let _ = fetch(file);
-    }
-    path.parent().map(Path::to_path_buf).ok_or_else(|| "the hub's cache has no folder".into())
 }
 
 #[cfg(test)]
