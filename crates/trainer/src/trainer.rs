@@ -453,7 +453,7 @@ impl Trainer {
         for &split in run.task.test_splits() {
             let dataset = self.glue.load(run.task, split)?;
             let predictions = predict(model, run.task, &tokenizer.encode(&dataset.examples()?)?)?;
-            paths.push(glue::submission::write(folder, run.task, split, &predictions, dataset.len())?);
+            paths.push(glue::submission::write(folder, run.task, split, &predictions, dataset.index()?)?);
         }
         Ok(paths)
     }
