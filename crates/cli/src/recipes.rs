@@ -1,9 +1,11 @@
 //! `peft-glue glue`: every recipe, in any number of interrupted parts.
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use trainer::glue::{Baseline, Split};
 use trainer::statistics::mean_and_deviation;
-use trainer::{Recipe, Record, Run, StartsFrom, Stop, Trainer, results};
+use trainer::{Recipe, Record, Run, StartsFrom, Stop, Trainer, check_writable, results};
 
 use crate::arguments::GlueArguments;
 use crate::progress;
@@ -18,7 +20,7 @@ struct Planned {
 }
 
 /// Makes what is missing, in the order of the recipes.
-pub(crate) fn perform(arguments: &GlueArguments) -> Result<()> {
+pub(crate) fn perform(arguments: &GlueArguments) -> Result<ExitCode> {
     let published = results::load(&arguments.results)?;
     let recipes = match arguments.recipes.as_slice() {
         [] => Recipe::all()?,
@@ -27,7 +29,7 @@ pub(crate) fn perform(arguments: &GlueArguments) -> Result<()> {
     if arguments.table {
         // Records are enough for it: no data is looked for.
         table(&recipes, &published);
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     let mut trainer = Trainer::new(crate::locate_glue()?, &arguments.runs)
         .device(arguments.device.clone())
@@ -42,18 +44,19 @@ pub(crate) fn perform(arguments: &GlueArguments) -> Result<()> {
         .collect();
     list(&mut trainer, &plan, &published)?;
     if arguments.list {
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
+    check_writable(&arguments.results)?;
     for Planned { name, run, .. } in plan.iter().filter(|planned| planned.record.is_none()) {
         println!("{name}");
         let record = trainer.run(run)?;
         if !record.stop.is_final() {
             println!("{}", record.stop);
-            return Ok(());
+            return Ok(crate::status(&[record]));
         }
         println!("  {}", results::publish(&arguments.results, name, &record)?.display());
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A row for each recipe that has records: its scores, mean and deviation over seeds, against the baselines.

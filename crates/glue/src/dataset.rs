@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use polars::prelude::{Column, DataFrame};
+use polars::prelude::{Column, DataFrame, StringChunked};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -95,14 +95,19 @@ impl Dataset {
     /// # Errors
     /// When the frame was changed and lacks its columns.
     pub fn examples(&self) -> Result<Vec<Example>> {
+        self.examples_of(0..self.len())
+    }
+
+    /// The texts of these rows, counted from 0, in their order; a row that is not there has none.
+    ///
+    /// # Errors
+    /// When the frame was changed and lacks its columns.
+    pub fn examples_of(&self, rows: impl IntoIterator<Item = usize>) -> Result<Vec<Example>> {
+        let text = |column: &StringChunked, row| column.get(row).unwrap_or_default().to_string();
         let first = self.frame.column("sentence1")?.str()?;
-        let texts = first.iter().map(|text| text.unwrap_or_default().to_string());
-        if !self.task.has_pairs() {
-            return Ok(texts.map(|first| Example { first, second: None }).collect());
-        }
-        let second = self.frame.column("sentence2")?.str()?;
-        let second = second.iter().map(|text| text.unwrap_or_default().to_string());
-        Ok(texts.zip(second).map(|(first, second)| Example { first, second: Some(second) }).collect())
+        let second = if self.task.has_pairs() { Some(self.frame.column("sentence2")?.str()?) } else { None };
+        let example = |row| Example { first: text(first, row), second: second.map(|second| text(second, row)) };
+        Ok(rows.into_iter().filter(|&row| row < self.len()).map(example).collect())
     }
 
     /// The rows' indices, in order.

@@ -146,11 +146,35 @@ impl Glue {
         task.splits().into_iter().filter(here).collect()
     }
 
-    /// Loads a split.
+    /// Fails if a split is not here, without reading it.
     ///
     /// # Errors
-    /// When the task has no such split or it is not here, or its file is broken; the message names file and line.
-    pub fn load(&self, task: Task, split: Split) -> Result<Dataset> {
+    /// When the task has no such split or its file is missing; the message names the file.
+    pub fn require(&self, task: Task, split: Split) -> Result<()> {
+        if task == Task::Synthetic && task.splits().contains(&split) {
+            return Ok(());
+        }
+        let (path, expected) = self.expected(task, split)?;
+        let or = self.or_download();
+        std::fs::File::open(&path).map_err(|source| Error::Missing { path, expected, or, source }).map(drop)
+    }
+
+    /// The files that a task is trained on and measured by, as far as they are here: with `extra` those of
+    /// [`Glue::load_with_extra`]. The synthetic task has none.
+    pub fn training_files(&self, task: Task, extra: bool) -> Vec<PathBuf> {
+        if task == Task::Synthetic {
+            return Vec::new();
+        }
+        let splits = [Split::Train].into_iter().chain(task.validation_splits().iter().copied());
+        let mut files: Vec<PathBuf> = splits.filter_map(|split| self.path(task, split)).collect();
+        let more = files.first().filter(|_| extra).map(|train| train.with_file_name("train_extra.tsv"));
+        files.extend(more);
+        files.retain(|file| file.is_file());
+        files
+    }
+
+    /// The file of a split, and what it should hold.
+    fn expected(&self, task: Task, split: Split) -> Result<(PathBuf, String)> {
         let no_split = |place: &str, choices: Vec<Split>| Error::NoSplit {
             task: task.name(),
             split: split.to_string(),
@@ -160,13 +184,21 @@ impl Glue {
         if !task.splits().contains(&split) {
             return Err(no_split("in GLUE", task.splits()));
         }
-        if task == Task::Synthetic {
-            return Dataset::parse(task, split, Path::new("synthetic"), synthetic::text(split).as_bytes());
-        }
         let path = self
             .path(task, split)
             .ok_or_else(|| no_split("without GLUE's data: set GLUE_DIR, or use the task synthetic", Vec::new()))?;
-        let expected = format!("the {split} split of {task}; here are: {}", listed(&self.splits(task)));
+        Ok((path, format!("the {split} split of {task}; here are: {}", listed(&self.splits(task)))))
+    }
+
+    /// Loads a split.
+    ///
+    /// # Errors
+    /// When the task has no such split or it is not here, or its file is broken; the message names file and line.
+    pub fn load(&self, task: Task, split: Split) -> Result<Dataset> {
+        if task == Task::Synthetic && task.splits().contains(&split) {
+            return Dataset::parse(task, split, Path::new("synthetic"), synthetic::text(split).as_bytes());
+        }
+        let (path, expected) = self.expected(task, split)?;
         let or = self.or_download();
         let bytes =
             std::fs::read(&path).map_err(|source| Error::Missing { path: path.clone(), expected, or, source })?;

@@ -142,6 +142,12 @@ pub(crate) fn model(name: &str) -> Result<PathBuf, String> {
     Hub::from_variables(|name| std::env::var_os(name))?.model(name)
 }
 
+/// The folder of a model that the hub's cache has.
+pub(crate) fn cached(name: &str) -> Option<PathBuf> {
+    let hub = Hub::from_variables(|name| std::env::var_os(name)).ok().filter(|_| is_id(name))?;
+    Cache::new(hub.cache).model(name.into()).get(CONFIG)?.parent().map(Path::to_path_buf)
+}
+
 /// Whether a name can be that of a model on the hub.
 fn is_id(name: &str) -> bool {
     name.split('/').count() <= 2 && !name.starts_with(['.', '/', '~'])

@@ -9,7 +9,7 @@ use ops::SharedWeights;
 
 use crate::architectures::Config;
 use crate::architectures::layout::Layout;
-use crate::checkpoint::{Configuration, LabelMatch, Remark, Tensors};
+use crate::checkpoint::{Configuration, LabelMatch, Remark, Tensors, weight_files};
 use crate::error::{Error, Result};
 use crate::hub;
 use crate::pooling::Pooling;
@@ -227,6 +227,47 @@ impl Pretrained {
     }
 }
 
+/// The files of a model on this machine, by which it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelFiles {
+    /// `config.json`, and the weights or their index and parts.
+    pub weights: Vec<PathBuf>,
+    /// Those of the tokenizer.
+    pub tokenizer: Vec<PathBuf>,
+}
+
+impl ModelFiles {
+    /// Those of the model that [`Pretrained::load`] finds by this name, without a download; none where it is not whole on this machine.
+    pub fn find(name: &str) -> Option<Self> {
+        let folder = find_folder(name).or_else(|| hub::cached(name))?;
+        let (index, parts) = weight_files(&folder).ok()?;
+        let mut weights = vec![folder.join(CONFIG), index];
+        weights.extend(parts);
+        weights.dedup();
+        let mut tokenizer = vec![folder.join(TOKENIZER)];
+        tokenizer.extend(BESIDE_TOKENIZER.map(|name| folder.join(name)));
+        tokenizer.retain(|file| file.is_file());
+        Some(Self { weights, tokenizer })
+    }
+}
+
+/// One name for a model, however its folder is spelled: that of a folder below `models/` of the project, or else the path from the present
+/// folder, or else the whole path. A name that is no folder here, such as a hub id, stays as it is.
+pub fn model_name(name: &str) -> String {
+    let Some(folder) = find_folder(name) else { return name.into() };
+    let (Ok(folder), Ok(here)) = (folder.canonicalize(), std::env::current_dir().and_then(|here| here.canonicalize()))
+    else {
+        return name.into();
+    };
+    let in_models =
+        here.ancestors().filter_map(|above| folder.strip_prefix(above.join("models").canonicalize().ok()?).ok());
+    let shorter =
+        in_models.chain(folder.strip_prefix(&here).ok()).filter_map(Path::to_str).filter(|name| !name.is_empty());
+    let is_same = |name: &&str| find_folder(name).and_then(|found| found.canonicalize().ok()).as_ref() == Some(&folder);
+    let whole = || folder.to_str().unwrap_or(name);
+    shorter.into_iter().find(is_same).unwrap_or_else(whole).into()
+}
+
 impl Configuration {
     /// That of a model, which is found as [`Pretrained::load`] finds it.
     ///
@@ -237,15 +278,19 @@ impl Configuration {
     }
 }
 
-fn find(name: &str) -> Result<PathBuf> {
-    let is_model = |folder: &Path| folder.join(CONFIG).is_file();
+/// The folder of a model of that name, if it is on this machine and not in the hub's cache.
+fn find_folder(name: &str) -> Option<PathBuf> {
     let mut tried = vec![PathBuf::from(name)];
     if let Ok(here) = std::env::current_dir() {
         // From the project's root and from any folder below it, such as notebooks/.
         tried.extend(here.ancestors().map(|folder| folder.join("models").join(name)));
     }
-    if let Some(folder) = tried.iter().find(|folder| is_model(folder)) {
-        return Ok(folder.clone());
+    tried.into_iter().find(|folder| folder.join(CONFIG).is_file())
+}
+
+fn find(name: &str) -> Result<PathBuf> {
+    if let Some(folder) = find_folder(name) {
+        return Ok(folder);
     }
     hub::model(name).map_err(|hub| Error::ModelNotFound {
         name: name.into(),
@@ -262,5 +307,32 @@ mod tests {
     fn a_model_that_is_nowhere_is_an_error_that_says_where_it_was_looked_for() {
         let error = Pretrained::load("./no/such/model").err().unwrap().to_string();
         assert!(error.contains("models/./no/such/model") && error.contains("make setup"), "{error}");
+    }
+
+    #[test]
+    fn a_model_has_one_name_however_its_folder_is_spelled() {
+        // The tests of a crate run in its folder.
+        let name = "tests/oracle/tiny-bert";
+        let whole = std::env::current_dir().unwrap().join(name);
+        for spelled in [name, "./tests/oracle/tiny-bert/", "tests/../tests/oracle//tiny-bert", whole.to_str().unwrap()]
+        {
+            assert_eq!(model_name(spelled), name, "{spelled}");
+        }
+        let elsewhere = tempfile::tempdir().unwrap();
+        let (folder, link) = (elsewhere.path().join("model"), elsewhere.path().join("link"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join(CONFIG), "{}").unwrap();
+        std::os::unix::fs::symlink(&folder, &link).unwrap();
+        let folder = folder.canonicalize().unwrap();
+        assert_eq!(model_name(link.to_str().unwrap()), folder.to_str().unwrap());
+        assert_eq!(model_name("some-lab/some-model"), "some-lab/some-model");
+    }
+
+    #[test]
+    fn a_model_is_known_by_its_weights_and_its_tokenizer() {
+        let files = ModelFiles::find("tests/oracle/tiny-bert").unwrap();
+        let names: Vec<_> = files.weights.iter().map(|file| file.file_name().unwrap().to_str().unwrap()).collect();
+        assert_eq!(names, ["config.json", "model.safetensors"]);
+        assert_eq!(ModelFiles::find("./no/such/model"), None);
     }
 }

@@ -153,6 +153,7 @@ mod tests {
         let best = Evaluation { step: 1, epoch: 1.0, loss: 0.5, scores, other_scores: Vec::new() };
         Record {
             run: Run::new(task, "a-model", method).seed(seed),
+            inputs: None,
             model_made_by: None,
             parameters: ParameterCounts { trainable: 1, without_head: 0, total: 2 },
             data: DataSummary {
