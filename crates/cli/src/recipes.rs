@@ -68,6 +68,7 @@ fn table(recipes: &[Recipe], published: &[Record]) {
         let records: Vec<&Record> = published.iter().filter(|record| runs.contains(&record.run)).collect();
         let Some(record) = records.first() else { continue };
         let task = recipe.run.task;
+        let scored = records.iter().filter(|record| record.best_score().is_finite()).count();
         let score = |baseline: &Baseline| {
             let of = |record: &&Record| record.score_on(baseline.split, baseline.metric);
             mean_and_deviation(&records.iter().map(of).collect::<Vec<_>>())
@@ -81,16 +82,18 @@ fn table(recipes: &[Recipe], published: &[Record]) {
         let baselines = each(&|baseline| format!("{} {}", name(baseline), baseline.value));
         let scores = each(&|baseline| {
             let (mean, deviation) = score(baseline);
-            if records.len() > 1 { format!("{mean:.3} ± {deviation:.3}") } else { format!("{mean:.3}") }
+            if scored > 1 { format!("{mean:.3} ± {deviation:.3}") } else { format!("{mean:.3}") }
         });
         let above = each(&|baseline| if score(baseline).0 > baseline.value { "yes" } else { "no" }.into());
         let share = 100.0 * record.parameters.trainable as f64 / record.parameters.total as f64;
+        let all = records.len();
+        let seeds = if scored == all { all.to_string() } else { format!("{scored} of {all}") };
         let minutes = records.iter().map(|record| record.train_seconds / 60.0).sum::<f64>() / records.len() as f64;
         let start = record.run.starts_from.as_ref().and_then(StartsFrom::run).map_or("–", |run| run.task.name());
         println!(
             "| {task}, {baselines} | {} | {scores} | {above} | {} | {share:.2} % | {minutes:.0} | {start} | {} |",
             record.run.method_name(),
-            records.len(),
+            seeds,
             record.data.caveat().unwrap_or_else(|| "whole".into()),
         );
     }
