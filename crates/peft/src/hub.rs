@@ -8,7 +8,7 @@ use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, CacheRepo};
 
 use crate::checkpoint::{INDEX, WEIGHTS, part_names};
-use crate::pretrained::{BESIDE_TOKENIZER, CONFIG, TOKENIZER};
+use crate::pretrained::{BESIDE_TOKENIZER, CONFIG, TOKENIZER, VOCABULARY};
 
 /// How often a file is asked for whose transfer breaks; each time it goes on where it broke.
 const ATTEMPTS: usize = 4;
@@ -65,7 +65,7 @@ impl Hub {
     /// The model of that id, its files fetched or, where the cache has them, found.
     fn model(&self, name: &str) -> Result<PathBuf, String> {
         let files = HubModel { hub: self, name, cached: Cache::new(self.cache.clone()).model(name.into()) };
-        let is_new = files.cached.get(TOKENIZER).is_none();
+        let is_new = [TOKENIZER, VOCABULARY].iter().all(|file| files.cached.get(file).is_none());
         let path = files.fetch(CONFIG)?;
         if let Err(error) = files.fetch(WEIGHTS) {
             // Of a checkpoint in parts there is an index in its place.
@@ -74,7 +74,9 @@ impl Hub {
                 files.fetch(&part)?;
             }
         }
-        files.fetch(TOKENIZER)?;
+        if let Err(error) = files.fetch(TOKENIZER) {
+            files.fetch(VOCABULARY).map_err(|_| error)?;
+        }
         for file in BESIDE_TOKENIZER.iter().filter(|_| is_new) {
             // A repository need not have it, and what it would say is then not said.
             let _ = files.fetch(file);

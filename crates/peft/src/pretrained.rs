@@ -17,6 +17,8 @@ use crate::pooling::Pooling;
 /// The files of a model folder that are read.
 pub(crate) const CONFIG: &str = "config.json";
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
+/// What a tokenizer can be made of where there is none.
+pub(crate) const VOCABULARY: &str = "vocab.txt";
 /// What changes how the tokenizer is used, if it is there.
 pub(crate) const BESIDE_TOKENIZER: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
 
@@ -244,7 +246,7 @@ impl ModelFiles {
         let mut weights = vec![folder.join(CONFIG), index];
         weights.extend(parts);
         weights.dedup();
-        let mut tokenizer = vec![folder.join(TOKENIZER)];
+        let mut tokenizer = vec![folder.join(TOKENIZER), folder.join(VOCABULARY)];
         tokenizer.extend(BESIDE_TOKENIZER.map(|name| folder.join(name)));
         tokenizer.retain(|file| file.is_file());
         Some(Self { weights, tokenizer })

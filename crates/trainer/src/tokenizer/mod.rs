@@ -2,6 +2,7 @@
 
 mod folder;
 mod special_tokens;
+mod vocabulary;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -41,8 +42,11 @@ impl Tokenizer {
         }
         let failed = |error: tokenizers::Error| Error::Tokenizer { path: path.clone(), reason: error.to_string() };
         let folder = folder::TokenizerFolder::read(pretrained.folder())?;
-        let mut tokenizer = folder.tokenizer()?;
-        let remark = special_tokens::complete(&mut tokenizer, &folder, pretrained.config.architecture)?;
+        let architecture = pretrained.config.architecture;
+        let mut tokenizer = folder.tokenizer(architecture)?;
+        let remark = special_tokens::complete(&mut tokenizer, &folder, architecture)?;
+        // A vocabulary says nothing of them, and they are as ever.
+        let remark = remark.filter(|_| !folder.is_vocabulary(architecture));
         let direction = folder.truncation_side(&tokenizer)?;
         tokenizer.with_padding(None);
         let truncation = TruncationParams { max_length, direction, ..Default::default() };
