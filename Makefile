@@ -18,7 +18,8 @@ endif
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 WITH_KERNEL := scripts/with_kernel.sh
-# It draws the stills of charts and prints the PDF.
+# It draws the stills of charts and prints the PDF; where there is none, what needs it ends before its work.
+NEEDS_BROWSER = @scripts/find_browser.sh >/dev/null
 BROWSER = --browser "$$(scripts/find_browser.sh)"
 
 # A smoke run leaves the committed notebooks and report alone.
@@ -52,11 +53,13 @@ data:  ## GLUE, downloaded to data/glue where neither GLUE_DIR nor data/glue has
 	target/debug/peft-glue data
 
 report: setup  ## run notebooks/main.ipynb and write report/report.pdf (PROFILE=quick: 35 minutes the first time)
+	$(NEEDS_BROWSER)
 	@echo "[report] running notebooks/main.ipynb, profile $(PROFILE)"
 	@$(WITH_KERNEL) $(PYTHON) scripts/execute_notebook.py notebooks/main.ipynb --output $(EXECUTED) --profile $(PROFILE) $(BROWSER)
 	@$(MAKE) --no-print-directory export
 
 export:  ## only write the executed notebook's HTML and PDF again
+	$(NEEDS_BROWSER)
 	@echo "[report] exporting $(EXECUTED)"
 	@$(PYTHON) scripts/export_report.py $(EXECUTED) --html target/report/main.html --pdf $(PDF) --figure "charts::comparison(" $(FIGURE) $(BROWSER)
 
@@ -68,10 +71,12 @@ glue: setup  ## make every run of recipes/ that has no record in results/; says 
 	target/debug/peft-glue glue $(ARGS)
 
 methods: setup  ## run notebooks/methods.ipynb: every method on one task (PROFILE=quick: 35 minutes)
+	$(NEEDS_BROWSER)
 	@echo "[methods] running notebooks/methods.ipynb, profile $(PROFILE)"
 	@$(WITH_KERNEL) $(PYTHON) scripts/execute_notebook.py notebooks/methods.ipynb --output $(METHODS) --profile $(PROFILE) $(BROWSER)
 
 glue-notebook: setup  ## run notebooks/glue.ipynb: every task of GLUE, from the records in results/; it trains nothing (LAB_TRAIN=1: what is missing)
+	$(NEEDS_BROWSER)
 	@echo "[glue-notebook] running notebooks/glue.ipynb"
 	@$(WITH_KERNEL) $(PYTHON) scripts/execute_notebook.py notebooks/glue.ipynb --output $(TEN_ROWS) --profile $(PROFILE) $(BROWSER)
 

@@ -125,10 +125,10 @@ install_kernel() {
 }
 
 install_browser() {
-    if ! scripts/find_browser.sh >/dev/null; then
+    if ! scripts/find_browser.sh >/dev/null 2>&1; then
         install_debian chromium fonts-liberation fontconfig || true
-        scripts/find_browser.sh >/dev/null || fail "no Chromium is found, and the report's PDF is printed by it;" \
-            "type: apt-get install chromium (or name a browser: CHROME=/path/to/chrome make report)"
+        scripts/find_browser.sh >/dev/null 2>&1 || say "warning: no Chromium is found; make notebook does without one, and what executes" \
+            "notebooks or prints the report (make report, methods, glue-notebook) will say what to install"
     fi
     command -v pdftoppm >/dev/null || install_debian poppler-utils || say "warning: no pdftoppm; the test of the PDF's pages is skipped"
     if ! fc-list 2>/dev/null | grep -qiE 'liberation|dejavu|noto'; then

@@ -214,16 +214,19 @@ impl Lora {
     pub(super) fn check(&self) -> Result<()> {
         let wrong = |field, found: String, expected| Err(Error::Adapter { method: "LoRA", field, found, expected });
         let is_alpha = |alpha: f64| alpha.is_finite() && alpha != 0.0;
-        let rank_of_zero = self.rank_pattern.iter().find(|(_, r)| **r == 0);
+        let rank_of_zero = self.rank_pattern.iter().find(|(_, r)| **r == 0).map(|(name, r)| format!("{name}={r}"));
         let wrong_alpha = self.alpha_pattern.iter().find(|(_, alpha)| !is_alpha(**alpha));
+        let wrong_alpha = wrong_alpha.map(|(name, alpha)| format!("{name}={alpha}"));
         match self {
             Self { r: 0, .. } => wrong("r", "0".into(), "at least 1"),
-            _ if rank_of_zero.is_some() => wrong("rank_pattern", format!("{rank_of_zero:?}"), "ranks of at least 1"),
+            _ if rank_of_zero.is_some() => {
+                wrong("rank_pattern", rank_of_zero.unwrap_or_default(), "ranks of at least 1")
+            }
             Self { lora_alpha, .. } if !is_alpha(*lora_alpha) => {
                 wrong("lora_alpha", lora_alpha.to_string(), "a finite number other than 0")
             }
             _ if wrong_alpha.is_some() => {
-                wrong("alpha_pattern", format!("{wrong_alpha:?}"), "finite numbers other than 0")
+                wrong("alpha_pattern", wrong_alpha.unwrap_or_default(), "finite numbers other than 0")
             }
             Self { init_lora_weights: InitLoraWeights::Pissa, .. }
                 if self.lora_alpha < 0.0 || self.alpha_pattern.values().any(|alpha| *alpha < 0.0) =>
