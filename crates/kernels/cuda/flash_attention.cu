@@ -158,20 +158,30 @@ template <unsigned Keys> struct Adjustment {
     }
 };
 
+// What a block works on. Neighbors have a tile's neighboring heads, so that they read its rows together.
+template <unsigned Width> struct Work {
+    const Batch& batch;
+
+    __device__ __forceinline__ unsigned heads() const { return batch.hidden / Width; }
+    __device__ __forceinline__ unsigned head() const { return blockIdx.x % heads(); }
+    __device__ __forceinline__ unsigned tile() const { return blockIdx.x / heads(); }
+};
+
 // The place among all distances of one of those in a tile that begins with that query and that key.
 template <unsigned Keys> __device__ __forceinline__ unsigned place(const Batch& batch, unsigned query, unsigned key, unsigned i) {
     return batch.prefix + query + i + batch.longest - (key + Keys);
 }
 
 // The biases of a tile of queries and one of keys, over the scale.
-template <unsigned Keys, unsigned Threads>
-__device__ __forceinline__ void load_biases(float* biases, const Batch& batch, unsigned query, unsigned key) {
+template <unsigned Keys, unsigned Threads, unsigned Width>
+__device__ __forceinline__ void load_biases(float* biases, const Work<Width>& work, unsigned query, unsigned key) {
+    const Batch& batch = work.batch;
     if (!batch.bias) return;
 #pragma unroll 1
     for (unsigned n = threadIdx.x; n < TILE + Keys; n += Threads) {
         unsigned i = place<Keys>(batch, query, key, n);
         unsigned row = batch.rows[i < 2 * batch.longest - 1 ? i : 0]; // What lies beyond is of no query or no key.
-        biases[n] = batch.bias[row * batch.heads() + batch.head()] / batch.scale;
+        biases[n] = batch.bias[row * work.heads() + work.head()] / batch.scale;
     }
 }
 
@@ -252,7 +262,7 @@ template <unsigned Width> struct Attended {
 #pragma unroll
                     for (unsigned i = 0; i < 8; i++) {
                         unsigned of = position + Square::row(i) * row_stride + j * SQUARE + Square::column(i);
-                        if (batch.mask.factor(of) == 0.0f) scores[j].values[i] = 0.0f;
+                        scores[j].values[i] *= batch.mask.factor(of);
                     }
                 }
                 Factor probabilities = rounded(scores[j]);
@@ -274,8 +284,9 @@ __device__ __forceinline__ void forward(bf16* out, float* logarithms, const bf16
     bf16* pairs = q_tile + NUMBERS; // Twice a tile of keys and one of values: those in use and those on their way.
     float* biases = reinterpret_cast<float*>(pairs + 4 * NUMBERS); // (2, 2 * TILE), likewise
 
-    Sequence sequence(batch);
-    unsigned first = batch.tiles[2 * blockIdx.x + 1], head = batch.head(), column = head * Width;
+    Work<Width> work{batch};
+    Sequence sequence(batch, work.tile());
+    unsigned first = batch.tiles[2 * work.tile() + 1], head = work.head(), column = head * Width;
     unsigned warp_row = threadIdx.x / WARP * SQUARE, rows = min(TILE, sequence.queries - first);
     bool works = warp_row < rows;
     unsigned long long offset = static_cast<unsigned long long>(sequence.first_query + first) * batch.hidden + column;
@@ -285,7 +296,7 @@ __device__ __forceinline__ void forward(bf16* out, float* logarithms, const bf16
         bf16* pair = pairs + turn * 2 * NUMBERS;
         copy_rows<Width, TILE, THREADS>(pair, k + from, min(TILE, end - key), batch.key_stride);
         copy_rows<Width, TILE, THREADS>(pair + NUMBERS, v + from, min(TILE, end - key), batch.key_stride);
-        load_biases<TILE, THREADS>(biases + turn * 2 * TILE, batch, first, key);
+        load_biases<TILE, THREADS>(biases + turn * 2 * TILE, work, first, key);
     };
     copy_rows<Width, TILE, THREADS>(q_tile, q + offset, rows, batch.hidden);
     fetch(begin, 0);
@@ -316,7 +327,7 @@ __device__ __forceinline__ void forward(bf16* out, float* logarithms, const bf16
 #pragma unroll
     for (unsigned half = 0; half < 2; half++) {
         float total = row_sum(attended.totals[half]);
-        factors[half] = batch.mask.scale / total;
+        factors[half] = 1.0f / total;
         unsigned row = warp_row + Square::row(2 * half);
         if (row < rows && threadIdx.x % 4 == 0) {
             unsigned long long at = static_cast<unsigned long long>(head) * batch.queries + sequence.first_query + first + row;
@@ -407,7 +418,7 @@ __device__ __forceinline__ void differentiate(
 }
 
 // The gradients of up to 16 * Warps keys and their values; if IsWhole, which takes that a sequence has no more keys, of the queries as well;
-// and of the scores for each distance if the bias's is asked for, `of_distances` (blocks, distances, heads), which begins as zeros.
+// and of the scores for each distance if the bias's is asked for, `of_distances` (tiles of keys, distances, heads), which begins as zeros.
 template <unsigned Width, unsigned Warps, bool IsWhole>
 __device__ __forceinline__ void backward(
     bf16* dq, bf16* dk, bf16* dv, float* of_distances, const bf16* q, const bf16* k, const bf16* v, const bf16* out, const bf16* gradient,
@@ -422,8 +433,9 @@ __device__ __forceinline__ void backward(
     Statistics& statistics = *reinterpret_cast<Statistics*>(of_scores + KEYS * SCORES_STRIDE);
     float* biases = reinterpret_cast<float*>(&statistics + 1);
 
-    Sequence sequence(batch);
-    unsigned first = IsWhole ? 0 : batch.tiles[2 * blockIdx.x + 1], head = batch.head(), column = head * Width;
+    Work<Width> work{batch};
+    Sequence sequence(batch, work.tile());
+    unsigned first = IsWhole ? 0 : batch.tiles[2 * work.tile() + 1], head = work.head(), column = head * Width;
     unsigned warp = threadIdx.x / WARP, warp_row = warp * SQUARE;
     unsigned keys = IsWhole ? sequence.keys : min(KEYS, sequence.keys - first);
     bool works = warp_row < keys;
@@ -436,7 +448,7 @@ __device__ __forceinline__ void backward(
         copy_rows<Width, TILE, THREADS>(q_tile, q + from, rows, batch.hidden);
         copy_rows<Width, TILE, THREADS>(gradient_tile, gradient + from, rows, batch.hidden);
         commit_copies();
-        load_biases<KEYS, THREADS>(biases, batch, query, first);
+        load_biases<KEYS, THREADS>(biases, work, query, first);
         const float* of_rows = logarithms + static_cast<unsigned long long>(head) * batch.queries + row;
         statistics.load<Width, THREADS>(gradient + from, out + from, of_rows, rows, batch.hidden);
     };
@@ -507,16 +519,15 @@ __device__ __forceinline__ void backward(
                 }
             }
         }
-        unsigned distance = place<KEYS>(batch, query, first, threadIdx.x);
-        if (of_distances && threadIdx.x < TILE + KEYS && distance < 2 * batch.longest - 1) {
+        if (of_distances && threadIdx.x < TILE + KEYS) {
+            unsigned distance = place<KEYS>(batch, query, first, threadIdx.x);
             float sum = 0.0f;
-#pragma unroll 4
             for (unsigned i = 0; i < rows; i++) {
                 unsigned j = i + KEYS - 1 - threadIdx.x;
                 if (j < keys) sum += to_float(of_scores[j * SCORES_STRIDE + i]);
             }
-            unsigned long long at = static_cast<unsigned long long>(blockIdx.x) * (2 * batch.longest - 1) + distance;
-            of_distances[at * batch.heads() + head] += sum;
+            unsigned long long at = static_cast<unsigned long long>(work.tile()) * (2 * batch.longest - 1) + distance;
+            if (distance < 2 * batch.longest - 1) of_distances[at * work.heads() + head] += sum;
         }
     }
     wait_for_copies<0>(); // Where no query sees these keys.
@@ -540,8 +551,9 @@ __device__ __forceinline__ void queries(
     Statistics& statistics = *reinterpret_cast<Statistics*>(v_tile + NUMBERS);
     float* biases = reinterpret_cast<float*>(&statistics + 1);
 
-    Sequence sequence(batch);
-    unsigned first = batch.tiles[2 * blockIdx.x + 1], head = batch.head(), column = head * Width;
+    Work<Width> work{batch};
+    Sequence sequence(batch, work.tile());
+    unsigned first = batch.tiles[2 * work.tile() + 1], head = work.head(), column = head * Width;
     unsigned warp_row = threadIdx.x / WARP * SQUARE, rows = min(TILE, sequence.queries - first);
     bool works = warp_row < rows;
     unsigned long long row = sequence.first_query + first, offset = row * batch.hidden + column;
@@ -563,7 +575,7 @@ __device__ __forceinline__ void queries(
         copy_rows<Width, TILE, THREADS>(k_tile, k + from, keys, batch.key_stride);
         copy_rows<Width, TILE, THREADS>(v_tile, v + from, keys, batch.key_stride);
         commit_copies();
-        load_biases<TILE, THREADS>(biases, batch, first, key);
+        load_biases<TILE, THREADS>(biases, work, first, key);
         wait_for_copies<0>();
         __syncthreads();
 #pragma unroll 1

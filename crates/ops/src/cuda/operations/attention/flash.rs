@@ -46,9 +46,9 @@ impl Flash {
         rows * (self.width + PADDING) * Element::Bf16.bytes() + numbers * Element::F32.bytes()
     }
 
-    /// Blocks of so many threads, on tiles, for every head.
+    /// Blocks of so many threads, one for each head of each tile, a tile's side by side.
     fn grid(batch: &Batch, tiles: &Tiles, threads: usize, shared: usize) -> Grid {
-        Grid { blocks: (tiles.count, batch.heads), threads: (threads, 1), shared }
+        Grid { blocks: (tiles.count * batch.heads, 1), threads: (threads, 1), shared }
     }
 
     /// All heads at once.
