@@ -36,6 +36,47 @@ fn attention_is_the_cpus_for_sequences_of_all_lengths() {
     attention("short", &[1, 17, 5, 16], 0, 3, 32, false, 0.0);
     attention("around a tile", &[64, 65, 1, 33], 0, 2, 64, false, 0.0);
     attention("long", &[300], 0, 1, 32, false, 0.0);
+    attention("a block's keys, and one more", &[128, 129, 7], 0, 2, 64, false, 0.1);
+    attention("wide heads, and a key more than a block's", &[65, 64], 0, 2, 128, false, 0.1);
+    attention("narrow heads, two to a block's keys", &[128, 66], 0, 2, 32, false, 0.1);
+}
+
+#[test]
+fn attention_gives_the_cpus_gradients_of_queries_or_of_keys_alone() {
+    for (head, lengths) in [(64, [60, 3]), (32, [100, 3]), (64, [140, 20])] {
+        let (segments, hidden) = (Segments::from_lengths(&lengths), 2 * head);
+        let rounded = |seed| matrix(segments.tokens(), hidden, seed).to_dtype(DType::BF16)?.to_dtype(DType::F32);
+        let all: Vec<Tensor> = (1..4).map(|seed| rounded(seed).unwrap()).collect();
+        for trained in [vec![0], vec![1], vec![2], vec![1, 2]] {
+            let inputs: Vec<Tensor> = trained.iter().map(|&input| all[input].clone()).collect();
+            for (dtype, tolerance) in TOLERANCES {
+                check(&format!("{trained:?} of {lengths:?}"), dtype, tolerance, inputs.len(), &inputs, |x| {
+                    let place = |input: usize| match trained.iter().position(|&index| index == input) {
+                        Some(at) => Ok(x[at].clone()),
+                        None => all[input].to_dtype(x[0].dtype())?.to_device(x[0].device()),
+                    };
+                    let options = options(2, Scores::Content, Dropout::new(0.1, 7));
+                    ops::attention(&place(0)?, &place(1)?, &place(2)?, &segments, options)
+                });
+            }
+        }
+    }
+}
+
+/// Tensor cores are given numbers by 16 bytes; where those begin elsewhere, others compute the same.
+#[test]
+fn attention_takes_queries_that_begin_anywhere_in_memory() {
+    let (segments, hidden) = (Segments::from_lengths(&[20, 70]), 64);
+    let count = segments.tokens() * hidden;
+    let queries = vector(count + 1, 1).to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+    let inputs = [matrix(segments.tokens(), hidden, 2), matrix(segments.tokens(), hidden, 3)];
+    for (dtype, tolerance) in TOLERANCES {
+        check("behind one number", dtype, tolerance, 2, &inputs, |x| {
+            let queries = queries.to_dtype(x[0].dtype())?.to_device(x[0].device())?;
+            let query = queries.narrow(0, 1, count)?.reshape(x[0].shape())?;
+            ops::attention(&query, &x[0], &x[1], &segments, options(2, Scores::Content, None))
+        });
+    }
 }
 
 #[test]
@@ -111,6 +152,9 @@ fn attention_with_a_bias_by_distance_is_the_cpus() {
     bias("first tokens", &[70, 3, 1], (0, true, 0.1), 32);
     bias("first tokens behind a prefix", &[130, 1], (70, true, 0.0), 32);
     bias("a small tile", &[40, 3], (2, false, 0.1), 200);
+    bias("all of a block's keys", &[128, 100], (0, false, 0.1), 64);
+    bias("more keys than a block's", &[129, 20], (0, false, 0.0), 64);
+    bias("wide heads", &[64, 70], (0, false, 0.1), 128);
 }
 
 /// Rows as DeBERTa has them: one for each near distance, and far distances together.
