@@ -57,7 +57,7 @@ impl Flash {
     }
 
     fn kernel<'k>(self, name: &str) -> Kernel<'k> {
-        Kernel::of(&format!("flash_{name}_{}", self.width), Element::Bf16)
+        Kernel::of(format!("flash_{name}_{}", self.width), Element::Bf16)
     }
 
     /// As [`Batch::forward`], into that output and those logarithms.
@@ -97,7 +97,7 @@ impl Flash {
             if of_keys {
                 let of_distances = sums.as_ref().map_or(0, |sums| sums.parts.pointer());
                 let name = if by_keys { "backward" } else { "keys" };
-                let kernel = Kernel::of(&format!("flash_{name}_{}_{}", self.width, self.keys), Element::Bf16);
+                let kernel = Kernel::of(format!("flash_{name}_{}_{}", self.width, self.keys), Element::Bf16);
                 let kernel = if by_keys { kernel.address(to.query) } else { kernel };
                 let kernel = upstream.after(kernel, &[to.key, to.value, of_distances], inputs);
                 // SAFETY: flash_attention.cu: the gradients are as large as what they are gradients of.
