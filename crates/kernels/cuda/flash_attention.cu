@@ -522,6 +522,7 @@ __device__ __forceinline__ void backward(
         if (of_distances && threadIdx.x < TILE + KEYS) {
             unsigned distance = place<KEYS>(batch, query, first, threadIdx.x);
             float sum = 0.0f;
+#pragma unroll 1 // Registers are scarce here, and few train a bias.
             for (unsigned i = 0; i < rows; i++) {
                 unsigned j = i + KEYS - 1 - threadIdx.x;
                 if (j < keys) sum += to_float(of_scores[j * SCORES_STRIDE + i]);
