@@ -54,9 +54,11 @@ impl Arguments {
     /// The command with the options of all methods.
     fn with_methods() -> clap::Command {
         let with_runs = ["run", "predict", "replay", "parameters"];
-        with_runs.iter().fold(Self::command(), |command, name| {
+        let command = with_runs.iter().fold(Self::command(), |command, name| {
             command.mut_subcommand(name, |subcommand| subcommand.args(method::arguments()))
-        })
+        });
+        // A run refuses an adapter with what to give instead, and so does not offer it.
+        command.mut_subcommand("run", |run| run.mut_arg("adapter", |adapter| adapter.hide(true)))
     }
 }
 

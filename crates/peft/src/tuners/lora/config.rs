@@ -79,7 +79,8 @@ pub enum InitLoraWeights {
     /// `"gaussian"`: A normal with standard deviation `1 / r`, B zero.
     Gaussian,
     /// `"pissa"` (Meng et al. 2024): from `W = U S Vᵀ` the r largest singular values, `A = sqrt(S / scaling) Vᵀ` and
-    /// `B = U sqrt(S / scaling)`; W is replaced by the residual `W - scaling B A` (`pissa_init`).
+    /// `B = U sqrt(S / scaling)`; W is replaced by the residual `W - scaling B A` (`pissa_init`). `"pissa_niter_N"`, which reads as the
+    /// same, comes near these values by N random iterations, other ones each time that PEFT loads such an adapter; here they are exact.
     Pissa,
     /// `"olora"` (Büyükakyüz 2024): from `W = Q R` the first r columns of Q as B and rows of R as A; W is replaced by the
     /// residual `W - scaling B A` (`olora_init`).
@@ -110,6 +111,9 @@ impl TryFrom<JsonInit> for InitLoraWeights {
                 "pissa" => Ok(Self::Pissa),
                 "olora" => Ok(Self::Olora),
                 "eva" => Ok(Self::Eva),
+                near if near.strip_prefix("pissa_niter_").is_some_and(|n| n.parse::<usize>().is_ok()) => {
+                    Ok(Self::Pissa)
+                }
                 _ => Err(format!(
                     "init_lora_weights {name:?} is not known; expected true, false, \"gaussian\", \"pissa\", \"olora\" or \"eva\""
                 )),
