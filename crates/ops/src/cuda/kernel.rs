@@ -28,10 +28,10 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
-    /// A thread for every four of `count` numbers.
-    pub(super) fn fours(count: usize) -> Self {
+    /// A thread for every eight of `count` numbers.
+    pub(super) fn eights(count: usize) -> Self {
         const THREADS: usize = 256;
-        Self::blocks(count.div_ceil(4 * THREADS), THREADS)
+        Self::blocks(count.div_ceil(8 * THREADS), THREADS)
     }
 
     /// A warp for every row.

@@ -40,7 +40,7 @@ impl Gpu {
             Element::Bf16 => Kernel::bf16("to_f32").write_f32(y, n).read(x, n),
         };
         // SAFETY: pointwise.cu: n numbers of each.
-        unsafe { kernel.count(n).launch(self, Grid::fours(n)) }
+        unsafe { kernel.count(n).launch(self, Grid::eights(n)) }
     }
 
     /// The gradient of an input that is the result's, in that input's type.
