@@ -10,6 +10,33 @@ extern "C" __global__ void to_bf16(bf16* y, const float* x, unsigned count) {
     write_numbers<EIGHT>(y, first, count, values);
 }
 
+// Up to eight arrays of so many numbers each, to one behind the other, where each begins at a multiple of eight numbers. The row of the
+// grid says which array a block takes.
+extern "C" __global__ void round_arrays(
+    bf16* y, const float* x0, const float* x1, const float* x2, const float* x3, const float* x4, const float* x5, const float* x6,
+    const float* x7, unsigned n0, unsigned n1, unsigned n2, unsigned n3, unsigned n4, unsigned n5, unsigned n6, unsigned n7) {
+    const float* x = nullptr;
+    unsigned first = first_of_eight(), count = 0;
+    float values[EIGHT];
+    auto offer = [&](unsigned array, const float* numbers, unsigned n) {
+        if (array < blockIdx.y) y += (n + EIGHT - 1) / EIGHT * EIGHT;
+        if (array != blockIdx.y) return;
+        x = numbers;
+        count = n;
+    };
+    offer(0, x0, n0);
+    offer(1, x1, n1);
+    offer(2, x2, n2);
+    offer(3, x3, n3);
+    offer(4, x4, n4);
+    offer(5, x5, n5);
+    offer(6, x6, n6);
+    offer(7, x7, n7);
+    if (first >= count) return;
+    read_numbers<EIGHT>(x, first, count, values);
+    write_numbers<EIGHT>(y, first, count, values);
+}
+
 extern "C" __global__ void to_f32(float* y, const bf16* x, unsigned count) {
     float values[EIGHT];
     unsigned first = first_of_eight();

@@ -11,29 +11,46 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr
 
 use super::array::{Array, Buffer, Element};
 use super::gpu::Gpu;
+use super::kernel::{Grid, Kernel};
+use super::launches;
+use super::operations::conversion::Converted;
 use crate::operations::linear::Precision;
 
-/// A row-major matrix on the GPU, or the transpose of one.
+/// A row-major matrix on the GPU, or the transpose of one. Of a batch it is the first.
 #[derive(Clone, Copy)]
 pub(crate) struct Factor<'a> {
     array: Array<'a>,
     transposed: bool,
+    /// How many numbers lie from the beginning of a row to that of the next, if they are more than a row has.
+    pitch: Option<usize>,
+    /// How many lie from the beginning of a batch's matrix to that of the next.
+    distance: usize,
 }
 
 impl<'a> From<Array<'a>> for Factor<'a> {
     fn from(array: Array<'a>) -> Self {
-        Self { array, transposed: false }
+        Self { array, transposed: false, pitch: None, distance: 0 }
     }
 }
 
 impl<'a> Array<'a> {
     /// The transpose, without a copy.
     pub(crate) fn t(self) -> Factor<'a> {
-        Factor { array: self, transposed: true }
+        Factor { transposed: true, ..self.into() }
     }
 }
 
 impl Factor<'_> {
+    /// The same within a wider matrix, whose rows begin `pitch` numbers apart.
+    pub(crate) fn pitch(self, pitch: usize) -> Self {
+        Self { pitch: Some(pitch), ..self }
+    }
+
+    /// The first of a batch's matrices, which begin so many numbers apart.
+    pub(crate) fn every(self, distance: usize) -> Self {
+        Self { distance, ..self }
+    }
+
     fn rows(&self) -> usize {
         let (rows, columns) = self.array.matrix();
         if self.transposed { columns } else { rows }
@@ -44,10 +61,31 @@ impl Factor<'_> {
         if self.transposed { rows } else { columns }
     }
 
-    /// As the library takes it, column by column: the transpose of what lies there in rows.
-    fn layout(&self) -> Result<Layout> {
-        let (rows, columns) = self.array.matrix();
-        Layout::new(self.array.element, columns, rows)
+    /// How it lies there, of a batch of so many.
+    fn place(&self, batch: usize) -> Place {
+        let ((rows, columns), Array { pointer, element, .. }) = (self.array.matrix(), self.array);
+        Place { pointer, element, rows, columns, pitch: self.pitch.unwrap_or(columns), batch, distance: self.distance }
+    }
+}
+
+/// Where the results of products lie: the rows of a matrix, and of a batch those of the next ones.
+#[derive(Clone, Copy)]
+pub(crate) struct Target<'a>(Factor<'a>);
+
+impl<'a> Target<'a> {
+    /// The numbers of an array that nobody else reads or writes meanwhile.
+    pub(crate) fn new(array: Array<'a>) -> Self {
+        Self(array.into())
+    }
+
+    /// See [`Factor::pitch`].
+    pub(crate) fn pitch(self, pitch: usize) -> Self {
+        Self(self.0.pitch(pitch))
+    }
+
+    /// See [`Factor::every`].
+    pub(crate) fn every(self, distance: usize) -> Self {
+        Self(self.0.every(distance))
     }
 }
 
@@ -55,10 +93,37 @@ impl Factor<'_> {
 #[derive(Clone, Copy)]
 pub(crate) enum Plus<'a> {
     Nothing,
-    /// A vector, `(columns)`, to each row.
+    /// A vector, `(columns)`, to each row; of a batch one vector behind the other, of the type of the output.
     Bias(Array<'a>),
     /// What lies in the output already.
     Output,
+    /// A matrix of the output's shape and type.
+    Matrix(Array<'a>),
+}
+
+/// How a matrix of a product lies in memory; of a batch, how all of them do.
+#[derive(Clone, Copy)]
+struct Place {
+    pointer: u64,
+    element: Element,
+    rows: usize,
+    columns: usize,
+    pitch: usize,
+    batch: usize,
+    distance: usize,
+}
+
+impl Place {
+    /// That of the next matrix of the batch.
+    fn of(self, index: usize) -> Self {
+        Self { pointer: self.pointer + (index * self.distance * self.element.bytes()) as u64, batch: 1, ..self }
+    }
+
+    /// How many bytes divide the addresses of all matrices: up to 256, which the library takes for granted unless it is told otherwise.
+    fn alignment(&self) -> u32 {
+        let distance = (self.distance * self.element.bytes()) as u64;
+        1 << (self.pointer | distance | 256).trailing_zeros()
+    }
 }
 
 /// The numbers of a shape of product, by which the library chooses how to compute it.
@@ -73,6 +138,11 @@ struct Shape {
     is_tf32: bool,
     bias: bool,
     added: bool,
+    batch: usize,
+    /// Of both factors, of what is added and of the output.
+    pitches: [usize; 4],
+    distances: [usize; 4],
+    alignments: [u32; 4],
 }
 
 /// The library's handle, its scratch memory, and what it chose for the shapes of before.
@@ -135,100 +205,202 @@ impl Gpu {
         plus: Plus,
         output: &Buffer,
     ) -> Result<()> {
+        self.multiply_batch(precision, scale, [a, b], plus, Target::new(output.array(&[a.rows(), b.columns()])?), 1)
+    }
+
+    /// As many products of one shape as `batch` says, of matrices at equal distances.
+    pub(crate) fn multiply_batch(
+        &self,
+        precision: Precision,
+        scale: f32,
+        [a, b]: [Factor; 2],
+        plus: Plus,
+        Target(output): Target,
+        batch: usize,
+    ) -> Result<()> {
         let (rows, inner, columns) = (a.rows(), a.columns(), b.columns());
-        if inner != b.rows() || a.array.element != b.array.element {
+        if inner != b.rows() || a.array.element != b.array.element || output.array.matrix() != (rows, columns) {
             candle_core::bail!(
-                "product: {:?} and {:?} of {:?} and {:?} do not fit",
+                "product: {:?} and {:?} of {:?} and {:?} do not fit {:?}",
                 a.array.shape,
                 b.array.shape,
                 a.array.element,
-                b.array.element
+                b.array.element,
+                output.array.shape
             )
         }
-        let dimensions = [rows, columns];
-        let result_array = output.array(&dimensions)?;
-        if a.array.element == Element::F32 && result_array.element == Element::Bf16 {
+        let element = output.array.element;
+        if a.array.element == Element::F32 && element == Element::Bf16 {
             // The library knows no such product.
-            let exact = self.empty(Element::F32, rows * columns)?;
-            if let Plus::Output = plus {
-                candle_core::bail!("product: an f32 product cannot be added to bf16")
+            if batch != 1 || output.pitch.is_some() || matches!(plus, Plus::Output | Plus::Matrix(_)) {
+                candle_core::bail!("product: f32 factors, and a bf16 result that is no new matrix")
             }
+            let dimensions = [rows, columns];
+            let exact = self.empty(Element::F32, rows * columns)?;
             self.multiply(precision, scale, a, b, plus, &exact)?;
-            return self.convert_into(exact.array(&dimensions)?, output);
+            let values = exact.array(&dimensions)?;
+            let kernel = Kernel::bf16("to_bf16").address(output.array.pointer).read_f32(values, values.count());
+            // SAFETY: pointwise.cu, to_bf16: the output has as many numbers as the product.
+            return unsafe { kernel.count(values.count()).launch(self, Grid::eights(values.count())) };
         }
-        // A row-major matrix is the transpose of a column-major one: the library is asked for (a b)ᵀ = bᵀ aᵀ.
-        let (left, right) = (b.layout()?, a.layout()?);
-        let layout = Layout::new(result_array.element, columns, rows)?;
-        let is_tf32 = precision == Precision::Tf32 && a.array.element == Element::F32;
-        let task = Task::new(is_tf32)?;
-        task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, operation(b.transposed))?;
-        task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB, operation(a.transposed))?;
         let bias = match plus {
-            Plus::Bias(bias) => Some(self.convert(bias, result_array.element)?),
+            Plus::Bias(bias) => Some(self.convert(bias, element)?),
             _ => None,
         };
-        if let Some(bias) = &bias {
-            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
-            task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
-            let pointer = bias.array()?.pointer;
-            task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, pointer)?;
-        }
-        let added = matches!(plus, Plus::Output);
-        let shape = Shape {
-            rows,
-            inner,
-            columns,
+        let output = output.place(batch);
+        let added = match plus {
+            Plus::Matrix(matrix) if matrix.matrix() != (rows, columns) || matrix.element != element || batch != 1 => {
+                candle_core::bail!("product: {:?} of {:?} cannot be added to it", matrix.shape, matrix.element)
+            }
+            Plus::Matrix(matrix) => Factor::from(matrix).place(1),
+            _ => output,
+        };
+        let task = Product {
+            precision,
+            scale,
             transposed: (a.transposed, b.transposed),
-            element: a.array.element,
-            output: result_array.element,
-            is_tf32,
-            bias: bias.is_some(),
-            added,
+            factors: [a.place(batch), b.place(batch)],
+            bias: bias.as_ref().map(Converted::array).transpose()?.map(|bias| bias.pointer),
+            added: matches!(plus, Plus::Output | Plus::Matrix(_)).then_some(added),
+            output,
         };
         self.stream.context().bind_to_thread().w()?;
         let products = self.state(|| Products::new(&self.stream))?;
-        let algorithm = products.choose(shape, &task, [&left, &right, &layout])?;
-        let (scale, beta) = (scale, if added { 1.0f32 } else { 0.0 });
-        let address = |pointer: u64| pointer as *const c_void;
-        // SAFETY: the layouts are those of the arrays, whose memory is alive as long as they are borrowed; what is freed later is
-        // freed behind this work on the same stream. The library reads the two factors before it returns.
-        unsafe {
-            result::matmul(
-                products.handle,
-                task.0,
-                (&raw const scale).cast(),
-                (&raw const beta).cast(),
-                address(b.array.pointer),
-                left.0,
-                address(a.array.pointer),
-                right.0,
-                address(result_array.pointer),
-                layout.0,
-                result_array.pointer as *mut c_void,
-                layout.0,
-                &raw const algorithm,
-                products.scratch.device_ptr(&self.stream).0 as *mut c_void,
-                SCRATCH,
-                self.stream.cu_stream().cast(),
-            )
+        match products.run(&self.stream, &task) {
+            // The library may know no kernel for such a batch; one by one, these are plain products.
+            Err(error) if batch > 1 && is_unsupported(&error) => {
+                (0..batch).try_for_each(|index| products.run(&self.stream, &task.of(index)))
+            }
+            result => result,
         }
-        .map_err(failed)?;
-        Ok(())
+    }
+}
+
+/// A product, or a batch of them.
+struct Product {
+    precision: Precision,
+    scale: f32,
+    transposed: (bool, bool),
+    factors: [Place; 2],
+    /// The address of the first vector.
+    bias: Option<u64>,
+    added: Option<Place>,
+    output: Place,
+}
+
+impl Product {
+    /// One of the batch.
+    fn of(&self, index: usize) -> Self {
+        let bias = self.bias.map(|bias| bias + (index * self.output.columns * self.output.element.bytes()) as u64);
+        Self {
+            factors: self.factors.map(|factor| factor.of(index)),
+            bias,
+            added: self.added.map(|added| added.of(index)),
+            output: self.output.of(index),
+            ..*self
+        }
+    }
+
+    fn shape(&self) -> Shape {
+        let ([a, b], output) = (self.factors, self.output);
+        let places = [a, b, self.added.unwrap_or(output), output];
+        Shape {
+            rows: output.rows,
+            inner: if self.transposed.0 { a.rows } else { a.columns },
+            columns: output.columns,
+            transposed: self.transposed,
+            element: a.element,
+            output: output.element,
+            is_tf32: self.precision == Precision::Tf32 && a.element == Element::F32,
+            bias: self.bias.is_some(),
+            added: self.added.is_some(),
+            batch: output.batch,
+            pitches: places.map(|place| place.pitch),
+            distances: places.map(|place| place.distance),
+            alignments: places.map(|place| place.alignment()),
+        }
+    }
+
+    fn describe(&self, shape: &Shape) -> Result<Task> {
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        let task = Task::new(shape.is_tf32)?;
+        // A row-major matrix is the transpose of a column-major one: the library is asked for (a b)ᵀ = bᵀ aᵀ.
+        task.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, operation(self.transposed.1))?;
+        task.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, operation(self.transposed.0))?;
+        if let Some(pointer) = self.bias {
+            task.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
+            task.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, pointer)?;
+            if shape.batch > 1 {
+                task.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, shape.columns as i64)?;
+            }
+        }
+        Ok(task)
+    }
+}
+
+/// Whether the library has no way to compute what it was asked for.
+fn is_unsupported(error: &candle_core::Error) -> bool {
+    match error {
+        candle_core::Error::Cuda(source) => source.downcast_ref::<result::CublasError>().is_some_and(|error| {
+            use sys::cublasStatus_t as Status;
+            [Status::CUBLAS_STATUS_NOT_SUPPORTED, Status::CUBLAS_STATUS_INVALID_VALUE].contains(&error.0)
+        }),
+        candle_core::Error::Context { inner, .. } | candle_core::Error::WithBacktrace { inner, .. } => {
+            is_unsupported(inner)
+        }
+        _ => false,
     }
 }
 
 impl Products {
-    /// How the library computes products of that shape.
-    fn choose(&self, shape: Shape, task: &Task, layouts: [&Layout; 3]) -> Result<sys::cublasLtMatmulAlgo_t> {
+    fn run(&self, stream: &Arc<CudaStream>, product: &Product) -> Result<()> {
+        let (shape, [a, b], output) = (product.shape(), product.factors, product.output);
+        let task = product.describe(&shape)?;
+        let [left, right, layout] = [Layout::new(&b)?, Layout::new(&a)?, Layout::new(&output)?];
+        let added = product.added.unwrap_or(output);
+        let of_added = Layout::new(&added)?;
+        let algorithm = self.choose(shape, &task, [&left, &right, &of_added, &layout])?;
+        let (scale, beta) = (product.scale, if product.added.is_some() { 1.0f32 } else { 0.0 });
+        let address = |pointer: u64| pointer as *const c_void;
+        launches::note("product");
+        // SAFETY: the layouts are those of the arrays, whose memory is alive as long as they are borrowed; what is freed later is
+        // freed behind this work on the same stream. The library reads the two factors before it returns.
+        unsafe {
+            result::matmul(
+                self.handle,
+                task.0,
+                (&raw const scale).cast(),
+                (&raw const beta).cast(),
+                address(b.pointer),
+                left.0,
+                address(a.pointer),
+                right.0,
+                address(added.pointer),
+                of_added.0,
+                output.pointer as *mut c_void,
+                layout.0,
+                &raw const algorithm,
+                self.scratch.device_ptr(stream).0 as *mut c_void,
+                SCRATCH,
+                stream.cu_stream().cast(),
+            )
+        }
+        .map_err(failed)
+    }
+
+    /// How the library computes products of that shape: of a left and a right side, plus a matrix, to another one.
+    fn choose(&self, shape: Shape, task: &Task, layouts: [&Layout; 4]) -> Result<sys::cublasLtMatmulAlgo_t> {
         let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(algorithm) = chosen.get(&shape) {
             return Ok(*algorithm);
         }
-        let preference = Preference::new(SCRATCH)?;
-        let [left, right, output] = layouts;
+        // The library's left side is the second factor.
+        let [a, b, added, output] = shape.alignments;
+        let preference = Preference::new(SCRATCH, [b, a, added, output])?;
+        let [left, right, added, output] = layouts;
         // SAFETY: all handles are alive.
         let found = unsafe {
-            result::get_matmul_algo_heuristic(self.handle, task.0, left.0, right.0, output.0, output.0, preference.0)
+            result::get_matmul_algo_heuristic(self.handle, task.0, left.0, right.0, added.0, output.0, preference.0)
         }
         .map_err(failed)?;
         if chosen.len() >= REMEMBERED {
@@ -259,9 +431,27 @@ fn data_type(element: Element) -> sys::cudaDataType {
 struct Layout(sys::cublasLtMatrixLayout_t);
 
 impl Layout {
-    fn new(element: Element, rows: usize, columns: usize) -> Result<Self> {
-        let (rows, columns) = (rows as u64, columns as u64);
-        Ok(Self(result::create_matrix_layout(data_type(element), rows, columns, rows as i64).map_err(failed)?))
+    /// As the library takes it, column by column: the transpose of what lies there in rows.
+    fn new(place: &Place) -> Result<Self> {
+        use sys::cublasLtMatrixLayoutAttribute_t as Attribute;
+        let (rows, columns) = (place.columns as u64, place.rows as u64);
+        let layout = Self(
+            result::create_matrix_layout(data_type(place.element), rows, columns, place.pitch as i64)
+                .map_err(failed)?,
+        );
+        if place.batch > 1 {
+            layout.set(Attribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, place.batch as i32)?;
+            layout.set(Attribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, place.distance as i64)?;
+        }
+        Ok(layout)
+    }
+
+    fn set<T>(&self, attribute: sys::cublasLtMatrixLayoutAttribute_t, value: T) -> Result<()> {
+        // SAFETY: the value is of the attribute's type, and read before this returns.
+        unsafe {
+            result::set_matrix_layout_attribute(self.0, attribute, (&raw const value).cast(), std::mem::size_of::<T>())
+        }
+        .map_err(failed)
     }
 }
 
@@ -289,8 +479,7 @@ impl Task {
         unsafe {
             result::set_matmul_desc_attribute(self.0, attribute, (&raw const value).cast(), std::mem::size_of::<T>())
         }
-        .map_err(failed)?;
-        Ok(())
+        .map_err(failed)
     }
 }
 
@@ -305,20 +494,27 @@ impl Drop for Task {
 struct Preference(sys::cublasLtMatmulPreference_t);
 
 impl Preference {
-    fn new(scratch: usize) -> Result<Self> {
+    /// So many bytes of scratch memory, and how both sides, what is added and the output are aligned.
+    fn new(scratch: usize, alignments: [u32; 4]) -> Result<Self> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
         let preference = Self(result::create_matmul_pref().map_err(failed)?);
-        let most = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        preference.set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, scratch)?;
+        let attributes = [
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+        ];
+        attributes.into_iter().zip(alignments).try_for_each(|(attribute, bytes)| preference.set(attribute, bytes))?;
+        Ok(preference)
+    }
+
+    fn set<T>(&self, attribute: sys::cublasLtMatmulPreferenceAttributes_t, value: T) -> Result<()> {
         // SAFETY: the value is of the attribute's type, and read before this returns.
         unsafe {
-            result::set_matmul_pref_attribute(
-                preference.0,
-                most,
-                (&raw const scratch).cast(),
-                std::mem::size_of::<usize>(),
-            )
+            result::set_matmul_pref_attribute(self.0, attribute, (&raw const value).cast(), std::mem::size_of::<T>())
         }
-        .map_err(failed)?;
-        Ok(preference)
+        .map_err(failed)
     }
 }
 

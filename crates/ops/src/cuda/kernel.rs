@@ -10,6 +10,7 @@ use candle_core::cuda_backend::cudarc::driver::{LaunchConfig, PushKernelArg};
 
 use super::array::{Array, Buffer, Element, Indices};
 use super::gpu::Gpu;
+use super::launches;
 use crate::operations::dropout::Dropout;
 
 // Of `common.cuh`.
@@ -191,6 +192,7 @@ impl<'a> Kernel<'a> {
         if blocks.0 * blocks.1 == 0 {
             return Ok(());
         }
+        launches::note(&self.name);
         let function = gpu.function(&self.name)?;
         if shared > PLAIN_SHARED {
             let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
