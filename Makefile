@@ -36,7 +36,7 @@ PDF := report/report.pdf
 FIGURE := report/comparison.svg
 endif
 
-.PHONY: help setup data glue glue-notebook report export submission methods test test-rust lint docs test-crates deny package test-cuda test-scripts test-kernel test-report test-submission notebook cuda bench interop model-mpnet clean
+.PHONY: help setup data glue glue-notebook report export submission methods test test-rust lint docs test-crates deny package test-cuda test-scripts test-kernel test-report test-submission notebook cuda bench bench-host interop model-mpnet clean
 # One step after the other: they share two cores and one kernel.
 .NOTPARALLEL:
 
@@ -102,7 +102,9 @@ test-cuda:  ## what is computed on a GPU, by the CUDA build on an emulated one
 	@eval "$$(scripts/cuda_emulator.sh --test)" && \
 		cargo clippy $(CUDA_BUILD) --all-targets -- -D warnings && \
 		cargo test $(CUDA_BUILD) --test cuda_layers --test cuda_operations --test cuda_nccl \
-			--test cuda --test cuda_memory --test cuda_step --test cuda_replicas --test replay --test concurrent_runs && \
+			--test cuda --test cuda_calls --test cuda_memory --test cuda_step --test cuda_replicas --test replay \
+			--test concurrent_runs && \
+		env -u PEFT_NO_CUDA_MEMORY_CACHING cargo test $(CUDA_BUILD) --test cuda --test replay --test concurrent_runs && \
 		PEFT_TEST_DEVICE=cuda:0 cargo test $(CUDA_BUILD) --test model -- \
 			equal_those_of pefts_logits pefts_gradients adapterhub_on_every unmerged share_a_batch \
 			conversion_to_lora_has collection_combines
@@ -135,6 +137,11 @@ bench: setup bench/.venv/.installed  ## speed and memory against the Python peer
 	@test -n "$(GLUE)" || { echo "[bench] error: no GLUE in GLUE_DIR or data/glue; type: make data, or make bench GLUE=FOLDER" >&2; exit 1; }
 	cargo build --locked --bin peft-glue
 	bench/.venv/bin/python bench/bench.py --peer $(PEER) --glue $(GLUE) --model models/all-MiniLM-L6-v2 $(ARGS)
+
+bench-host:  ## launches, allocations and the host's own time of a training step on a GPU, no GPU needed (ARGS='--against BINARY')
+	@eval "$$(scripts/cuda_emulator.sh)" && \
+		cargo test $(CUDA_BUILD) --no-run --test command_line && \
+		python3 scripts/bench_host.py target/debug/peft-glue $(ARGS)
 
 # The environment of bench has all of interop/requirements.txt; name another with INTEROP_PYTHON.
 interop: $(if $(INTEROP_PYTHON),,bench/.venv/.installed)  ## trade adapters with Python's peft in both directions (5 minutes)

@@ -48,6 +48,7 @@ pub use cpu::threads::{on_workers, threads};
 #[cfg(feature = "cuda")]
 pub use cuda::{
     Communicators, card, card_memory, card_peak_memory, count_launches, cuda_device, cuda_devices, cuda_stream,
+    forget_card_peak_memory,
 };
 pub use operations::activation::{Activation, activation};
 pub use operations::add::{add, scale, sub};

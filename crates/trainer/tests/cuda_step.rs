@@ -1,4 +1,4 @@
-//! What a training step has a GPU do. Without a GPU: `eval "$(scripts/cuda_emulator.sh)"` first.
+//! What a training step has a GPU do, and what it keeps there. Without a GPU: `eval "$(scripts/cuda_emulator.sh)"` first.
 
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
@@ -16,7 +16,7 @@ use glue::{Glue, Task};
 use peft::{Method, Precision};
 use trainer::{DeviceName, Passes, Run, Start, Trainer, replay};
 
-/// Launches are counted of the whole process.
+/// Launches and memory are those of the whole process.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// The sizes of a BERT.
@@ -127,5 +127,31 @@ fn a_step_in_bf16_rounds_parameters_in_groups_and_none_twice() {
         assert_eq!(launches["round_arrays"], groups, "{method}: {launches:?}");
         // The embeddings, and the gradient of what the head is given.
         assert_eq!(launches["to_bf16"], 2, "{method}: {launches:?}");
+    }
+}
+
+#[test]
+fn a_layer_keeps_of_a_token_what_its_backward_pass_reads() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let gpu = ops::cuda_device(0).unwrap();
+    // A fifth of MiniLM, an eighth of BERT-base and of BERT-large.
+    for (hidden, heads) in [(72, 3), (96, 3), (128, 4)] {
+        let inner = 4 * hidden;
+        let (few, many) = (12, 24); // sequences of 30 tokens
+        let peak = |layers, sequences| {
+            let folder = tempfile::tempdir().unwrap();
+            write_bert(Shape { layers, hidden, inner, heads }, folder.path());
+            ops::forget_card_peak_memory(&gpu).unwrap();
+            train(&Method::lora(8), folder.path(), 1, sequences);
+            ops::card_peak_memory(&gpu).unwrap() as f64
+        };
+        // What does not depend on tokens, as weights, and what does not depend on layers, as logits, is the same on both sides.
+        let of_layers = |sequences| peak(5, sequences) - peak(3, sequences);
+        let found = (of_layers(many) - of_layers(few)) / (2.0 * 30.0 * (many - few) as f64);
+        // In bf16: the layer's input, query, key, value, context, the two sublayers' outputs and the first one's norm, and what the
+        // activation is applied to. A branch's down projection, twice. In f32: a logarithm for each head.
+        let expected = 2 * (8 * hidden + inner) + 2 * (2 * 8) + 4 * heads;
+        let ratio = found / expected as f64;
+        assert!((0.97..1.03).contains(&ratio), "hidden {hidden}: {found} bytes a token and layer, {expected} expected");
     }
 }

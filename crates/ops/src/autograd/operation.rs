@@ -73,11 +73,13 @@ impl<'a, V: Copy, M> BackwardPass<'a, V, M> {
         Self { inputs, needed, earlier: &[], output, gradient, saved, operation: O::NAME }
     }
 
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU adds up what operations find"))]
     pub(crate) fn after(self, earlier: &'a [Option<V>]) -> Self {
         Self { earlier, ..self }
     }
 
     /// What other operations have found of an input's gradient.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU adds up what operations find"))]
     pub(crate) fn earlier(&self, input: usize) -> Option<&'a V> {
         self.earlier.get(input).and_then(Option::as_ref)
     }
@@ -112,6 +114,7 @@ pub(crate) enum Found<M> {
     Same(usize),
     Values(M),
     /// The sum of its own and of what other operations had found before: [`BackwardPass::earlier`].
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU adds up what operations find"))]
     Sum(M),
 }
 

@@ -1,6 +1,7 @@
 //! Matrix products by cuBLASLt.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -97,41 +98,58 @@ pub(crate) enum Plus<'a> {
     Bias(Array<'a>),
     /// What lies in the output already.
     Output,
-    /// A matrix of the output's shape and type.
+    /// A matrix of the output's shape and type, to a new output.
     Matrix(Array<'a>),
 }
 
-/// How a matrix of a product lies in memory; of a batch, how all of them do.
+/// How a matrix of a product lies in memory, in rows; of a batch, how all of them do.
 #[derive(Clone, Copy)]
 struct Place {
     pointer: u64,
     element: Element,
     rows: usize,
     columns: usize,
+    /// How many numbers lie from the beginning of a row to that of the next, and of a matrix to that of the next.
     pitch: usize,
-    batch: usize,
     distance: usize,
+    batch: usize,
 }
 
 impl Place {
-    /// That of the next matrix of the batch.
+    /// That of one matrix of the batch.
     fn of(self, index: usize) -> Self {
-        Self { pointer: self.pointer + (index * self.distance * self.element.bytes()) as u64, batch: 1, ..self }
+        Self {
+            pointer: self.pointer + (index * self.distance * self.element.bytes()) as u64,
+            distance: 0,
+            batch: 1,
+            ..self
+        }
     }
 
-    /// How many bytes divide the addresses of all matrices: up to 256, which the library takes for granted unless it is told otherwise.
+    /// How many bytes divide the addresses of all matrices. The library takes 256 for granted unless it is told otherwise; less than
+    /// that, tensor cores want 16.
     fn alignment(&self) -> u32 {
         let distance = (self.distance * self.element.bytes()) as u64;
-        1 << (self.pointer | distance | 256).trailing_zeros()
+        match 1 << (self.pointer | distance | 256).trailing_zeros() {
+            256 if self.batch == 1 => 256,
+            bytes => 16.min(bytes),
+        }
+    }
+
+    /// The same of so many rows; matrices that follow one another do so.
+    fn with_rows(self, rows: usize) -> Self {
+        let follow = self.rows > 0 && self.distance.is_multiple_of(self.rows * self.pitch);
+        let distance = if follow { self.distance / self.rows * rows } else { self.distance };
+        Self { rows, distance, ..self }
     }
 }
 
-/// The numbers of a shape of product, by which the library chooses how to compute it.
+/// What tells one product from another by how the library is to compute it. Packed batches have other numbers of tokens at every step,
+/// and to choose takes the CPU as long as many products: all from one multiple of 64 tokens, or of a sixteenth, to the next have one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Shape {
-    rows: usize,
-    inner: usize,
-    columns: usize,
+    /// (rows, inner, columns); what counts tokens is rounded up.
+    numbers: [usize; 3],
     transposed: (bool, bool),
     element: Element,
     output: Element,
@@ -139,20 +157,38 @@ struct Shape {
     bias: bool,
     added: bool,
     batch: usize,
-    /// Of both factors, of what is added and of the output.
-    pitches: [usize; 4],
-    distances: [usize; 4],
-    alignments: [u32; 4],
+    /// Of both factors and of the output: [`Place::pitch`], [`Place::distance`] for the rounded number of tokens, and
+    /// [`Place::alignment`].
+    pitches: [usize; 3],
+    distances: [usize; 3],
+    alignments: [u32; 3],
+    /// That of what is added.
+    added_alignment: u32,
 }
 
-/// The library's handle, its scratch memory, and what it chose for the shapes of before.
+/// The next of the numbers of tokens that products are chosen for.
+fn rounded(tokens: usize) -> usize {
+    const UNIT: usize = 64;
+    let power = (tokens + 1).next_power_of_two() / 2; // The greatest that is no more.
+    tokens.next_multiple_of(UNIT.max(power / 16))
+}
+
+/// A product as the library takes it: its description, those of its matrices, and how it is computed.
+struct Described {
+    task: Task,
+    /// Of the left and the right factor and of the output.
+    layouts: [Layout; 3],
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+/// The library's handle, its scratch memory, and the products that were described before.
 struct Products {
     handle: sys::cublasLtHandle_t,
     scratch: CudaSlice<u8>,
-    chosen: Mutex<HashMap<Shape, sys::cublasLtMatmulAlgo_t>>,
+    described: Mutex<HashMap<Shape, Described>>,
 }
 
-// SAFETY: the library's handles may be used from any thread; the choices are behind a lock.
+// SAFETY: the library's handles may be used from any thread; the descriptions are behind a lock.
 unsafe impl Send for Products {}
 // SAFETY: as above.
 unsafe impl Sync for Products {}
@@ -160,14 +196,14 @@ unsafe impl Sync for Products {}
 /// What NVIDIA recommends on Hopper and later ("cublasSetWorkspace").
 const SCRATCH: usize = 32 << 20;
 
-/// Choosing costs the CPU some microseconds. Batches come in so many shapes that what was chosen is forgotten at times.
+/// So that a process that lives long does not keep all shapes that it ever met.
 const REMEMBERED: usize = 1 << 14;
 
 impl Products {
     fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         // SAFETY: the library writes to its scratch memory before it reads it.
         let scratch = unsafe { stream.alloc::<u8>(SCRATCH) }.w()?;
-        Ok(Self { handle: result::create_handle().map_err(failed)?, scratch, chosen: Mutex::default() })
+        Ok(Self { handle: result::create_handle().map_err(failed)?, scratch, described: Mutex::default() })
     }
 }
 
@@ -247,13 +283,17 @@ impl Gpu {
             Plus::Bias(bias) => Some(self.convert(bias, element)?),
             _ => None,
         };
+        let is_wide = output.pitch.is_some();
         let output = output.place(batch);
         let added = match plus {
-            Plus::Matrix(matrix) if matrix.matrix() != (rows, columns) || matrix.element != element || batch != 1 => {
+            Plus::Matrix(matrix)
+                if matrix.matrix() != (rows, columns) || matrix.element != element || batch != 1 || is_wide =>
+            {
                 candle_core::bail!("product: {:?} of {:?} cannot be added to it", matrix.shape, matrix.element)
             }
-            Plus::Matrix(matrix) => Factor::from(matrix).place(1),
-            _ => output,
+            Plus::Matrix(matrix) => Some(Factor::from(matrix).place(1)),
+            Plus::Output => Some(output),
+            Plus::Nothing | Plus::Bias(_) => None,
         };
         let task = Product {
             precision,
@@ -261,7 +301,7 @@ impl Gpu {
             transposed: (a.transposed, b.transposed),
             factors: [a.place(batch), b.place(batch)],
             bias: bias.as_ref().map(Converted::array).transpose()?.map(|bias| bias.pointer),
-            added: matches!(plus, Plus::Output | Plus::Matrix(_)).then_some(added),
+            added,
             output,
         };
         self.stream.context().bind_to_thread().w()?;
@@ -301,14 +341,30 @@ impl Product {
         }
     }
 
-    fn shape(&self) -> Shape {
+    /// The same product for the rounded number of tokens.
+    fn rounded(&self) -> Self {
         let ([a, b], output) = (self.factors, self.output);
-        let places = [a, b, self.added.unwrap_or(output), output];
+        // What strides are made of counts no tokens: columns of what lies in rows.
+        let is_stride_of_inner = !self.transposed.0 || self.transposed.1;
+        let inner = |number: usize| if is_stride_of_inner { number } else { rounded(number) };
+        let rows = |number: usize| if self.transposed.0 { number } else { rounded(number) };
+        Self {
+            factors: [
+                a.with_rows(if self.transposed.0 { inner(a.rows) } else { rows(a.rows) }),
+                b.with_rows(if self.transposed.1 { b.rows } else { inner(b.rows) }),
+            ],
+            added: self.added.map(|added| added.with_rows(rows(added.rows))),
+            output: output.with_rows(rows(output.rows)),
+            ..*self
+        }
+    }
+
+    fn shape(&self) -> Shape {
+        let Self { factors: [a, b], output, transposed, .. } = self.rounded();
+        let places = [a, b, output];
         Shape {
-            rows: output.rows,
-            inner: if self.transposed.0 { a.rows } else { a.columns },
-            columns: output.columns,
-            transposed: self.transposed,
+            numbers: [output.rows, if transposed.0 { a.rows } else { a.columns }, output.columns],
+            transposed,
             element: a.element,
             output: output.element,
             is_tf32: self.precision == Precision::Tf32 && a.element == Element::F32,
@@ -317,24 +373,15 @@ impl Product {
             batch: output.batch,
             pitches: places.map(|place| place.pitch),
             distances: places.map(|place| place.distance),
-            alignments: places.map(|place| place.alignment()),
+            alignments: [self.factors[0], self.factors[1], self.output].map(|place| place.alignment()),
+            added_alignment: self.added.map_or(256, |added| added.alignment()),
         }
     }
 
-    fn describe(&self, shape: &Shape) -> Result<Task> {
-        use sys::cublasLtMatmulDescAttributes_t as Attribute;
-        let task = Task::new(shape.is_tf32)?;
-        // A row-major matrix is the transpose of a column-major one: the library is asked for (a b)ᵀ = bᵀ aᵀ.
-        task.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, operation(self.transposed.1))?;
-        task.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, operation(self.transposed.0))?;
-        if let Some(pointer) = self.bias {
-            task.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
-            task.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, pointer)?;
-            if shape.batch > 1 {
-                task.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, shape.columns as i64)?;
-            }
-        }
-        Ok(task)
+    /// Its matrices as the library takes them. A row-major matrix is the transpose of a column-major one: it is asked for
+    /// (a b)ᵀ = bᵀ aᵀ.
+    fn matrices(&self) -> [Place; 3] {
+        [self.factors[1], self.factors[0], self.output]
     }
 }
 
@@ -353,61 +400,110 @@ fn is_unsupported(error: &candle_core::Error) -> bool {
 }
 
 impl Products {
+    /// Has a product computed by its description.
     fn run(&self, stream: &Arc<CudaStream>, product: &Product) -> Result<()> {
-        let (shape, [a, b], output) = (product.shape(), product.factors, product.output);
-        let task = product.describe(&shape)?;
-        let [left, right, layout] = [Layout::new(&b)?, Layout::new(&a)?, Layout::new(&output)?];
-        let added = product.added.unwrap_or(output);
-        let of_added = Layout::new(&added)?;
-        let algorithm = self.choose(shape, &task, [&left, &right, &of_added, &layout])?;
-        let (scale, beta) = (product.scale, if product.added.is_some() { 1.0f32 } else { 0.0 });
+        let shape = product.shape();
+        let mut described = self.described.lock().unwrap_or_else(PoisonError::into_inner);
+        if described.len() >= REMEMBERED && !described.contains_key(&shape) {
+            described.clear();
+        }
+        let found = match described.entry(shape) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(self.describe(&shape, &product.rounded())?),
+        };
+        for (layout, place) in found.layouts.iter_mut().zip(product.matrices()) {
+            layout.move_to(&place)?;
+        }
+        if let Some(bias) = product.bias {
+            found.task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)?;
+        }
+        launches::note(|| "product".into());
+        match self.compute(stream, product, found) {
+            // Chosen for the rounded number of tokens; not all can do with any.
+            Err(result::CublasError(
+                sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED | sys::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE,
+            )) => {
+                let chosen = self.choose(&shape, &found.task, &found.layouts)?;
+                let rounded = std::mem::replace(&mut found.algorithm, chosen);
+                let computed = self.compute(stream, product, found);
+                found.algorithm = rounded; // What others get depends on no order.
+                computed
+            }
+            computed => computed,
+        }
+        .map_err(failed)
+    }
+
+    fn compute(
+        &self,
+        stream: &Arc<CudaStream>,
+        product: &Product,
+        Described { task, layouts: [left, right, layout], algorithm }: &Described,
+    ) -> std::result::Result<(), result::CublasError> {
+        let Product { scale, output, .. } = *product;
+        let (beta, added) = product.added.map_or((0.0f32, output), |added| (1.0, added));
+        let [left_place, right_place, _] = product.matrices();
         let address = |pointer: u64| pointer as *const c_void;
-        launches::note("product");
         // SAFETY: the layouts are those of the arrays, whose memory is alive as long as they are borrowed; what is freed later is
-        // freed behind this work on the same stream. The library reads the two factors before it returns.
+        // freed behind this work on the same stream. What is added lies as the output does. The library reads the two factors before
+        // it returns.
         unsafe {
             result::matmul(
                 self.handle,
                 task.0,
                 (&raw const scale).cast(),
                 (&raw const beta).cast(),
-                address(b.pointer),
-                left.0,
-                address(a.pointer),
-                right.0,
+                address(left_place.pointer),
+                left.handle,
+                address(right_place.pointer),
+                right.handle,
                 address(added.pointer),
-                of_added.0,
+                layout.handle,
                 output.pointer as *mut c_void,
-                layout.0,
-                &raw const algorithm,
+                layout.handle,
+                algorithm,
                 self.scratch.device_ptr(stream).0 as *mut c_void,
                 SCRATCH,
                 stream.cu_stream().cast(),
             )
         }
-        .map_err(failed)
     }
 
-    /// How the library computes products of that shape: of a left and a right side, plus a matrix, to another one.
-    fn choose(&self, shape: Shape, task: &Task, layouts: [&Layout; 4]) -> Result<sys::cublasLtMatmulAlgo_t> {
-        let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(algorithm) = chosen.get(&shape) {
-            return Ok(*algorithm);
+    /// A product of the rounded numbers.
+    fn describe(&self, shape: &Shape, product: &Product) -> Result<Described> {
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        let task = Task::new(shape.is_tf32)?;
+        task.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, operation(shape.transposed.1))?;
+        task.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, operation(shape.transposed.0))?;
+        if let Some(pointer) = product.bias {
+            task.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
+            task.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, pointer)?;
+            if shape.batch > 1 {
+                task.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, product.output.columns as i64)?;
+            }
         }
+        let [left, right, output] = product.matrices();
+        let layouts = [Layout::new(&left)?, Layout::new(&right)?, Layout::new(&output)?];
+        let algorithm = self.choose(shape, &task, &layouts)?;
+        Ok(Described { task, layouts, algorithm })
+    }
+
+    /// How the library computes such a product.
+    fn choose(
+        &self,
+        shape: &Shape,
+        task: &Task,
+        [left, right, output]: &[Layout; 3],
+    ) -> Result<sys::cublasLtMatmulAlgo_t> {
         // The library's left side is the second factor.
-        let [a, b, added, output] = shape.alignments;
-        let preference = Preference::new(SCRATCH, [b, a, added, output])?;
-        let [left, right, added, output] = layouts;
+        let [a, b, of_output] = shape.alignments;
+        let preference = Preference::new(SCRATCH, [b, a, shape.added_alignment.min(of_output), of_output])?;
+        let (left, right, output) = (left.handle, right.handle, output.handle);
         // SAFETY: all handles are alive.
         let found = unsafe {
-            result::get_matmul_algo_heuristic(self.handle, task.0, left.0, right.0, added.0, output.0, preference.0)
-        }
-        .map_err(failed)?;
-        if chosen.len() >= REMEMBERED {
-            chosen.clear();
-        }
-        chosen.insert(shape, found.algo);
-        Ok(found.algo)
+            result::get_matmul_algo_heuristic(self.handle, task.0, left, right, output, output, preference.0)
+        };
+        Ok(found.map_err(failed)?.algo)
     }
 }
 
@@ -427,29 +523,44 @@ fn data_type(element: Element) -> sys::cudaDataType {
     }
 }
 
-/// The library's description of a matrix, column by column.
-struct Layout(sys::cublasLtMatrixLayout_t);
+/// The library's description of a matrix, column by column: of columns of what lies there in rows.
+struct Layout {
+    handle: sys::cublasLtMatrixLayout_t,
+    rows: usize,
+    distance: usize,
+}
 
 impl Layout {
-    /// As the library takes it, column by column: the transpose of what lies there in rows.
     fn new(place: &Place) -> Result<Self> {
         use sys::cublasLtMatrixLayoutAttribute_t as Attribute;
-        let (rows, columns) = (place.columns as u64, place.rows as u64);
-        let layout = Self(
-            result::create_matrix_layout(data_type(place.element), rows, columns, place.pitch as i64)
-                .map_err(failed)?,
-        );
-        if place.batch > 1 {
-            layout.set(Attribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, place.batch as i32)?;
-            layout.set(Attribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, place.distance as i64)?;
+        let Place { element, rows, columns, pitch, distance, batch, .. } = *place;
+        let handle = result::create_matrix_layout(data_type(element), columns as u64, rows as u64, pitch as i64);
+        let layout = Self { handle: handle.map_err(failed)?, rows, distance };
+        if batch > 1 {
+            layout.set(Attribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, batch as i32)?;
+            layout.set(Attribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, distance as i64)?;
         }
         Ok(layout)
+    }
+
+    /// Describes one that has other rows only, and in a batch another distance.
+    fn move_to(&mut self, place: &Place) -> Result<()> {
+        use sys::cublasLtMatrixLayoutAttribute_t as Attribute;
+        if self.rows != place.rows {
+            self.set(Attribute::CUBLASLT_MATRIX_LAYOUT_COLS, place.rows as u64)?;
+            self.rows = place.rows;
+        }
+        if place.batch > 1 && self.distance != place.distance {
+            self.set(Attribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, place.distance as i64)?;
+            self.distance = place.distance;
+        }
+        Ok(())
     }
 
     fn set<T>(&self, attribute: sys::cublasLtMatrixLayoutAttribute_t, value: T) -> Result<()> {
         // SAFETY: the value is of the attribute's type, and read before this returns.
         unsafe {
-            result::set_matrix_layout_attribute(self.0, attribute, (&raw const value).cast(), std::mem::size_of::<T>())
+            result::set_matrix_layout_attribute(self.handle, attribute, (&raw const value).cast(), size_of::<T>())
         }
         .map_err(failed)
     }
@@ -458,7 +569,7 @@ impl Layout {
 impl Drop for Layout {
     fn drop(&mut self) {
         // SAFETY: the description is this one's own.
-        let _ = unsafe { result::destroy_matrix_layout(self.0) };
+        let _ = unsafe { result::destroy_matrix_layout(self.handle) };
     }
 }
 
@@ -476,10 +587,9 @@ impl Task {
 
     fn set<T>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: T) -> Result<()> {
         // SAFETY: the value is of the attribute's type, and read before this returns.
-        unsafe {
-            result::set_matmul_desc_attribute(self.0, attribute, (&raw const value).cast(), std::mem::size_of::<T>())
-        }
-        .map_err(failed)
+        unsafe { result::set_matmul_desc_attribute(self.0, attribute, (&raw const value).cast(), size_of::<T>()) }
+            .map_err(failed)?;
+        Ok(())
     }
 }
 
@@ -511,10 +621,8 @@ impl Preference {
 
     fn set<T>(&self, attribute: sys::cublasLtMatmulPreferenceAttributes_t, value: T) -> Result<()> {
         // SAFETY: the value is of the attribute's type, and read before this returns.
-        unsafe {
-            result::set_matmul_pref_attribute(self.0, attribute, (&raw const value).cast(), std::mem::size_of::<T>())
-        }
-        .map_err(failed)
+        unsafe { result::set_matmul_pref_attribute(self.0, attribute, (&raw const value).cast(), size_of::<T>()) }
+            .map_err(failed)
     }
 }
 
@@ -522,5 +630,19 @@ impl Drop for Preference {
     fn drop(&mut self) {
         // SAFETY: the preference is this one's own.
         let _ = unsafe { result::destroy_matmul_pref(self.0) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rounded;
+
+    #[test]
+    fn a_number_of_tokens_is_rounded_up_by_less_than_64_or_a_sixteenth_and_what_is_rounded_stays() {
+        for tokens in (0..5000).chain([8192, 8193, 100_000]) {
+            let found = rounded(tokens);
+            assert!(found >= tokens && found - tokens < 64.max(tokens.div_ceil(16)), "{tokens}: {found}");
+            assert_eq!(rounded(found), found);
+        }
     }
 }

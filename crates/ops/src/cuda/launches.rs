@@ -9,9 +9,9 @@ static IS_COUNTING: AtomicBool = AtomicBool::new(false);
 static COUNTED: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
 
 /// Notes a launch, if somebody counts them.
-pub(super) fn note(name: &str) {
+pub(super) fn note(name: impl FnOnce() -> String) {
     if IS_COUNTING.load(Ordering::Relaxed) {
-        *COUNTED.lock().unwrap_or_else(PoisonError::into_inner).entry(name.into()).or_default() += 1;
+        *COUNTED.lock().unwrap_or_else(PoisonError::into_inner).entry(name()).or_default() += 1;
     }
 }
 

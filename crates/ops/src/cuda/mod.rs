@@ -13,6 +13,7 @@ mod launches;
 mod memory;
 mod nccl;
 mod operations;
+mod pool;
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::result::memcpy_dtoh_sync;
@@ -26,7 +27,9 @@ use crate::backend::Saved;
 
 pub(crate) use adamw::{adamw, moments};
 use array::{Array, Buffer, Element, Indices};
-pub use device::{card, card_memory, card_peak_memory, cuda_device, cuda_devices, cuda_stream};
+pub use device::{
+    card, card_memory, card_peak_memory, cuda_device, cuda_devices, cuda_stream, forget_card_peak_memory,
+};
 use gpu::Gpu;
 use kernel::{Grid, Kernel};
 pub use launches::count_launches;

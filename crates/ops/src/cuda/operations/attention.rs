@@ -292,7 +292,7 @@ impl Batch<'_> {
     /// The kernel of that name for the inputs' heads.
     fn kernel<'k>(&self, name: &str, inputs: &Inputs) -> Result<Kernel<'k>> {
         let (element, head) = (inputs.query.element, inputs.query.matrix().1 / self.heads);
-        Ok(Kernel::of(&format!("{name}_{}", shape(element, head)?.0), element))
+        Ok(Kernel::of(format!("{name}_{}", shape(element, head)?.0), element))
     }
 
     /// Runs a kernel, which has those of its arguments that come first, on tiles.

@@ -59,13 +59,11 @@ impl Gpu {
         let (all, most) =
             (counts.iter().map(|&count| aligned(count)).sum::<usize>(), counts.iter().copied().max().unwrap_or(0));
         let y = self.empty(Element::Bf16, all + room)?;
-        let mut kernel = Kernel::bf16("round_arrays").write(&y, all);
-        for index in 0..MOST {
-            kernel = match arrays.get(index) {
-                Some(array) => kernel.read_f32(*array, counts[index]),
+        let kernel =
+            (0..MOST).fold(Kernel::bf16("round_arrays").write(&y, all), |kernel, index| match arrays.get(index) {
+                Some(array) => kernel.read_f32(*array, array.count()),
                 None => kernel.nothing(),
-            };
-        }
+            });
         let kernel = (0..MOST).fold(kernel, |kernel, index| kernel.count(counts.get(index).copied().unwrap_or(0)));
         let grid = Grid { blocks: (Grid::eights(most).blocks.0, arrays.len()), ..Grid::eights(most) };
         // SAFETY: pointwise.cu, round_arrays: all numbers of the arrays, and their counts.

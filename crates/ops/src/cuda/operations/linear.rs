@@ -133,10 +133,10 @@ impl GpuWeight {
             // A product in f32 adds it before its result is rounded.
             return Ok(Converted::Same(bias));
         };
-        if self.bias.get().is_none() {
-            if let Converted::Copy(buffer, _) = gpu.convert(bias, element)? {
-                self.bias.get_or_init(|| (id, Rounded { buffer: Arc::new(buffer), first: 0 }));
-            }
+        if self.bias.get().is_none()
+            && let Converted::Copy(buffer, _) = gpu.convert(bias, element)?
+        {
+            self.bias.get_or_init(|| (id, Rounded { buffer: Arc::new(buffer), first: 0 }));
         }
         Ok(Converted::Same(match self.bias.get().filter(|(kept, _)| *kept == id) {
             Some((_, rounded)) => rounded.array(bias.shape)?,

@@ -16,8 +16,19 @@ struct Rows<'a> {
     epsilon: f64,
 }
 
-/// The rows that kernels of normalization.cu keep in registers, by how many numbers they have room for.
-const KEPT: [usize; 4] = [256, 512, 768, 1024];
+/// The kernels of normalization.cu for rows that registers have room for, of up to so many numbers; the first is for all others.
+const WIDTHS: [usize; 5] = [0, 256, 512, 768, 1024];
+type ByWidth = [&'static str; 5];
+const FORWARD: ByWidth = ["layer_norm_0", "layer_norm_256", "layer_norm_512", "layer_norm_768", "layer_norm_1024"];
+const BACKWARD: ByWidth = [
+    "layer_norm_backward_0",
+    "layer_norm_backward_256",
+    "layer_norm_backward_512",
+    "layer_norm_backward_768",
+    "layer_norm_backward_1024",
+];
+const NORMALIZE: ByWidth =
+    ["normalize_rows_0", "normalize_rows_256", "normalize_rows_512", "normalize_rows_768", "normalize_rows_1024"];
 /// What these kernels read and write at once, and so where rows must begin.
 const PACK_BYTES: usize = 16;
 
@@ -26,8 +37,8 @@ impl Rows<'_> {
         self.residual.as_ref().map(Converted::array).transpose()
     }
 
-    /// The kernel of that name for rows of this width, all of which begin in an array at one of these addresses or in these rows.
-    fn kernel<'k>(&self, name: &str, addresses: &[u64]) -> Result<Kernel<'k>> {
+    /// The one of these kernels for rows of this width, all of which begin in an array at one of these addresses or in these rows.
+    fn kernel<'k>(&self, kernels: ByWidth, addresses: &[u64]) -> Result<Kernel<'k>> {
         let (_, columns) = self.x.matrix();
         let residual = self.residual()?.map(|residual| residual.pointer);
         let is_aligned = (columns * self.x.element.bytes()).is_multiple_of(PACK_BYTES)
@@ -36,8 +47,8 @@ impl Rows<'_> {
                 .chain([&self.x.pointer])
                 .chain(&residual)
                 .all(|address| address.is_multiple_of(PACK_BYTES as u64));
-        let width = KEPT.into_iter().find(|&width| is_aligned && columns <= width).unwrap_or(0);
-        Ok(Kernel::of(&format!("{name}_{width}"), self.x.element))
+        let width = WIDTHS.iter().position(|&width| is_aligned && columns <= width).unwrap_or(0);
+        Ok(Kernel::of(kernels[width], self.x.element))
     }
 
     /// Launches a kernel on these rows, after the arguments that come first.
@@ -54,7 +65,7 @@ impl Rows<'_> {
     fn forward(&self, gpu: &Gpu, gamma: Array, beta: Array) -> Result<Output<Buffer>> {
         let (n, (_, columns)) = (self.x.count(), self.x.matrix());
         let y = gpu.empty(self.x.element, n)?;
-        let kernel = self.kernel("layer_norm", &[y.pointer(), gamma.pointer, beta.pointer])?.write(&y, n);
+        let kernel = self.kernel(FORWARD, &[y.pointer(), gamma.pointer, beta.pointer])?.write(&y, n);
         // SAFETY: y as x, gamma and beta a number for each column.
         unsafe { self.launch(gpu, kernel.read_f32(gamma, columns).read_f32(beta, columns)) }?;
         Ok(Output::new(y, self.x.shape.to_vec()))
@@ -67,7 +78,7 @@ impl Rows<'_> {
         let masked = masked.then(|| gpu.empty(self.x.element, n)).transpose()?;
         let to_masked = masked.as_ref().map_or(0, Buffer::pointer);
         let addresses = [of_rows.pointer(), to_masked, gamma.pointer, gradient.pointer];
-        let kernel = self.kernel("layer_norm_backward", &addresses)?.write(&of_rows, n);
+        let kernel = self.kernel(BACKWARD, &addresses)?.write(&of_rows, n);
         let kernel = match &masked {
             Some(masked) => kernel.write(masked, n),
             None => kernel.nothing(),
@@ -82,7 +93,7 @@ impl Rows<'_> {
         let mut gradients = vec![GpuGradient::None, GpuGradient::None];
         if needed[0] {
             let normalized = gpu.empty(Element::F32, self.x.count())?;
-            let kernel = self.kernel("normalize_rows", &[normalized.pointer()])?;
+            let kernel = self.kernel(NORMALIZE, &[normalized.pointer()])?;
             let kernel = kernel.write_f32(&normalized, self.x.count());
             // SAFETY: the result has as many numbers as x.
             unsafe { self.launch(gpu, kernel) }?;
