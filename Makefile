@@ -107,7 +107,8 @@ test-cuda:  ## what is computed on a GPU, by the CUDA build on an emulated one
 	@eval "$$(scripts/cuda_emulator.sh --test)" && \
 		cargo clippy $(CUDA_BUILD) --all-targets -- -D warnings && \
 		cargo test $(CUDA_BUILD) --test cuda_layers --test cuda_operations --test cuda_nccl \
-			--test cuda --test cuda_calls --test cuda_memory --test cuda_replicas --test replay --test concurrent_runs && \
+			--test cuda --test cuda_calls --test cuda_memory --test cuda_step --test cuda_replicas --test replay \
+			--test concurrent_runs && \
 		env -u PEFT_NO_CUDA_MEMORY_CACHING cargo test $(CUDA_BUILD) --test cuda --test replay --test concurrent_runs && \
 		PEFT_TEST_DEVICE=cuda:0 cargo test $(CUDA_BUILD) --test model -- \
 			equal_those_of pefts_logits pefts_gradients adapterhub_on_every unmerged share_a_batch \

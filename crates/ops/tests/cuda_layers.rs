@@ -207,6 +207,17 @@ fn a_linear_layer_is_the_cpus_with_a_trained_and_with_a_frozen_weight() {
 }
 
 #[test]
+fn a_weight_that_is_computed_from_what_is_trained_passes_its_gradient_on() {
+    for (dtype, tolerance) in TOLERANCES {
+        check("computed", dtype, tolerance, 1, &[matrix(9, 24, 1), matrix(16, 24, 2), vector(16, 3)], |inputs| {
+            let precision = if inputs[0].dtype() == DType::F32 { Precision::F32 } else { Precision::Bf16 };
+            let (weight, bias) = (ops::scale(&inputs[1], 0.5)?, ops::scale(&inputs[2], 2.0)?);
+            ops::linear(&inputs[0], &Weight::new(weight, precision)?, Some(&bias))
+        });
+    }
+}
+
+#[test]
 fn exact_products_of_bf16_hidden_states_are_taken_in_f32() {
     let (x, weight) = (matrix(9, 24, 1), matrix(10, 24, 2));
     check("exact", DType::BF16, 1e-2, 1, &[x, weight], |inputs| {
@@ -265,6 +276,59 @@ fn a_lora_layer_is_the_cpus_with_and_without_dropout() {
                 ops::lora_linear(x, &weight, Some(&place(&bias)?), lora)
             });
         }
+    }
+}
+
+/// Keys, values and queries side by side, of x and of A and B of the layers that have a branch.
+fn projections(inputs: &[Tensor], layers: usize, branches: &[usize], biased: bool, scaling: f64) -> Result<Tensor> {
+    let (x, width, columns) = (&inputs[0], 40, inputs[0].dim(1)?);
+    let precision = if x.dtype() == DType::F32 { Precision::F32 } else { Precision::Bf16 };
+    let place = |tensor: Tensor| tensor.to_device(x.device());
+    let weight = |layer: usize| Weight::new(place(matrix(width, columns, 20 + layer as u64))?, precision);
+    let weights: Vec<Weight> = (0..layers).map(weight).collect::<Result<_>>()?;
+    let biases: Vec<Tensor> =
+        (0..layers).map(|layer| place(vector(width, 30 + layer as u64))).collect::<Result<_>>()?;
+    let layer = |layer: usize| {
+        let branch = branches.iter().position(|branch| *branch == layer).map(|branch| 1 + 2 * branch);
+        let lora = branch.map(|at| Lora { a: &inputs[at], b: &inputs[at + 1], scaling, dropout: None });
+        ops::LinearLayer { weight: &weights[layer], bias: biased.then_some(&biases[layer]), lora }
+    };
+    let outputs = ops::linear_layers(x, &(0..layers).map(layer).collect::<Vec<_>>())?;
+    outputs[1..].iter().try_fold(outputs[0].clone(), |all, output| ops::concatenate_columns(&all, output))
+}
+
+#[test]
+fn linear_layers_of_one_input_are_the_cpus_with_branches_beside_any_of_them() {
+    let cases: [(usize, &[usize], usize, bool); 7] = [
+        (3, &[1, 2], 8, true),
+        (3, &[0, 2], 8, false),
+        (3, &[0, 1, 2], 4, true),
+        (3, &[2], 3, true),
+        (2, &[1], 8, true),
+        (2, &[], 8, true),
+        (4, &[0, 1, 3], 8, true),
+    ];
+    for (layers, branches, rank, biased) in cases {
+        let mut inputs = vec![matrix(33, 24, 1)];
+        for branch in 0..branches.len() as u64 {
+            inputs.extend([matrix(rank, 24, 4 + branch), matrix(40, rank, 9 + branch)]);
+        }
+        for (dtype, tolerance) in TOLERANCES {
+            let name = format!("{layers} layers, branches beside {branches:?}");
+            check(&name, dtype, tolerance, 1, &inputs, |inputs| projections(inputs, layers, branches, biased, 0.5));
+        }
+    }
+}
+
+#[test]
+fn a_product_adds_what_was_found_of_its_inputs_gradient_before() {
+    let weight = matrix(24, 24, 2);
+    for (dtype, tolerance) in TOLERANCES {
+        check("a residual", dtype, tolerance, 1, &[matrix(33, 24, 1)], |inputs| {
+            let precision = if inputs[0].dtype() == DType::F32 { Precision::F32 } else { Precision::Bf16 };
+            let weight = Weight::new(weight.to_device(inputs[0].device())?, precision)?;
+            ops::add(&ops::linear(&inputs[0], &weight, None)?, &ops::gate(&inputs[0], &inputs[0])?)
+        });
     }
 }
 

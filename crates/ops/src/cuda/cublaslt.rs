@@ -12,29 +12,46 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr
 
 use super::array::{Array, Buffer, Element};
 use super::gpu::Gpu;
+use super::kernel::{Grid, Kernel};
+use super::launches;
+use super::operations::conversion::Converted;
 use crate::operations::linear::Precision;
 
-/// A row-major matrix on the GPU, or the transpose of one.
+/// A row-major matrix on the GPU, or the transpose of one. Of a batch it is the first.
 #[derive(Clone, Copy)]
 pub(crate) struct Factor<'a> {
     array: Array<'a>,
     transposed: bool,
+    /// How many numbers lie from the beginning of a row to that of the next, if they are more than a row has.
+    pitch: Option<usize>,
+    /// How many lie from the beginning of a batch's matrix to that of the next.
+    distance: usize,
 }
 
 impl<'a> From<Array<'a>> for Factor<'a> {
     fn from(array: Array<'a>) -> Self {
-        Self { array, transposed: false }
+        Self { array, transposed: false, pitch: None, distance: 0 }
     }
 }
 
 impl<'a> Array<'a> {
     /// The transpose, without a copy.
     pub(crate) fn t(self) -> Factor<'a> {
-        Factor { array: self, transposed: true }
+        Factor { transposed: true, ..self.into() }
     }
 }
 
 impl Factor<'_> {
+    /// The same within a wider matrix, whose rows begin `pitch` numbers apart.
+    pub(crate) fn pitch(self, pitch: usize) -> Self {
+        Self { pitch: Some(pitch), ..self }
+    }
+
+    /// The first of a batch's matrices, which begin so many numbers apart.
+    pub(crate) fn every(self, distance: usize) -> Self {
+        Self { distance, ..self }
+    }
+
     fn rows(&self) -> usize {
         let (rows, columns) = self.array.matrix();
         if self.transposed { columns } else { rows }
@@ -45,10 +62,31 @@ impl Factor<'_> {
         if self.transposed { rows } else { columns }
     }
 
-    /// Columns and rows as it lies there, which the library takes column by column: as the transpose.
-    fn matrix(&self) -> (usize, usize) {
-        let (rows, columns) = self.array.matrix();
-        (columns, rows)
+    /// How it lies there, of a batch of so many.
+    fn place(&self, batch: usize) -> Place {
+        let ((rows, columns), Array { pointer, element, .. }) = (self.array.matrix(), self.array);
+        Place { pointer, element, rows, columns, pitch: self.pitch.unwrap_or(columns), batch, distance: self.distance }
+    }
+}
+
+/// Where the results of products lie: the rows of a matrix, and of a batch those of the next ones.
+#[derive(Clone, Copy)]
+pub(crate) struct Target<'a>(Factor<'a>);
+
+impl<'a> Target<'a> {
+    /// The numbers of an array that nobody else reads or writes meanwhile.
+    pub(crate) fn new(array: Array<'a>) -> Self {
+        Self(array.into())
+    }
+
+    /// See [`Factor::pitch`].
+    pub(crate) fn pitch(self, pitch: usize) -> Self {
+        Self(self.0.pitch(pitch))
+    }
+
+    /// See [`Factor::every`].
+    pub(crate) fn every(self, distance: usize) -> Self {
+        Self(self.0.every(distance))
     }
 }
 
@@ -56,10 +94,54 @@ impl Factor<'_> {
 #[derive(Clone, Copy)]
 pub(crate) enum Plus<'a> {
     Nothing,
-    /// A vector, `(columns)`, to each row.
+    /// A vector, `(columns)`, to each row; of a batch one vector behind the other, of the type of the output.
     Bias(Array<'a>),
     /// What lies in the output already.
     Output,
+    /// A matrix of the output's shape and type, to a new output.
+    Matrix(Array<'a>),
+}
+
+/// How a matrix of a product lies in memory, in rows; of a batch, how all of them do.
+#[derive(Clone, Copy)]
+struct Place {
+    pointer: u64,
+    element: Element,
+    rows: usize,
+    columns: usize,
+    /// How many numbers lie from the beginning of a row to that of the next, and of a matrix to that of the next.
+    pitch: usize,
+    distance: usize,
+    batch: usize,
+}
+
+impl Place {
+    /// That of one matrix of the batch.
+    fn of(self, index: usize) -> Self {
+        Self {
+            pointer: self.pointer + (index * self.distance * self.element.bytes()) as u64,
+            distance: 0,
+            batch: 1,
+            ..self
+        }
+    }
+
+    /// How many bytes divide the addresses of all matrices. The library takes 256 for granted unless it is told otherwise; less than
+    /// that, tensor cores want 16.
+    fn alignment(&self) -> u32 {
+        let distance = (self.distance * self.element.bytes()) as u64;
+        match 1 << (self.pointer | distance | 256).trailing_zeros() {
+            256 if self.batch == 1 => 256,
+            bytes => 16.min(bytes),
+        }
+    }
+
+    /// The same of so many rows; matrices that follow one another do so.
+    fn with_rows(self, rows: usize) -> Self {
+        let follow = self.rows > 0 && self.distance.is_multiple_of(self.rows * self.pitch);
+        let distance = if follow { self.distance / self.rows * rows } else { self.distance };
+        Self { rows, distance, ..self }
+    }
 }
 
 /// What tells one product from another by how the library is to compute it. Packed batches have other numbers of tokens at every step,
@@ -74,6 +156,14 @@ struct Shape {
     is_tf32: bool,
     bias: bool,
     added: bool,
+    batch: usize,
+    /// Of both factors and of the output: [`Place::pitch`], [`Place::distance`] for the rounded number of tokens, and
+    /// [`Place::alignment`].
+    pitches: [usize; 3],
+    distances: [usize; 3],
+    alignments: [u32; 3],
+    /// That of what is added.
+    added_alignment: u32,
 }
 
 /// The next of the numbers of tokens that products are chosen for.
@@ -86,7 +176,7 @@ fn rounded(tokens: usize) -> usize {
 /// A product as the library takes it: its description, those of its matrices, and how it is computed.
 struct Described {
     task: Task,
-    /// Of the left and the right factor and of the output, as [`Factor::matrix`] has them.
+    /// Of the left and the right factor and of the output.
     layouts: [Layout; 3],
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
@@ -151,108 +241,191 @@ impl Gpu {
         plus: Plus,
         output: &Buffer,
     ) -> Result<()> {
+        self.multiply_batch(precision, scale, [a, b], plus, Target::new(output.array(&[a.rows(), b.columns()])?), 1)
+    }
+
+    /// As many products of one shape as `batch` says, of matrices at equal distances.
+    pub(crate) fn multiply_batch(
+        &self,
+        precision: Precision,
+        scale: f32,
+        [a, b]: [Factor; 2],
+        plus: Plus,
+        Target(output): Target,
+        batch: usize,
+    ) -> Result<()> {
         let (rows, inner, columns) = (a.rows(), a.columns(), b.columns());
-        if inner != b.rows() || a.array.element != b.array.element {
+        if inner != b.rows() || a.array.element != b.array.element || output.array.matrix() != (rows, columns) {
             candle_core::bail!(
-                "product: {:?} and {:?} of {:?} and {:?} do not fit",
+                "product: {:?} and {:?} of {:?} and {:?} do not fit {:?}",
                 a.array.shape,
                 b.array.shape,
                 a.array.element,
-                b.array.element
+                b.array.element,
+                output.array.shape
             )
         }
-        let dimensions = [rows, columns];
-        let result_array = output.array(&dimensions)?;
-        if a.array.element == Element::F32 && result_array.element == Element::Bf16 {
+        let element = output.array.element;
+        if a.array.element == Element::F32 && element == Element::Bf16 {
             // The library knows no such product.
-            let exact = self.empty(Element::F32, rows * columns)?;
-            if let Plus::Output = plus {
-                candle_core::bail!("product: an f32 product cannot be added to bf16")
+            if batch != 1 || output.pitch.is_some() || matches!(plus, Plus::Output | Plus::Matrix(_)) {
+                candle_core::bail!("product: f32 factors, and a bf16 result that is no new matrix")
             }
+            let dimensions = [rows, columns];
+            let exact = self.empty(Element::F32, rows * columns)?;
             self.multiply(precision, scale, a, b, plus, &exact)?;
-            return self.convert_into(exact.array(&dimensions)?, output);
+            let values = exact.array(&dimensions)?;
+            let kernel = Kernel::bf16("to_bf16").address(output.array.pointer).read_f32(values, values.count());
+            // SAFETY: pointwise.cu, to_bf16: the output has as many numbers as the product.
+            return unsafe { kernel.count(values.count()).launch(self, Grid::eights(values.count())) };
         }
         let bias = match plus {
-            Plus::Bias(bias) => Some(self.convert(bias, result_array.element)?),
+            Plus::Bias(bias) => Some(self.convert(bias, element)?),
             _ => None,
         };
-        let bias = bias.as_ref().map(|bias| bias.array()).transpose()?;
-        let added = matches!(plus, Plus::Output);
-        // What strides are made of counts no tokens: columns of what lies in rows.
-        let counts_tokens = |is_stride: bool, number: usize| if is_stride { number } else { rounded(number) };
-        let shape = Shape {
-            numbers: [counts_tokens(a.transposed, rows), counts_tokens(!a.transposed || b.transposed, inner), columns],
+        let is_wide = output.pitch.is_some();
+        let output = output.place(batch);
+        let added = match plus {
+            Plus::Matrix(matrix)
+                if matrix.matrix() != (rows, columns) || matrix.element != element || batch != 1 || is_wide =>
+            {
+                candle_core::bail!("product: {:?} of {:?} cannot be added to it", matrix.shape, matrix.element)
+            }
+            Plus::Matrix(matrix) => Some(Factor::from(matrix).place(1)),
+            Plus::Output => Some(output),
+            Plus::Nothing | Plus::Bias(_) => None,
+        };
+        let task = Product {
+            precision,
+            scale,
             transposed: (a.transposed, b.transposed),
-            element: a.array.element,
-            output: result_array.element,
-            is_tf32: precision == Precision::Tf32 && a.array.element == Element::F32,
-            bias: bias.is_some(),
+            factors: [a.place(batch), b.place(batch)],
+            bias: bias.as_ref().map(Converted::array).transpose()?.map(|bias| bias.pointer),
             added,
+            output,
         };
         self.stream.context().bind_to_thread().w()?;
         let products = self.state(|| Products::new(&self.stream))?;
-        let (scale, beta) = (scale, if added { 1.0f32 } else { 0.0 });
-        let address = |pointer: u64| pointer as *const c_void;
-        // A row-major matrix is the transpose of a column-major one: the library is asked for (a b)ᵀ = bᵀ aᵀ.
-        let matrices = [b.matrix(), a.matrix(), (columns, rows)];
-        products.with_description(shape, matrices, bias, |Described { task, layouts, algorithm }| {
-            let [left, right, layout] = layouts;
-            // SAFETY: the layouts are those of the arrays, whose memory is alive as long as they are borrowed; what is freed later is
-            // freed behind this work on the same stream. The library reads the two factors before it returns.
-            unsafe {
-                result::matmul(
-                    products.handle,
-                    task.0,
-                    (&raw const scale).cast(),
-                    (&raw const beta).cast(),
-                    address(b.array.pointer),
-                    left.handle,
-                    address(a.array.pointer),
-                    right.handle,
-                    address(result_array.pointer),
-                    layout.handle,
-                    result_array.pointer as *mut c_void,
-                    layout.handle,
-                    algorithm,
-                    products.scratch.device_ptr(&self.stream).0 as *mut c_void,
-                    SCRATCH,
-                    self.stream.cu_stream().cast(),
-                )
+        match products.run(&self.stream, &task) {
+            // The library may know no kernel for such a batch; one by one, these are plain products.
+            Err(error) if batch > 1 && is_unsupported(&error) => {
+                (0..batch).try_for_each(|index| products.run(&self.stream, &task.of(index)))
             }
-        })
+            result => result,
+        }
+    }
+}
+
+/// A product, or a batch of them.
+struct Product {
+    precision: Precision,
+    scale: f32,
+    transposed: (bool, bool),
+    factors: [Place; 2],
+    /// The address of the first vector.
+    bias: Option<u64>,
+    added: Option<Place>,
+    output: Place,
+}
+
+impl Product {
+    /// One of the batch.
+    fn of(&self, index: usize) -> Self {
+        let bias = self.bias.map(|bias| bias + (index * self.output.columns * self.output.element.bytes()) as u64);
+        Self {
+            factors: self.factors.map(|factor| factor.of(index)),
+            bias,
+            added: self.added.map(|added| added.of(index)),
+            output: self.output.of(index),
+            ..*self
+        }
+    }
+
+    /// The same product for the rounded number of tokens.
+    fn rounded(&self) -> Self {
+        let ([a, b], output) = (self.factors, self.output);
+        // What strides are made of counts no tokens: columns of what lies in rows.
+        let is_stride_of_inner = !self.transposed.0 || self.transposed.1;
+        let inner = |number: usize| if is_stride_of_inner { number } else { rounded(number) };
+        let rows = |number: usize| if self.transposed.0 { number } else { rounded(number) };
+        Self {
+            factors: [
+                a.with_rows(if self.transposed.0 { inner(a.rows) } else { rows(a.rows) }),
+                b.with_rows(if self.transposed.1 { b.rows } else { inner(b.rows) }),
+            ],
+            added: self.added.map(|added| added.with_rows(rows(added.rows))),
+            output: output.with_rows(rows(output.rows)),
+            ..*self
+        }
+    }
+
+    fn shape(&self) -> Shape {
+        let Self { factors: [a, b], output, transposed, .. } = self.rounded();
+        let places = [a, b, output];
+        Shape {
+            numbers: [output.rows, if transposed.0 { a.rows } else { a.columns }, output.columns],
+            transposed,
+            element: a.element,
+            output: output.element,
+            is_tf32: self.precision == Precision::Tf32 && a.element == Element::F32,
+            bias: self.bias.is_some(),
+            added: self.added.is_some(),
+            batch: output.batch,
+            pitches: places.map(|place| place.pitch),
+            distances: places.map(|place| place.distance),
+            alignments: [self.factors[0], self.factors[1], self.output].map(|place| place.alignment()),
+            added_alignment: self.added.map_or(256, |added| added.alignment()),
+        }
+    }
+
+    /// Its matrices as the library takes them. A row-major matrix is the transpose of a column-major one: it is asked for
+    /// (a b)ᵀ = bᵀ aᵀ.
+    fn matrices(&self) -> [Place; 3] {
+        [self.factors[1], self.factors[0], self.output]
+    }
+}
+
+/// Whether the library has no way to compute what it was asked for.
+fn is_unsupported(error: &candle_core::Error) -> bool {
+    match error {
+        candle_core::Error::Cuda(source) => source.downcast_ref::<result::CublasError>().is_some_and(|error| {
+            use sys::cublasStatus_t as Status;
+            [Status::CUBLAS_STATUS_NOT_SUPPORTED, Status::CUBLAS_STATUS_INVALID_VALUE].contains(&error.0)
+        }),
+        candle_core::Error::Context { inner, .. } | candle_core::Error::WithBacktrace { inner, .. } => {
+            is_unsupported(inner)
+        }
+        _ => false,
     }
 }
 
 impl Products {
-    /// Has a product of matrices of these columns and rows computed by its description.
-    fn with_description(
-        &self,
-        shape: Shape,
-        matrices: [(usize, usize); 3],
-        bias: Option<Array>,
-        compute: impl Fn(&Described) -> std::result::Result<(), result::CublasError>,
-    ) -> Result<()> {
+    /// Has a product computed by its description.
+    fn run(&self, stream: &Arc<CudaStream>, product: &Product) -> Result<()> {
+        let shape = product.shape();
         let mut described = self.described.lock().unwrap_or_else(PoisonError::into_inner);
         if described.len() >= REMEMBERED && !described.contains_key(&shape) {
             described.clear();
         }
         let found = match described.entry(shape) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(self.describe(shape, bias)?),
+            Entry::Vacant(entry) => entry.insert(self.describe(&shape, &product.rounded())?),
         };
-        for (layout, (columns, rows)) in found.layouts.iter_mut().zip(matrices) {
-            layout.resize(columns, rows)?;
+        for (layout, place) in found.layouts.iter_mut().zip(product.matrices()) {
+            layout.move_to(&place)?;
         }
-        if let Some(bias) = bias {
-            found.task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias.pointer)?;
+        if let Some(bias) = product.bias {
+            found.task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)?;
         }
-        match compute(found) {
+        launches::note(|| "product".into());
+        match self.compute(stream, product, found) {
             // Chosen for the rounded number of tokens; not all can do with any.
             Err(result::CublasError(
                 sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED | sys::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE,
             )) => {
-                let rounded = std::mem::replace(&mut found.algorithm, self.choose(&found.task, &found.layouts)?);
-                let computed = compute(found);
+                let chosen = self.choose(&shape, &found.task, &found.layouts)?;
+                let rounded = std::mem::replace(&mut found.algorithm, chosen);
+                let computed = self.compute(stream, product, found);
                 found.algorithm = rounded; // What others get depends on no order.
                 computed
             }
@@ -261,31 +434,70 @@ impl Products {
         .map_err(failed)
     }
 
-    /// A product of the rounded numbers.
-    fn describe(&self, shape: Shape, bias: Option<Array>) -> Result<Described> {
-        let Shape { numbers: [rows, inner, columns], transposed, element, output, is_tf32, .. } = shape;
-        let task = Task::new(is_tf32)?;
-        task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, operation(transposed.1))?;
-        task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB, operation(transposed.0))?;
-        if let Some(bias) = bias {
-            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
-            task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
-            task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias.pointer)?;
+    fn compute(
+        &self,
+        stream: &Arc<CudaStream>,
+        product: &Product,
+        Described { task, layouts: [left, right, layout], algorithm }: &Described,
+    ) -> std::result::Result<(), result::CublasError> {
+        let Product { scale, output, .. } = *product;
+        let (beta, added) = product.added.map_or((0.0f32, output), |added| (1.0, added));
+        let [left_place, right_place, _] = product.matrices();
+        let address = |pointer: u64| pointer as *const c_void;
+        // SAFETY: the layouts are those of the arrays, whose memory is alive as long as they are borrowed; what is freed later is
+        // freed behind this work on the same stream. What is added lies as the output does. The library reads the two factors before
+        // it returns.
+        unsafe {
+            result::matmul(
+                self.handle,
+                task.0,
+                (&raw const scale).cast(),
+                (&raw const beta).cast(),
+                address(left_place.pointer),
+                left.handle,
+                address(right_place.pointer),
+                right.handle,
+                address(added.pointer),
+                layout.handle,
+                output.pointer as *mut c_void,
+                layout.handle,
+                algorithm,
+                self.scratch.device_ptr(stream).0 as *mut c_void,
+                SCRATCH,
+                stream.cu_stream().cast(),
+            )
         }
-        let turned = |is_transposed: bool, (a, b)| if is_transposed { (b, a) } else { (a, b) };
-        let (left, right) = (turned(transposed.1, (columns, inner)), turned(transposed.0, (inner, rows)));
-        let layouts = [
-            Layout::new(element, left.0, left.1)?,
-            Layout::new(element, right.0, right.1)?,
-            Layout::new(output, columns, rows)?,
-        ];
-        let algorithm = self.choose(&task, &layouts)?;
+    }
+
+    /// A product of the rounded numbers.
+    fn describe(&self, shape: &Shape, product: &Product) -> Result<Described> {
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        let task = Task::new(shape.is_tf32)?;
+        task.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, operation(shape.transposed.1))?;
+        task.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, operation(shape.transposed.0))?;
+        if let Some(pointer) = product.bias {
+            task.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
+            task.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, pointer)?;
+            if shape.batch > 1 {
+                task.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, product.output.columns as i64)?;
+            }
+        }
+        let [left, right, output] = product.matrices();
+        let layouts = [Layout::new(&left)?, Layout::new(&right)?, Layout::new(&output)?];
+        let algorithm = self.choose(shape, &task, &layouts)?;
         Ok(Described { task, layouts, algorithm })
     }
 
     /// How the library computes such a product.
-    fn choose(&self, task: &Task, [left, right, output]: &[Layout; 3]) -> Result<sys::cublasLtMatmulAlgo_t> {
-        let preference = Preference::new(SCRATCH)?;
+    fn choose(
+        &self,
+        shape: &Shape,
+        task: &Task,
+        [left, right, output]: &[Layout; 3],
+    ) -> Result<sys::cublasLtMatmulAlgo_t> {
+        // The library's left side is the second factor.
+        let [a, b, of_output] = shape.alignments;
+        let preference = Preference::new(SCRATCH, [b, a, shape.added_alignment.min(of_output), of_output])?;
         let (left, right, output) = (left.handle, right.handle, output.handle);
         // SAFETY: all handles are alive.
         let found = unsafe {
@@ -314,31 +526,43 @@ fn data_type(element: Element) -> sys::cudaDataType {
 /// The library's description of a matrix, column by column: of columns of what lies there in rows.
 struct Layout {
     handle: sys::cublasLtMatrixLayout_t,
-    size: (usize, usize),
+    rows: usize,
+    distance: usize,
 }
 
 impl Layout {
-    fn new(element: Element, columns: usize, rows: usize) -> Result<Self> {
-        let handle = result::create_matrix_layout(data_type(element), columns as u64, rows as u64, columns as i64);
-        Ok(Self { handle: handle.map_err(failed)?, size: (columns, rows) })
+    fn new(place: &Place) -> Result<Self> {
+        use sys::cublasLtMatrixLayoutAttribute_t as Attribute;
+        let Place { element, rows, columns, pitch, distance, batch, .. } = *place;
+        let handle = result::create_matrix_layout(data_type(element), columns as u64, rows as u64, pitch as i64);
+        let layout = Self { handle: handle.map_err(failed)?, rows, distance };
+        if batch > 1 {
+            layout.set(Attribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, batch as i32)?;
+            layout.set(Attribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, distance as i64)?;
+        }
+        Ok(layout)
     }
 
-    /// Describes one of as many columns, of other rows.
-    fn resize(&mut self, columns: usize, rows: usize) -> Result<()> {
-        if self.size == (columns, rows) {
-            return Ok(());
+    /// Describes one that has other rows only, and in a batch another distance.
+    fn move_to(&mut self, place: &Place) -> Result<()> {
+        use sys::cublasLtMatrixLayoutAttribute_t as Attribute;
+        if self.rows != place.rows {
+            self.set(Attribute::CUBLASLT_MATRIX_LAYOUT_COLS, place.rows as u64)?;
+            self.rows = place.rows;
         }
-        if self.size.0 != columns {
-            candle_core::bail!("product: a matrix of {columns} columns is described as one of {}", self.size.0)
+        if place.batch > 1 && self.distance != place.distance {
+            self.set(Attribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, place.distance as i64)?;
+            self.distance = place.distance;
         }
-        let (number, value) = (sys::cublasLtMatrixLayoutAttribute_t::CUBLASLT_MATRIX_LAYOUT_COLS, rows as u64);
+        Ok(())
+    }
+
+    fn set<T>(&self, attribute: sys::cublasLtMatrixLayoutAttribute_t, value: T) -> Result<()> {
         // SAFETY: the value is of the attribute's type, and read before this returns.
         unsafe {
-            result::set_matrix_layout_attribute(self.handle, number, (&raw const value).cast(), size_of::<u64>())
+            result::set_matrix_layout_attribute(self.handle, attribute, (&raw const value).cast(), size_of::<T>())
         }
-        .map_err(failed)?;
-        self.size = (columns, rows);
-        Ok(())
+        .map_err(failed)
     }
 }
 
@@ -380,15 +604,25 @@ impl Drop for Task {
 struct Preference(sys::cublasLtMatmulPreference_t);
 
 impl Preference {
-    fn new(scratch: usize) -> Result<Self> {
+    /// So many bytes of scratch memory, and how both sides, what is added and the output are aligned.
+    fn new(scratch: usize, alignments: [u32; 4]) -> Result<Self> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
         let preference = Self(result::create_matmul_pref().map_err(failed)?);
-        let most = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
-        // SAFETY: the value is of the attribute's type, and read before this returns.
-        unsafe {
-            result::set_matmul_pref_attribute(preference.0, most, (&raw const scratch).cast(), size_of::<usize>())
-        }
-        .map_err(failed)?;
+        preference.set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, scratch)?;
+        let attributes = [
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+        ];
+        attributes.into_iter().zip(alignments).try_for_each(|(attribute, bytes)| preference.set(attribute, bytes))?;
         Ok(preference)
+    }
+
+    fn set<T>(&self, attribute: sys::cublasLtMatmulPreferenceAttributes_t, value: T) -> Result<()> {
+        // SAFETY: the value is of the attribute's type, and read before this returns.
+        unsafe { result::set_matmul_pref_attribute(self.0, attribute, (&raw const value).cast(), size_of::<T>()) }
+            .map_err(failed)
     }
 }
 

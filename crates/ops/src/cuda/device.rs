@@ -94,6 +94,15 @@ pub fn card_peak_memory(device: &Device) -> Result<u64> {
     Ok(pool::peak(device.as_cuda_device()?.cuda_stream().context().ordinal()))
 }
 
+/// Has [`card_peak_memory`] tell of what tensors take from now on.
+///
+/// # Errors
+/// When the device is none.
+pub fn forget_card_peak_memory(device: &Device) -> Result<()> {
+    pool::forget_peak(device.as_cuda_device()?.cuda_stream().context().ordinal());
+    Ok(())
+}
+
 /// Ampere, the first with bf16.
 const LEAST_CAPABILITY: i32 = 8;
 

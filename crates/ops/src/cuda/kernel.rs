@@ -15,6 +15,7 @@ use candle_core::cuda_backend::cudarc::driver::sys::{CUfunction, CUfunction_attr
 
 use super::array::{Array, Buffer, Element, Indices};
 use super::gpu::Gpu;
+use super::launches;
 use crate::operations::dropout::Dropout;
 
 // Of `common.cuh`.
@@ -33,10 +34,10 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
-    /// A thread for every four of `count` numbers.
-    pub(super) fn fours(count: usize) -> Self {
+    /// A thread for every eight of `count` numbers.
+    pub(super) fn eights(count: usize) -> Self {
         const THREADS: usize = 256;
-        Self::blocks(count.div_ceil(4 * THREADS), THREADS)
+        Self::blocks(count.div_ceil(8 * THREADS), THREADS)
     }
 
     /// A warp for every row.
@@ -196,6 +197,7 @@ impl<'a> Kernel<'a> {
         let mut addresses: Vec<*mut c_void> = Vec::with_capacity(self.arguments.len());
         addresses.extend(self.arguments.iter().map(|word| std::ptr::from_ref(word).cast_mut().cast()));
         gpu.stream.context().bind_to_thread().w()?;
+        launches::note(|| spelled(&self.name));
         let function = gpu.function(self.name, shared)?;
         // SAFETY: as the caller promises. The driver reads each argument, of 32 or 64 bits, before it returns: processors that it runs
         // on have the lower half of a word first.

@@ -117,6 +117,14 @@ pub(super) fn peak(card: usize) -> u64 {
     pools().iter().find(|pool| pool.card == card).map_or(0, most)
 }
 
+/// Has [`peak`] tell of what is taken from now on.
+pub(super) fn forget_peak(card: usize) {
+    let pools = pools();
+    if let Some(pool) = pools.iter().find(|pool| pool.card == card) {
+        pool.usage.most.store(pool.usage.now.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
 impl Pool {
     fn stream(&self) -> CUstream {
         self.stream as CUstream

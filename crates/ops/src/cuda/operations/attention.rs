@@ -650,6 +650,10 @@ fn if_needed(needed: bool, values: Buffer) -> GpuGradient {
 }
 
 impl GpuOperation for Attention {
+    fn reads_output(&self) -> bool {
+        true
+    }
+
     fn forward(&self, gpu: &Gpu, inputs: &[Array]) -> Result<Output<Buffer>> {
         let table = self.table(gpu, inputs)?;
         let (output, logarithms) = self.batch(table.as_ref())?.forward(gpu, &Inputs::new(inputs))?;
@@ -657,7 +661,7 @@ impl GpuOperation for Attention {
     }
 
     fn backward(&self, gpu: &Gpu, pass: GpuBackward) -> Result<Vec<GpuGradient>> {
-        let &GpuBackward { inputs, needed, output, gradient, .. } = &pass;
+        let &GpuBackward { inputs, needed, gradient, .. } = &pass;
         let table = self.table(gpu, inputs)?;
         let matrices = if is_joined(inputs) { 2 } else { 3 };
         let memory = inputs[..matrices].iter().map(|input| gpu.empty(input.element, input.count()));
@@ -667,7 +671,7 @@ impl GpuOperation for Attention {
         let to = To { query: memory[0].pointer(), key, value };
         let of_keys = needed[1..matrices].contains(&true);
         let asked = Needed { query: needed[0], keys: of_keys, table: needed.get(matrices) == Some(&true) };
-        let upstream = Upstream { output, gradient, logarithms: pass.saved()? };
+        let upstream = Upstream { output: pass.output()?, gradient, logarithms: pass.saved()? };
         let of_table = self.batch(table.as_ref())?.backward(gpu, &Inputs::new(inputs), &upstream, &asked, &to)?;
         let mut gradients: Vec<_> =
             memory.into_iter().zip(needed).map(|(values, &needed)| if_needed(needed, values)).collect();
