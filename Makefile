@@ -18,7 +18,8 @@ endif
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 WITH_KERNEL := scripts/with_kernel.sh
-# It draws the stills of charts and prints the PDF.
+# It draws the stills of charts and prints the PDF; where there is none, what needs it ends before its work.
+NEEDS_BROWSER = @scripts/find_browser.sh >/dev/null
 BROWSER = --browser "$$(scripts/find_browser.sh)"
 
 # A smoke run leaves the committed notebooks and report alone.
@@ -36,7 +37,7 @@ PDF := report/report.pdf
 FIGURE := report/comparison.svg
 endif
 
-.PHONY: help setup data glue glue-notebook report export submission methods test test-rust lint docs test-crates deny package test-cuda test-scripts test-kernel test-report test-submission notebook cuda bench interop model-mpnet clean
+.PHONY: help setup data glue glue-notebook report export submission methods test test-rust lint docs test-crates deny package test-cuda test-scripts test-kernel test-report test-submission notebook cuda bench bench-host interop model-mpnet clean
 # One step after the other: they share two cores and one kernel.
 .NOTPARALLEL:
 
@@ -52,11 +53,13 @@ data:  ## GLUE, downloaded to data/glue where neither GLUE_DIR nor data/glue has
 	target/debug/peft-glue data
 
 report: setup  ## run notebooks/main.ipynb and write report/report.pdf (PROFILE=quick: 35 minutes the first time)
+	$(NEEDS_BROWSER)
 	@echo "[report] running notebooks/main.ipynb, profile $(PROFILE)"
 	@$(WITH_KERNEL) $(PYTHON) scripts/execute_notebook.py notebooks/main.ipynb --output $(EXECUTED) --profile $(PROFILE) $(BROWSER)
 	@$(MAKE) --no-print-directory export
 
 export:  ## only write the executed notebook's HTML and PDF again
+	$(NEEDS_BROWSER)
 	@echo "[report] exporting $(EXECUTED)"
 	@$(PYTHON) scripts/export_report.py $(EXECUTED) --html target/report/main.html --pdf $(PDF) --figure "charts::comparison(" $(FIGURE) $(BROWSER)
 
@@ -68,10 +71,12 @@ glue: setup  ## make every run of recipes/ that has no record in results/; says 
 	target/debug/peft-glue glue $(ARGS)
 
 methods: setup  ## run notebooks/methods.ipynb: every method on one task (PROFILE=quick: 35 minutes)
+	$(NEEDS_BROWSER)
 	@echo "[methods] running notebooks/methods.ipynb, profile $(PROFILE)"
 	@$(WITH_KERNEL) $(PYTHON) scripts/execute_notebook.py notebooks/methods.ipynb --output $(METHODS) --profile $(PROFILE) $(BROWSER)
 
 glue-notebook: setup  ## run notebooks/glue.ipynb: every task of GLUE, from the records in results/; it trains nothing (LAB_TRAIN=1: what is missing)
+	$(NEEDS_BROWSER)
 	@echo "[glue-notebook] running notebooks/glue.ipynb"
 	@$(WITH_KERNEL) $(PYTHON) scripts/execute_notebook.py notebooks/glue.ipynb --output $(TEN_ROWS) --profile $(PROFILE) $(BROWSER)
 
@@ -102,7 +107,9 @@ test-cuda:  ## what is computed on a GPU, by the CUDA build on an emulated one
 	@eval "$$(scripts/cuda_emulator.sh --test)" && \
 		cargo clippy $(CUDA_BUILD) --all-targets -- -D warnings && \
 		cargo test $(CUDA_BUILD) --test cuda_layers --test cuda_operations --test cuda_nccl \
-			--test cuda --test cuda_memory --test cuda_replicas --test replay --test concurrent_runs && \
+			--test cuda --test cuda_calls --test cuda_memory --test cuda_step --test cuda_replicas --test replay \
+			--test concurrent_runs && \
+		env -u PEFT_NO_CUDA_MEMORY_CACHING cargo test $(CUDA_BUILD) --test cuda --test replay --test concurrent_runs && \
 		PEFT_TEST_DEVICE=cuda:0 cargo test $(CUDA_BUILD) --test model -- \
 			equal_those_of pefts_logits pefts_gradients adapterhub_on_every unmerged share_a_batch \
 			conversion_to_lora_has collection_combines
@@ -135,6 +142,11 @@ bench: setup bench/.venv/.installed  ## speed and memory against the Python peer
 	@test -n "$(GLUE)" || { echo "[bench] error: no GLUE in GLUE_DIR or data/glue; type: make data, or make bench GLUE=FOLDER" >&2; exit 1; }
 	cargo build --locked --bin peft-glue
 	bench/.venv/bin/python bench/bench.py --peer $(PEER) --glue $(GLUE) --model models/all-MiniLM-L6-v2 $(ARGS)
+
+bench-host:  ## launches, allocations and the host's own time of a training step on a GPU, no GPU needed (ARGS='--against BINARY')
+	@eval "$$(scripts/cuda_emulator.sh)" && \
+		cargo test $(CUDA_BUILD) --no-run --test command_line && \
+		python3 scripts/bench_host.py target/debug/peft-glue $(ARGS)
 
 # The environment of bench has all of interop/requirements.txt; name another with INTEROP_PYTHON.
 interop: $(if $(INTEROP_PYTHON),,bench/.venv/.installed)  ## trade adapters with Python's peft in both directions (5 minutes)

@@ -43,5 +43,7 @@ for name in CUDA_HOME CUDA_PATH CUDA_ROOT CUDA_TOOLKIT_ROOT_DIR; do set_variable
 set_variable PATH "$folder/bin:$PATH"
 set_variable LD_LIBRARY_PATH "$folder/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 set_variable CUDA_COMPUTE_CAP 90
+# The emulator watches over memory only as long as each piece is the driver's.
+set_variable PEFT_NO_CUDA_MEMORY_CACHING 1
 # A notebook's kernel loads the emulator late, when glibc has little room left for the variables of threads.
 set_variable GLIBC_TUNABLES glibc.rtld.optional_static_tls=1048576

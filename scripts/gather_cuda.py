@@ -36,11 +36,11 @@ def executables(messages, root=ROOT):
     """Of cargo's messages: for each executable its name, its file, and, if it holds tests, the folder that cargo runs it in.
 
     Tests of a library are named CRATE-tests, those of a file in tests/ CRATE-FILE. Those of the command line are left out: they
-    start peft-glue from where it was built.
+    start peft-glue from where it was built. So are examples, which need no GPU.
     """
     found = []
     for message in map(json.loads, messages):
-        if message["reason"] != "compiler-artifact" or not message["executable"]:
+        if message["reason"] != "compiler-artifact" or not message["executable"] or "example" in message["target"]["kind"]:
             continue
         file, target = Path(message["executable"]), message["target"]
         folder = Path(message["manifest_path"]).parent.relative_to(root)

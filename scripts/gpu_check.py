@@ -10,6 +10,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import resource
 import select
 import signal
@@ -363,6 +364,20 @@ def several_at_once(machine):
     yield compared("runs at once: speed over one after the other", one_by_one / together, AT_ONCE_GAIN)
 
 
+def attention(machine, directory):
+    """Attention's kernels from registers beside those by tiles, by the card's clock."""
+    command = [machine.work / "ops-tests", "flash", "--include-ignored", "--nocapture", "--test-threads", "1"]
+    output = machine.call("attention", command, cwd=ROOT / directory)
+    for line in output.splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split("|")]
+        if line.startswith("|") and len(cells) == 5 and re.match(r"\d", cells[1]):
+            name, forward_by_tiles, forward, backward_by_tiles, backward = cells
+            found = f"forward {forward_by_tiles} by tiles, {forward}; backward {backward_by_tiles}, {backward} us"
+            yield Row(f"attention, {name}", found)
+    if "test result: ok" not in output:
+        raise Failure("its tests did not pass")
+
+
 def kernels(machine, name, count=12):
     """The kernels of one step by the hardware's clock, where NVIDIA's profiler is installed."""
     files = machine.work / name
@@ -426,13 +441,17 @@ def steps(machine):
     yield "the tests' folder", lambda: machine.link_checkout()
     listed = machine.folder / "tests.tsv"
     directories = dict(line.split("\t") for line in listed.read_text().splitlines()) if listed.exists() else {}
-    for name in TESTS:
+    of_operations = [name for name in TESTS if name.startswith("ops-")]
+    for name in of_operations:
         yield f"tests {name}", lambda name=name: check(machine, name, directories[name])
     for name in WORKLOADS:
         yield f"{name}, bf16", lambda name=name: measure(machine, name, "bf16")
     yield "BERT-base, tf32", lambda: measure(machine, "BERT-base", "tf32")
     yield "SST-2", lambda: whole_sst2(machine)
     yield "several runs at once", lambda: several_at_once(machine)
+    yield "attention", lambda: attention(machine, directories["ops-tests"])
+    for name in [name for name in TESTS if name not in of_operations]:
+        yield f"tests {name}", lambda name=name: check(machine, name, directories[name])
     for name in ("BERT-base", "BERT-large"):
         yield f"the kernels of {name}", lambda name=name: kernels(machine, name)
     if not machine.is_long:

@@ -117,18 +117,25 @@ install_kernel() {
             || fail "cargo could not build evcxr_jupyter; its messages are above"
         kernel=$(find_kernel) || fail "cargo installed another version than it was asked for"
     fi
-    local spec="$environment/share/jupyter/kernels/rust/kernel.json"
-    grep -qsF "\"$kernel\"" "$spec" && return
-    say "registering the Rust kernel in $environment"
-    JUPYTER_PATH="$PWD/$environment/share/jupyter" run_logged kernelspec "$kernel" --install \
-        || fail "evcxr_jupyter could not write $spec"
+    local spec="$environment/share/jupyter/kernels/rust/kernel.json" starter="$PWD/scripts/rust_kernel.sh"
+    if ! grep -qsF "\"$kernel\"" "$spec"; then
+        say "registering the Rust kernel in $environment"
+        JUPYTER_PATH="$PWD/$environment/share/jupyter" run_logged kernelspec "$kernel" --install \
+            || fail "evcxr_jupyter could not write $spec"
+    fi
+    grep -qsF "\"$starter\"" "$spec" || run_logged kernelspec "$environment/bin/python" -c '
+import json, sys
+path, starter, kernel = sys.argv[1:]
+spec = json.load(open(path))
+spec["argv"] = [starter, *spec["argv"][spec["argv"].index(kernel):]]
+json.dump(spec, open(path, "w"), indent=2)' "$spec" "$starter" "$kernel" || fail "$spec could not be written"
 }
 
 install_browser() {
-    if ! scripts/find_browser.sh >/dev/null; then
+    if ! scripts/find_browser.sh >/dev/null 2>&1; then
         install_debian chromium fonts-liberation fontconfig || true
-        scripts/find_browser.sh >/dev/null || fail "no Chromium is found, and the report's PDF is printed by it;" \
-            "type: apt-get install chromium (or name a browser: CHROME=/path/to/chrome make report)"
+        scripts/find_browser.sh >/dev/null 2>&1 || say "warning: no Chromium is found; make notebook does without one, and what executes" \
+            "notebooks or prints the report (make report, methods, glue-notebook) will say what to install"
     fi
     command -v pdftoppm >/dev/null || install_debian poppler-utils || say "warning: no pdftoppm; the test of the PDF's pages is skipped"
     if ! fc-list 2>/dev/null | grep -qiE 'liberation|dejavu|noto'; then

@@ -38,6 +38,7 @@ TRACKED = [
     "scripts/files.py",
     "scripts/find_browser.sh",
     "scripts/model_mpnet.py",
+    "scripts/rust_kernel.sh",
     "scripts/setup.sh",
     "scripts/stills.py",
     "scripts/with_kernel.sh",

@@ -140,6 +140,15 @@ class Steps(unittest.TestCase):
                 peer.ask([word])
             self.assertNotEqual(peer.ask(["who"]), first)
 
+    def test_attentions_times_are_a_row_for_each_shape_unless_its_tests_failed(self):
+        for end, names in (("ok. 3 passed", ["attention, 16 x 512"]), ("FAILED", ["attention, 16 x 512", "attention"])):
+            table = ["test it ... | microseconds | forward, old | new | backward, old | new |", "| --- | ---: | ---: | ---: | ---: |"]
+            lines = [*table, "| 16 x 512 | 178.0 | 21.5 | 681.0 | 60.9 |", f"test result: {end}"]
+            self.fake("ops-tests", "cat <<'END'\n" + "\n".join(lines) + "\nEND")
+            rows = take([("attention", lambda: gpu_check.attention(self.machine, self.folder))], self.folder / "results.md", "T")
+            self.assertEqual([row.what for row in rows], names)
+            self.assertEqual(rows[0].found, "forward 178.0 by tiles, 21.5; backward 681.0, 60.9 us")
+
     def test_ncus_table_is_read_behind_what_the_program_printed(self):
         output = """==PROF== Connected
 {"losses": []}

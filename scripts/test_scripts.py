@@ -294,6 +294,7 @@ class Gathering(unittest.TestCase):
             self.artifact("trainer", "test", "runs", "/target/runs-2", True),
             self.artifact("cli", "bin", "peft-glue", "/target/peft-glue", False),
             self.artifact("cli", "test", "command_line", "/target/command_line-3", True),
+            self.artifact("ops", "example", "packed_attention", "/target/packed_attention-4", True),
             json.dumps({"reason": "build-finished", "success": True}),
         ]
         self.assertEqual(

@@ -1,16 +1,6 @@
 #!/usr/bin/env bash
-# Runs a command that starts a Rust kernel: `scripts/with_kernel.sh COMMAND...`. Sets what the kernel reads, and holds the
-# one lock on its build folder until the command and its kernels are gone: two kernels there would mix up their cells.
+# Runs a command that starts Rust kernels, with what they read: `scripts/with_kernel.sh COMMAND...`.
 set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
-
-mkdir -p "$root/target"
-exec 9>"$root/target/evcxr.lock"
-if ! flock --nonblock 9; then
-    echo "error: another Rust kernel of this project is running (make notebook, make report or make test), and only one may" \
-        "use target/evcxr at a time. Stop it (in JupyterLab: File > Shut Down), then try again." >&2
-    exit 1
-fi
 
 # The project's own kernel, not one of the same name in the user's folder.
 export JUPYTER_PREFER_ENV_PATH=1

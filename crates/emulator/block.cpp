@@ -98,6 +98,13 @@ thread_local ucontext_t* Fiber::creator;
 
 enum class State { NEW, RUNNING, READY, AT_BARRIER, IN_MEETING, RETURNED };
 
+// What a thread has asked to be copied.
+struct Copy {
+    void* to;
+    const void* from;
+    unsigned read, group;
+};
+
 struct Thread {
     unsigned number; // within the block
     uint3 index;
@@ -108,6 +115,8 @@ struct Thread {
     unsigned mask;
     void* message;
     Answer answer;
+    std::vector<Copy> copies; // not yet made
+    unsigned groups;          // of copies, that it has closed
 };
 
 struct Warp {
@@ -242,6 +251,7 @@ void open_barrier() {
 
 // A thread that returns is waited for no more.
 void retire(Thread& thread) {
+    if (!thread.copies.empty()) fail("a thread returned without waiting for its copies into shared memory");
     thread.state = State::RETURNED;
     Warp& warp = runner->warp_of(thread);
     Thread* lanes = runner->lanes_of(thread);
@@ -343,6 +353,7 @@ void run_block(unsigned count, bool last_first) {
     for (Thread& thread : runner->threads) {
         thread.state = thread.number < count ? State::NEW : State::RETURNED;
         thread.fiber = nullptr;
+        thread.groups = 0;
     }
     for (size_t i = 0; i < runner->warps.size(); i++) {
         unsigned lanes = count - unsigned(i) * WARP;
@@ -395,6 +406,33 @@ void meet(const char* function, unsigned mask, void* message, Answer answer) {
     if (thread.state == State::IN_MEETING) suspend();
 }
 
+void check_shared(const char* function, const void* address, size_t bytes) {
+    auto* first = static_cast<const unsigned char*>(address);
+    if (reinterpret_cast<size_t>(first) % 16 != 0) fail("%s at %p, which is not a multiple of 16 bytes", function, address);
+    if (first < runner->shared || first + bytes > runner->shared + runner->shared_bytes) {
+        fail("%s at %p, outside of the block's dynamic shared memory", function, address);
+    }
+}
+
+void copy_later(void* to, const void* from, unsigned read) {
+    check_shared("cp.async", to, 16);
+    if (reinterpret_cast<size_t>(from) % 16 != 0) fail("cp.async from %p, which is not a multiple of 16 bytes", from);
+    Thread& thread = *runner->current;
+    thread.copies.push_back({to, from, read, thread.groups});
+}
+
+void commit_copies() { runner->current->groups++; }
+
+void wait_for_copies(unsigned groups_left) {
+    Thread& thread = *runner->current;
+    auto rest = thread.copies.begin();
+    for (; rest != thread.copies.end() && rest->group + groups_left < thread.groups; rest++) {
+        memcpy(rest->to, rest->from, rest->read);
+        memset(static_cast<unsigned char*>(rest->to) + rest->read, 0, 16 - rest->read);
+    }
+    thread.copies.erase(thread.copies.begin(), rest);
+}
+
 void run(const Kernel& kernel, dim3 grid, dim3 block, size_t shared_bytes, void* const* parameters) {
     constexpr size_t ALIGNMENT = 1024;
     static thread_local Runner own;
@@ -405,6 +443,7 @@ void run(const Kernel& kernel, dim3 grid, dim3 block, size_t shared_bytes, void*
     runner->shared_memory.resize(ALIGNMENT + shared_bytes + SHARED_GUARD);
     size_t begin = reinterpret_cast<size_t>(runner->shared_memory.data());
     runner->shared = reinterpret_cast<unsigned char*>((begin + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+    runner->shared_bytes = shared_bytes;
     memset(runner->shared + shared_bytes, GUARD, SHARED_GUARD);
     prepare_threads(block);
     Region static_shared = static_shared_of(kernel.function);

@@ -51,4 +51,13 @@ void wait_for_block();
 typedef void (*Answer)(void* const messages[WARP]);
 void meet(const char* function, unsigned mask, void* message, Answer answer);
 
+// A thread's copies of 16 bytes into dynamic shared memory, of which the first `read` are read and the others are zeros. None is made
+// before its thread waits for its group, so that what reads too early finds what was there before.
+void copy_later(void* to, const void* from, unsigned read);
+void commit_copies();
+void wait_for_copies(unsigned groups_left);
+
+// Ends the program if these bytes are not dynamic shared memory, or do not begin at a multiple of 16.
+void check_shared(const char* function, const void* address, size_t bytes);
+
 } // namespace emulator

@@ -237,3 +237,5 @@ using ::std::numeric_limits;
 }
 
 #include "wmma.hpp"
+// It has the order of tiles from there.
+#include "ptx.hpp"

@@ -86,6 +86,10 @@ bool is_broken(int card) {
 
 void count_launch(int card) { launches[card]++; }
 
+static std::atomic<uint64_t> all_allocations, all_launches;
+extern "C" uint64_t emulator_allocations() { return all_allocations; }
+extern "C" uint64_t emulator_launches() { return all_launches; }
+
 size_t memory_total(int card) {
     const char* mebibytes = getenv("CUDA_EMULATOR_MEMORY");
     if (!mebibytes) return size_t(1) << 30;
@@ -111,6 +115,7 @@ void* allocate(size_t bytes, int card, bool pooled) {
     ASAN_POISON_MEMORY_REGION(raw, whole);
     ASAN_UNPOISON_MEMORY_REGION(begin, bytes);
     memory().allocations[begin] = {bytes, card, pooled};
+    all_allocations++;
     memory().used[card] += bytes;
     return begin;
 }
@@ -203,6 +208,7 @@ Stream& stream_of(void* handle) {
 
 void enqueue(void* handle, Work work) {
     Stream& stream = stream_of(handle);
+    all_launches++;
     if (stream.recording) {
         stream.recording->work.push_back(std::move(work));
     } else {

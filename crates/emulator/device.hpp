@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -81,6 +82,11 @@ Stream& busy_stream_of(void* handle);
 
 // Runs the work, or records it.
 void enqueue(void* stream, Work work);
+
+// For tests, which look them up by name: what all cards were asked for until now, pieces of memory, and kernels, products, copies and
+// fills.
+extern "C" uint64_t emulator_allocations();
+extern "C" uint64_t emulator_launches();
 
 // Says on stderr, once for each name, that a function is not there.
 void tell_unsupported(const char* name);

@@ -10,8 +10,9 @@ use trainer::peft::{
 };
 use trainer::provenance;
 
-use crate::arguments::pair;
+use crate::arguments::{pair, path};
 use crate::given_adapter::base_model;
+use crate::output::check_output;
 
 #[derive(Subcommand)]
 pub(crate) enum AdapterCommand {
@@ -54,7 +55,7 @@ pub(crate) struct CombineArguments {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Where the result goes.
-    #[arg(long)]
+    #[arg(long, value_parser = path())]
     output: PathBuf,
 }
 
@@ -62,12 +63,13 @@ pub(crate) struct CombineArguments {
 #[derive(Args)]
 pub(crate) struct Source {
     /// The adapter's folder.
+    #[arg(value_parser = path())]
     adapter: PathBuf,
     /// The base model: a folder, a folder below models/, or a hub id [default: the one that the adapter names].
     #[arg(long)]
     model: Option<String>,
     /// Where the result goes.
-    #[arg(long)]
+    #[arg(long, value_parser = path())]
     output: PathBuf,
 }
 
@@ -115,6 +117,7 @@ fn combine(arguments: &CombineArguments) -> Result<()> {
         }
         None => None,
     };
+    check_output("--output", &arguments.output, arguments.adapters.iter().map(|(folder, _)| Path::new(folder)))?;
     let adapters: Vec<(Adapter, f64)> = arguments
         .adapters
         .iter()
@@ -157,7 +160,9 @@ impl Source {
     fn load(&self) -> Result<(Pretrained, Model)> {
         let adapter = Adapter::read(&self.adapter)?;
         let name = base_model(&self.adapter, &adapter.config, self.model.as_deref())?;
+        check_output("--output", &self.output, [self.adapter.as_path()])?;
         let pretrained = Pretrained::load(&name)?;
+        check_output("--output", &self.output, [pretrained.folder()])?;
         pretrained.remarks().iter().for_each(|remark| eprintln!("Note: {remark}"));
         let model = Model::new(&pretrained, &adapter.options(&pretrained)?)?;
         model.remarks().iter().for_each(|remark| eprintln!("Note: {remark}"));

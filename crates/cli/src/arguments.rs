@@ -4,11 +4,12 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use trainer::glue::Task;
-use trainer::peft::{Configuration, Method, Pooling, Precision};
+use trainer::glue::variables::with_home;
+use trainer::peft::{Configuration, Method, Pooling, Precision, model_name};
 use trainer::study::{over_ranks, over_seeds};
 use trainer::{DeviceName, Evaluate, Recipe, Run, Settings, StartsFrom};
 
@@ -39,18 +40,35 @@ impl Arguments {
         arguments
     }
 
+    /// The options of the run that were typed, by their names with `_`.
+    pub(crate) fn given(&self) -> &[String] {
+        match &self.command {
+            Command::Run { run, .. }
+            | Command::Predict { run, .. }
+            | Command::Replay { run, .. }
+            | Command::Parameters { run, .. } => &run.given,
+            _ => &[],
+        }
+    }
+
     /// The command with the options of all methods.
     fn with_methods() -> clap::Command {
         let with_runs = ["run", "predict", "replay", "parameters"];
-        with_runs.iter().fold(Self::command(), |command, name| {
+        let command = with_runs.iter().fold(Self::command(), |command, name| {
             command.mut_subcommand(name, |subcommand| subcommand.args(method::arguments()))
-        })
+        });
+        // A run refuses an adapter with what to give instead, and so does not offer it.
+        command.mut_subcommand("run", |run| run.mut_arg("adapter", |adapter| adapter.hide(true)))
     }
 }
 
 /// Parameter-efficient fine-tuning on GLUE.
 #[derive(Parser)]
-#[command(name = "peft-glue", version)]
+#[command(
+    name = "peft-glue",
+    version,
+    after_help = "Exit status: 0 done, 1 an error, 2 wrong options, 3 a run that is not finished (the same command goes on), 130 interrupted."
+)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub command: Command,
@@ -66,7 +84,7 @@ pub(crate) enum Command {
         several: SeveralArguments,
         /// Write what was trained, as it was at the best evaluation, to this folder: adapter_config.json and
         /// adapter_model.safetensors, which Python's peft loads.
-        #[arg(long, conflicts_with_all = ["adapter", "seeds", "ranks"])]
+        #[arg(long, conflicts_with_all = ["adapter", "seeds", "ranks"], value_parser = path())]
         save_adapter: Option<PathBuf>,
     },
     /// Make one run, or take an adapter, and write the test predictions as GLUE's submission files.
@@ -74,7 +92,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         run: RunArguments,
         /// Where the files go.
-        #[arg(long, default_value = "predictions")]
+        #[arg(long, default_value = "predictions", value_parser = path())]
         folder: PathBuf,
     },
     /// Take the steps of another implementation again, and print their losses and times as JSON.
@@ -82,13 +100,13 @@ pub(crate) enum Command {
         #[command(flatten)]
         run: RunArguments,
         /// An npz file of batches, as `bench_peft.py --dump-batches` writes it.
-        #[arg(long)]
+        #[arg(long, value_parser = path())]
         batches: PathBuf,
         /// A safetensors file with the new parameters' first values, as `--dump-init` writes it.
-        #[arg(long)]
+        #[arg(long, value_parser = path())]
         start: Option<PathBuf>,
         /// Write what was trained to this folder, as an adapter.
-        #[arg(long, conflicts_with = "forward_only")]
+        #[arg(long, conflicts_with = "forward_only", value_parser = path())]
         save_adapter: Option<PathBuf>,
         /// Only the forward passes, without dropout; nothing is trained. Prints the logits too.
         #[arg(long)]
@@ -102,7 +120,11 @@ pub(crate) enum Command {
     /// Write the zip that GLUE's server takes, each file predicted by the best run of its task, and the majority where there is none.
     Submit(SubmitArguments),
     /// Print which data was found and how complete it is.
-    Data,
+    Data {
+        /// Fetch what is missing in data/glue first.
+        #[arg(long)]
+        download: bool,
+    },
     /// Print every tensor that a method trains.
     Parameters {
         #[command(flatten)]
@@ -149,7 +171,7 @@ pub(crate) struct RunArguments {
     method: Option<String>,
     /// Instead of a method: the folder of an adapter, of this program's or of Python's peft. Predict, replay and parameters
     /// take the model with it.
-    #[arg(long, conflicts_with = "method")]
+    #[arg(long, conflicts_with = "method", value_parser = path())]
     pub adapter: Option<PathBuf>,
     /// auto (the first NVIDIA GPU, if this was built for such and there is one), cpu, cuda:0, or several GPUs that share a run's
     /// batches, as in cuda:0,1; these need NVIDIA's library NCCL.
@@ -216,14 +238,15 @@ pub(crate) struct RunArguments {
     patience: Option<usize>,
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Stop after so many seconds; the same command goes on from there.
+    /// Stop after so many seconds, loading and all runs together; the same command goes on from there. The step that is under way and an
+    /// evaluation come after them.
     #[arg(long)]
     pub time_budget: Option<u64>,
     /// Keep the trained weights of the best evaluation, even where most of the model is trained.
     #[arg(long)]
     pub keep_weights: bool,
     /// The folder of the records.
-    #[arg(long, default_value = "runs")]
+    #[arg(long, default_value = "runs", value_parser = path())]
     pub runs: PathBuf,
     /// Print the record as JSON, and nothing else.
     #[arg(long)]
@@ -252,10 +275,10 @@ pub(crate) struct GlueArguments {
     #[arg(long, conflicts_with = "list")]
     pub table: bool,
     /// The folder of published records, which tables and charts are made of.
-    #[arg(long, default_value = "results")]
+    #[arg(long, default_value = "results", value_parser = path())]
     pub results: PathBuf,
     /// The folder of the runs: their records, checkpoints and weights.
-    #[arg(long, default_value = "runs")]
+    #[arg(long, default_value = "runs", value_parser = path())]
     pub runs: PathBuf,
     /// As for a run.
     #[arg(long, default_value_t = DeviceName::Auto)]
@@ -269,13 +292,13 @@ pub(crate) struct SubmitArguments {
     #[arg(long)]
     pub list: bool,
     /// The folder of published records, among which the best runs are.
-    #[arg(long, default_value = "results")]
+    #[arg(long, default_value = "results", value_parser = path())]
     pub results: PathBuf,
     /// The folder of the runs; one whose weights are not there is made again.
-    #[arg(long, default_value = "runs")]
+    #[arg(long, default_value = "runs", value_parser = path())]
     pub runs: PathBuf,
     /// The zip.
-    #[arg(long, default_value = "submission.zip")]
+    #[arg(long, default_value = "submission.zip", value_parser = path())]
     pub output: PathBuf,
     /// Only runs of this method, such as lora or bitfit [default: of any].
     #[arg(long, value_name = "NAME")]
@@ -333,6 +356,11 @@ fn positions(model: &str, configuration: &Configuration, method: &Method) -> Str
     format!("{model} has {} positions{besides}", configuration.max_length())
 }
 
+/// A path, which may begin with `~`.
+pub(crate) fn path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().map(with_home)
+}
+
 /// `NAME=VALUE`.
 pub(crate) fn pair<T: std::str::FromStr>(text: &str) -> std::result::Result<(String, T), String> {
     let (name, value) = text.rsplit_once('=').ok_or("expected NAME=VALUE")?;
@@ -369,8 +397,9 @@ impl RunArguments {
         let model = match (&adapter, base) {
             (Some(adapter), _) => adapter.base_model(given)?,
             (None, Some(run)) if given.is_none() => run.model.clone(),
-            _ => self.model.clone(),
+            _ => with_home(&self.model).to_string_lossy().into_owned(),
         };
+        let model = model_name(&model);
         let mut settings = self.settings(base.map(|run| run.settings.clone()).unwrap_or_default());
         let method = self.method(&model, base, adapter.as_ref())?;
         let in_file = file.as_ref().map(|recipe| recipe.settings_given.as_slice()).unwrap_or_default();
@@ -449,7 +478,10 @@ impl RunArguments {
         let of_adapter = adapter.and_then(GivenAdapter::max_length);
         match of_adapter {
             _ if self.is_given("max_length") && settings.max_length > left => {
-                bail!("--max-length {}: {positions}; give at most {left}", settings.max_length)
+                bail!(
+                    "max-length is {}, expected at most {left}: {positions}; give another --max-length",
+                    settings.max_length
+                )
             }
             Some(length) if self.is_given("max_length") => {
                 note_other("--max-length", &settings.max_length.to_string(), &length.to_string());

@@ -6,6 +6,7 @@ mod adapter;
 mod arguments;
 mod given_adapter;
 mod method;
+mod output;
 mod progress;
 mod recipes;
 mod submit;
@@ -16,30 +17,64 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use trainer::glue::Glue;
-use trainer::{Passes, Record, Start, Trainer};
+use trainer::glue::{Glue, Scores, Task};
+use trainer::{Passes, Record, Run, Start, StartsFrom, Stop, Trainer};
 
 use crate::arguments::{Arguments, Command, RunArguments, SeveralArguments};
+use crate::output::check_output;
+
+/// The exit status of a command whose runs have not come to their end: the same command goes on.
+const UNFINISHED: u8 = 3;
 
 fn main() -> ExitCode {
+    // A reader that has seen enough, such as `head`, ends the command without a word, as it ends others.
+    // SAFETY: no handler is replaced, and no other thread runs yet.
+    #[cfg(unix)]
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
     if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
         // candle's own threads wait for work by spinning, and take a core from the operations' threads.
         // SAFETY: no other thread runs yet.
         unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     }
-    match perform(Arguments::from_command_line()) {
-        Ok(()) => ExitCode::SUCCESS,
+    let arguments = Arguments::from_command_line();
+    let given = arguments.given().to_vec();
+    match perform(arguments) {
+        Ok(status) => status,
         Err(error) => {
-            eprintln!("Error: {error:#}");
-            ExitCode::FAILURE
+            eprintln!("Error: {}", told(&error, &given));
+            let is_unfinished = matches!(error.downcast_ref(), Some(trainer::Error::OutOfTime { .. }));
+            if is_unfinished { ExitCode::from(UNFINISHED) } else { ExitCode::FAILURE }
         }
     }
 }
 
-fn perform(arguments: Arguments) -> Result<()> {
+/// An error for who typed the command: a setting is called as the option that was typed.
+fn told(error: &anyhow::Error, given: &[String]) -> String {
+    let Some(trainer::Error::Setting { name, found, expected }) = error.downcast_ref() else {
+        return format!("{error:#}");
+    };
+    let option = match *name {
+        "learning_rate" => "lr",
+        "head_learning_rate" => "head_lr",
+        "warmup_ratio" => "warmup",
+        "evaluate" => "eval_steps",
+        name => name,
+    };
+    if !given.iter().any(|given| given == option) {
+        return format!("{error:#}");
+    }
+    let option = option.replace('_', "-");
+    format!("{option} is {found}, expected {expected}; give another --{option}")
+}
+
+fn perform(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
-        Command::Run { run: arguments, several, save_adapter } => run(&arguments, &several, save_adapter.as_deref()),
-        Command::Predict { run, folder } => predict(&run, &folder),
+        Command::Run { run: arguments, several, save_adapter } => {
+            return run(&arguments, &several, save_adapter.as_deref());
+        }
+        Command::Predict { run, folder } => return predict(&run, &folder),
         Command::Replay { run, batches, start, save_adapter, forward_only, merge } => {
             let passes = if forward_only { Passes::Forward { merged: merge } } else { Passes::Training };
             let start = match (&run.adapter, &start) {
@@ -47,14 +82,15 @@ fn perform(arguments: Arguments) -> Result<()> {
                 (None, Some(file)) => Start::Values(file),
                 (None, None) => Start::New,
             };
-            replay(&run, &batches, start, passes, save_adapter.as_deref())
+            replay(&run, &batches, start, passes, save_adapter.as_deref())?;
         }
-        Command::Glue(arguments) => recipes::perform(&arguments),
-        Command::Submit(arguments) => submit::perform(&arguments),
-        Command::Data => data(),
-        Command::Parameters { run, tree } => parameters(&run, tree),
-        Command::Adapter(command) => adapter::perform(&command),
+        Command::Glue(arguments) => return recipes::perform(&arguments),
+        Command::Submit(arguments) => submit::perform(&arguments)?,
+        Command::Data { download } => return data(download),
+        Command::Parameters { run, tree } => parameters(&run, tree)?,
+        Command::Adapter(command) => adapter::perform(&command)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// GLUE, downloaded where it is not here. The standard output is the command's own, so a download is told on the other.
@@ -62,26 +98,54 @@ fn locate_glue() -> Result<Glue> {
     Ok(Glue::locate_with(|event| eprintln!("{event}"))?)
 }
 
+/// The data that a run needs; where its task is here nothing is downloaded, and where it needs none nothing is looked for.
+fn glue_for(run: &Run, needs_data: bool) -> Result<Glue> {
+    if run.task == Task::Synthetic {
+        return Ok(Glue::synthetic("it is in the program"));
+    }
+    if !needs_data {
+        return Ok(Glue::synthetic("no data is needed"));
+    }
+    match Glue::find()? {
+        Some(glue) if !glue.splits(run.task).is_empty() => Ok(glue),
+        _ => locate_glue(),
+    }
+}
+
 /// A trainer as the arguments say. With `--json` only the record goes to the standard output.
-fn trainer(arguments: &RunArguments) -> Result<Trainer> {
-    let trainer = Trainer::new(locate_glue()?, &arguments.runs)
+fn trainer(arguments: &RunArguments, glue: Glue) -> Result<Trainer> {
+    let trainer = Trainer::new(glue, &arguments.runs)
         .keep_weights(arguments.keep_weights)
         .device(arguments.device.clone())
         .time_budget(arguments.time_budget.map(Duration::from_secs));
     Ok(trainer.logger(if arguments.json { progress::notes() } else { progress::logger() }))
 }
 
-fn run(arguments: &RunArguments, several: &SeveralArguments, save_adapter: Option<&Path>) -> Result<()> {
+fn run(arguments: &RunArguments, several: &SeveralArguments, save_adapter: Option<&Path>) -> Result<ExitCode> {
     if arguments.print_config {
         print!("{}", arguments.config()?);
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     if arguments.adapter.is_some() {
-        bail!("a run trains anew: give --method; predict, replay and parameters take --adapter");
+        bail!(
+            "a run trains anew: give --method, and --starts-from with the adapter's folder to go on from what it has learned; predict, \
+             replay and parameters take --adapter"
+        );
     }
     let keep_weights = arguments.keep_weights || save_adapter.is_some();
-    let mut trainer = trainer(arguments)?.keep_weights(keep_weights).at_once(several.at_once.get());
     let runs = several.runs(arguments)?;
+    let Some(first) = runs.first() else { bail!("there is no run: give a seed") };
+    runs.iter().try_for_each(Run::check)?;
+    let glue = glue_for(first, true)?;
+    let mut trainer = trainer(arguments, glue)?.keep_weights(keep_weights).at_once(several.at_once.get());
+    trainer.check(&runs)?;
+    if let Some(folder) = save_adapter {
+        let start = runs.iter().filter_map(|run| match &run.starts_from {
+            Some(StartsFrom::Adapter(adapter)) => Some(adapter.folder.as_path()),
+            _ => None,
+        });
+        check_output("--save-adapter", folder, start.chain([Path::new(&first.model)]))?;
+    }
     if !arguments.json {
         println!("data: {}", trainer.glue().origin());
     }
@@ -96,9 +160,6 @@ fn run(arguments: &RunArguments, several: &SeveralArguments, save_adapter: Optio
         [run] => vec![trainer.run(run)?],
         runs => trainer.run_all(runs)?,
     };
-    if let (Some(folder), [run]) = (save_adapter, runs.as_slice()) {
-        trainer.save_adapter(run, folder)?;
-    }
     for record in &records {
         if arguments.json {
             println!("{}", serde_json::to_string(record)?);
@@ -106,10 +167,22 @@ fn run(arguments: &RunArguments, several: &SeveralArguments, save_adapter: Optio
             print_result(&trainer, record, records.len() > 1);
         }
     }
-    if let (Some(folder), false) = (save_adapter, arguments.json) {
-        println!("adapter: {}", folder.display());
+    if let (Some(folder), [run]) = (save_adapter, runs.as_slice()) {
+        trainer.save_adapter(run, folder)?;
+        if !arguments.json {
+            println!("adapter: {}", folder.display());
+        }
     }
-    Ok(())
+    Ok(status(&records))
+}
+
+/// The exit status: of its own, with a line on the standard error, where a run has not come to its end.
+fn status(records: &[Record]) -> ExitCode {
+    let unfinished: Vec<&Record> = records.iter().filter(|record| !record.stop.is_final()).collect();
+    for record in &unfinished {
+        eprintln!("Note: {} is not finished: {}", record.run.name(), record.stop);
+    }
+    if unfinished.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(UNFINISHED) }
 }
 
 /// What a run reached and where its record lies; under a line that says which run it was, where there are several.
@@ -119,11 +192,22 @@ fn print_result(trainer: &Trainer, record: &Record, is_one_of_several: bool) {
     }
     match &record.best {
         Some(best) => {
-            let scores: Vec<String> =
-                best.scores.0.iter().map(|(metric, value)| format!("{metric} {value:.4}")).collect();
-            println!("best at epoch {:.2}: {}", best.epoch, scores.join(", "));
+            let listed = |scores: &Scores| -> String {
+                scores.0.iter().map(|(metric, value)| format!("{metric} {value:.4}")).collect::<Vec<_>>().join(", ")
+            };
+            println!("best at epoch {:.2}: {}", best.epoch, listed(&best.scores));
+            for (split, scores) in &best.other_scores {
+                println!("{split}: {}", listed(scores));
+            }
         }
-        None => println!("no evaluation had a score"),
+        None if record.stop == Stop::Diverged => println!("no evaluation had a score: {}", record.stop),
+        None => println!(
+            "no evaluation had a score: where all labels or all predictions are equal there is no correlation (Pearson, Spearman); what \
+             was trained is kept as it was at the last evaluation"
+        ),
+    }
+    if record.best.is_some() && record.stop != Stop::Finished {
+        println!("{}", record.stop);
     }
     if let Some(caveat) = record.data.caveat() {
         println!("note: {caveat}");
@@ -131,9 +215,15 @@ fn print_result(trainer: &Trainer, record: &Record, is_one_of_several: bool) {
     println!("record: {}", trainer.folder(&record.run).join("record.json").display());
 }
 
-fn predict(arguments: &RunArguments, folder: &Path) -> Result<()> {
-    let mut trainer = trainer(arguments)?.keep_weights(true);
+fn predict(arguments: &RunArguments, folder: &Path) -> Result<ExitCode> {
     let run = arguments.run()?;
+    run.check()?;
+    let mut trainer = trainer(arguments, glue_for(&run, true)?)?.keep_weights(true);
+    for &split in run.task.test_splits() {
+        trainer.glue().require(run.task, split)?;
+    }
+    check_output("--folder", folder, [])?;
+    let mut status_of_run = ExitCode::SUCCESS;
     let model = match &arguments.adapter {
         Some(adapter) => {
             let (model, warnings) = trainer.adapter_model(&run, adapter)?;
@@ -141,14 +231,15 @@ fn predict(arguments: &RunArguments, folder: &Path) -> Result<()> {
             model
         }
         None => {
-            trainer.run(&run)?;
+            let record = trainer.run(&run)?;
+            status_of_run = status(&[record]);
             trainer.trained_model(&run)?
         }
     };
     for path in trainer.write_predictions_of(&model, &run, folder).context("the test predictions")? {
         println!("{}", path.display());
     }
-    Ok(())
+    Ok(status_of_run)
 }
 
 fn replay(
@@ -159,24 +250,38 @@ fn replay(
     save_adapter: Option<&Path>,
 ) -> Result<()> {
     let run = arguments.run()?;
-    let replayed = trainer::replay(&mut trainer(arguments)?, &run, batches, start, passes, save_adapter)?;
+    let needs_data = run.method.needs_total_steps() || run.method.starts_from_data();
+    let mut trainer = trainer(arguments, glue_for(&run, needs_data)?)?;
+    let replayed = trainer::replay(&mut trainer, &run, batches, start, passes, save_adapter)?;
     println!("{}", serde_json::to_string(&replayed)?);
     Ok(())
 }
 
-fn data() -> Result<()> {
-    let glue = locate_glue()?;
+/// Lists every split; one that is broken is told and keeps none of the others from being listed.
+fn data(download: bool) -> Result<ExitCode> {
+    let glue = if download { Glue::download(|event| eprintln!("{event}")) } else { locate_glue()? };
     println!("data: {}", glue.origin());
+    let mut status = ExitCode::SUCCESS;
     for task in glue.tasks() {
         for split in glue.splits(task) {
-            println!("{:9} {:23} {}", task.name(), split.to_string(), glue.load(task, split)?.completeness);
+            let (task_name, split_name) = (task.name(), split.to_string());
+            match glue.load(task, split) {
+                Ok(dataset) => println!("{task_name:9} {split_name:23} {}", dataset.completeness),
+                Err(error) => {
+                    println!("{task_name:9} {split_name:23} broken");
+                    eprintln!("Error: {error}");
+                    status = ExitCode::FAILURE;
+                }
+            }
         }
     }
-    Ok(())
+    Ok(status)
 }
 
 fn parameters(arguments: &RunArguments, tree: bool) -> Result<()> {
-    let (mut trainer, run) = (trainer(arguments)?, arguments.run()?);
+    let run = arguments.run()?;
+    let needs_data = run.method.needs_total_steps() || run.method.starts_from_data();
+    let mut trainer = trainer(arguments, glue_for(&run, needs_data)?)?;
     let model = match &arguments.adapter {
         Some(adapter) => trainer.adapter_model(&run, adapter)?.0,
         None => trainer.untrained_model(&run)?,

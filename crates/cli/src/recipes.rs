@@ -1,10 +1,12 @@
 //! `peft-glue glue`: every recipe, in any number of interrupted parts.
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use trainer::glue::{Baseline, Split};
 use trainer::numbers::yes_or_no;
 use trainer::summary::Summary;
-use trainer::{Recipe, Record, Run, StartsFrom, Stop, Trainer, results};
+use trainer::{Recipe, Record, Run, StartsFrom, Stop, Trainer, check_writable, results};
 
 use crate::arguments::GlueArguments;
 use crate::progress;
@@ -19,7 +21,7 @@ struct Planned {
 }
 
 /// Makes what is missing, in the order of the recipes.
-pub(crate) fn perform(arguments: &GlueArguments) -> Result<()> {
+pub(crate) fn perform(arguments: &GlueArguments) -> Result<ExitCode> {
     let published = results::load(&arguments.results)?;
     let recipes = match arguments.recipes.as_slice() {
         [] => Recipe::all()?,
@@ -28,7 +30,7 @@ pub(crate) fn perform(arguments: &GlueArguments) -> Result<()> {
     if arguments.table {
         // Records are enough for it: no data is looked for.
         table(&recipes, &published);
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     let mut trainer = Trainer::new(crate::locate_glue()?, &arguments.runs)
         .device(arguments.device.clone())
@@ -43,18 +45,19 @@ pub(crate) fn perform(arguments: &GlueArguments) -> Result<()> {
         .collect();
     list(&mut trainer, &plan, &published)?;
     if arguments.list {
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
+    check_writable(&arguments.results)?;
     for Planned { name, run, .. } in plan.iter().filter(|planned| planned.record.is_none()) {
         println!("{name}");
         let record = trainer.run(run)?;
         if !record.stop.is_final() {
             println!("{}", record.stop);
-            return Ok(());
+            return Ok(crate::status(&[record]));
         }
         println!("  {}", results::publish(&arguments.results, name, &record)?.display());
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A row for each recipe that has records: its scores, mean and deviation over seeds, against the baselines.
@@ -78,7 +81,7 @@ fn table(recipes: &[Recipe], published: &[Record]) {
             summary.name(),
             each(&|baseline| summary.score_on(baseline.split, baseline.metric)),
             each(&|baseline| yes_or_no(summary.is_above(baseline)).into()),
-            summary.records.len(),
+            summary.seeds(),
             summary.share_of_model(first.parameters.trainable),
             summary.training_time(),
             first.run.starts_from.as_ref().and_then(StartsFrom::run).map_or("–", |run| run.task.name()),

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use trainer::DEFAULT_MODEL;
 
@@ -38,6 +38,98 @@ fn a_glue_dir_without_glue_is_an_error_and_not_another_copy() {
 fn a_model_that_is_nowhere_is_an_error_that_says_what_to_do() {
     let error = complaint(&[&RUN[..], &["--model", "./nowhere"]].concat(), &[]);
     assert!(error.contains("./nowhere") && error.contains("config.json"), "{error}");
+}
+
+#[test]
+fn a_complaint_names_the_option_as_it_was_typed() {
+    for (option, value, name) in [
+        ("--lr", "0", "lr is 0"),
+        ("--learning-rate", "0", "lr is 0"),
+        ("--warmup", "100", "warmup is 100"),
+        ("--eval-steps", "0", "eval-steps is every 0 steps"),
+        ("--train-limit", "0", "train-limit is 0"),
+        ("--loraplus-lr-ratio", "16", "loraplus-lr-ratio is 16 with BitFit"),
+    ] {
+        let error = complaint(&[&RUN[..], &[option, value]].concat(), &[]);
+        assert!(error.contains(name) && error.contains("give another --"), "{error}");
+    }
+    let lora = ["run", "--task", "synthetic", "--method", "lora", "--rank-pattern", "query=0"];
+    let error = complaint(&lora, &[]);
+    assert!(error.contains("query=0") && !error.contains("Some"), "{error}");
+}
+
+#[test]
+fn what_needs_no_data_looks_for_none_and_json_is_all_that_is_printed() {
+    // A folder that is no GLUE would be an error where data is looked for.
+    let nowhere = [("GLUE_DIR", "/no/such/folder")];
+    let output = peft_glue(&["parameters", "--task", "rte", "--method", "bitfit", "--model", TINY], &nowhere);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stderr.is_empty() || String::from_utf8_lossy(&output.stderr).starts_with("Note: "));
+    let error = complaint(&["run", "--task", "rte", "--method", "bitfit", "--model", TINY, "--json"], &nowhere);
+    assert!(error.contains("/no/such/folder"), "{error}");
+}
+
+#[test]
+fn a_broken_file_keeps_no_other_from_being_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    tiny_glue(folder.path());
+    std::fs::write(folder.path().join("CoLA/train.tsv"), "broken").unwrap();
+    let output = peft_glue(&["data"], &[("GLUE_DIR", folder.path().to_str().unwrap())]);
+    let (printed, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(printed.contains("broken") && printed.contains("WNLI") && printed.contains("146"), "{printed}");
+    assert!(said.contains("CoLA/train.tsv") && said.contains("line 1"), "{said}");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_the_command_without_a_word() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_peft-glue"));
+    child.args(["parameters", "--task", "rte", "--method", "full", "--model", TINY]);
+    let mut child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let said = child.wait_with_output().unwrap().stderr;
+    let said = String::from_utf8_lossy(&said);
+    assert!(!said.contains("panicked") && !said.contains("Broken pipe"), "{said}");
+}
+
+#[test]
+fn nothing_is_written_over_what_it_is_made_of_by_any_spelling_or_link() {
+    let folder = tempfile::tempdir().unwrap();
+    let (adapter, link) = (folder.path().join("adapter"), folder.path().join("link"));
+    std::fs::create_dir(&adapter).unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(Path::new(DORA).join(file), adapter.join(file)).unwrap();
+    }
+    std::os::unix::fs::symlink(&adapter, &link).unwrap();
+    let before = std::fs::read(adapter.join("adapter_model.safetensors")).unwrap();
+    let (adapter_name, link) = (adapter.to_str().unwrap(), link.to_str().unwrap());
+    for command in ["merge", "convert"] {
+        let rank: &[&str] = if command == "convert" { &["--rank", "2"] } else { &[] };
+        let asked = ["adapter", command, adapter_name, "--model", TINY, "--output", link];
+        let error = complaint(&[&asked[..], rank].concat(), &[]);
+        assert!(error.contains("--output") && error.contains("is read from"), "{error}");
+    }
+    assert!(std::fs::read(adapter.join("adapter_model.safetensors")).unwrap() == before);
+    let error = complaint(&["adapter", "merge", adapter_name, "--model", TINY, "--output", &format!("{TINY}/.")], &[]);
+    assert!(error.contains("--output") && error.contains("is read from"), "{error}");
+}
+
+#[test]
+#[ignore = "needs models/: make test"]
+fn a_run_that_is_not_finished_is_told_by_the_exit_status_and_what_cannot_be_written_before_it_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    let runs = folder.path().join("runs");
+    let short = ["--train-limit", "16", "--batch-size", "8", "--json", "--runs", runs.to_str().unwrap()];
+    let output = peft_glue(&[&RUN[..], &short, &["--time-budget", "0"]].concat(), &[]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("is not finished: time budget spent"), "{said}");
+    serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap();
+    assert_eq!(peft_glue(&[&RUN[..], &short].concat(), &[]).status.code(), Some(0));
+    let unwritable = runs.join("digests.json/adapter");
+    let error =
+        complaint(&[&RUN[..], &short, &["--seed", "2", "--save-adapter", unwritable.to_str().unwrap()]].concat(), &[]);
+    assert!(error.contains("digests.json/adapter") && !error.contains("epoch"), "{error}");
 }
 
 #[test]
@@ -406,7 +498,7 @@ fn a_length_by_hand_must_fit_the_positions_and_the_default_adapts_and_says_so() 
     assert!(said(&bitfit).contains("cut to 40 tokens and not to 128"));
     assert!(!said(&[&bitfit[..], &["--max-length", "40"]].concat()).contains("are cut to"));
     let error = complaint(&[&bitfit[..], &["--max-length", "64"]].concat(), &[("GLUE_OFFLINE", "1")]);
-    assert!(error.contains("--max-length 64") && error.contains("give at most 40"), "{error}");
+    assert!(error.contains("max-length is 64, expected at most 40"), "{error}");
     let prompt = ["--method", "prompt_tuning", "--num-virtual-tokens", "30", "--model", TINY];
     let prompt = [&["parameters", "--task", "mnli"][..], &prompt].concat();
     assert!(said(&prompt).contains("cut to 10 tokens"), "{}", said(&prompt));

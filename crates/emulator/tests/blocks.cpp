@@ -101,6 +101,39 @@ void test_blocks() {
             }
         }
     });
+    test("products of matrices from shared memory are those of a loop, as they lie there and transposed", [] {
+        std::vector<float> a = small_integers(256, 1), b = small_integers(256, 2), c = small_integers(4 * 256, 3), d = c;
+        struct alignas(16) Memory { uint16_t a[256], b[256]; };
+        auto memory = std::make_unique<Memory>();
+        for (unsigned i = 0; i < 256; i++) memory->a[i] = to_bf16(a[i]), memory->b[i] = to_bf16(b[i]);
+        launch("matrix_products", 1, 32, 1024, d.data(), static_cast<const uint16_t*>(memory->a), static_cast<const uint16_t*>(memory->b));
+        for (unsigned way = 0; way < 4; way++) {
+            for (unsigned row = 0; row < 16; row++) {
+                for (unsigned column = 0; column < 16; column++) {
+                    float expected = c[way * 256 + row * 16 + column];
+                    for (unsigned k = 0; k < 16; k++) {
+                        expected += a[way % 2 ? k * 16 + row : row * 16 + k] * b[way >= 2 ? column * 16 + k : k * 16 + column];
+                    }
+                    check_close(d[way * 256 + row * 16 + column], expected, 0, "way " + std::to_string(way));
+                }
+            }
+        }
+    });
+    test("a copy into shared memory is not there before its group is awaited", [] {
+        struct alignas(16) Memory { uint16_t x[24], seen[12]; };
+        auto memory = std::make_unique<Memory>();
+        for (unsigned i = 0; i < 24; i++) memory->x[i] = to_bf16(float(1 + i / 8));
+        launch("copies_in_groups", 1, 1, 48, static_cast<uint16_t*>(memory->seen), static_cast<const uint16_t*>(memory->x));
+        uint16_t none = 0xffff, one = to_bf16(1), three = to_bf16(3);
+        std::vector<uint16_t> expected = {none, none, none, one, none, none, one, 0, none, one, 0, three};
+        check(expected == std::vector<uint16_t>(memory->seen, memory->seen + 12), "what is seen, group by group");
+    });
+    test("powers of two are those of the library", [] {
+        std::vector<float> x(32), y(32);
+        for (int i = 0; i < 32; i++) x[i] = float(i) * 0.37f - 9;
+        launch("powers_of_two", 1, 32, 0, y.data(), static_cast<const float*>(x.data()));
+        for (int i = 0; i < 32; i++) check_close(y[i] / std::exp2(double(x[i])), 1, 3e-7, std::to_string(x[i]));
+    });
     test("shared memory that nobody wrote holds NaN, in every block anew", [] {
         std::vector<float> fixed(3), dynamic(3);
         launch("read_fresh_shared", 3, 1, 16, fixed.data(), dynamic.data());
@@ -113,6 +146,14 @@ void test_blocks() {
         check_aborts("is in __shfl_sync of lanes ffffffff", [] { launch("two_functions", 1, 32, 0); });
         check_aborts("calls __syncwarp of lanes 0000ffff, without itself", [] { launch("not_in_the_mask", 1, 32, 0); });
         check_aborts("wrote behind its 64 bytes of dynamic shared memory", [] { launch("behind_shared", 1, 1, 64, 64u); });
+        alignas(16) static const uint16_t x[16] = {};
+        check_aborts("returned without waiting for its copies", [] { launch("copy_not_awaited", 1, 1, 16, static_cast<const uint16_t*>(x)); });
+        check_aborts("outside of the block's dynamic shared memory", [] { launch("copy_to", 1, 1, 16, static_cast<const uint16_t*>(x), 8u); });
+        check_aborts("which is not a multiple of 16 bytes", [] { launch("copy_to", 1, 1, 32, static_cast<const uint16_t*>(x), 4u); });
+        check_aborts("cp.async from", [] { launch("copy_to", 1, 1, 16, x + 4, 0u); });
+        check_aborts("ldmatrix at", [] { launch("matrices_from", 1, 32, 32, 4u); });
+        check_aborts("outside of the block's dynamic shared memory", [] { launch("matrices_from", 1, 32, 32, 16u); });
+        check_aborts("is in ldmatrix of lanes ffffffff", [] { launch("matrices_of_half_a_warp", 1, 32, 16); });
         check_aborts("there is no kernel missing", [] { launch("missing", 1, 1, 0); });
     });
 }

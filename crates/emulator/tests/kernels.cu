@@ -76,6 +76,53 @@ extern "C" __global__ void tile_products(float* d, const __nv_bfloat16* a, const
     if (way == 3) tile_product<col_major, col_major>(d, a, b, c, stride, false);
 }
 
+// d += a * b for 16 x 16 numbers that are copied into shared memory: each factor as it lies there, or in the other ways its transpose.
+extern "C" __global__ void matrix_products(float* d, const __nv_bfloat16* a, const __nv_bfloat16* b) {
+    DYNAMIC_SHARED(__nv_bfloat16, memory); // (2, 16, 16)
+    unsigned lane = threadIdx.x;
+    copy_async(memory + 8 * lane, a + 8 * lane, true);
+    copy_async(memory + 256 + 8 * lane, b + 8 * lane, true);
+    commit_copies();
+    wait_for_copies<0>();
+    __syncwarp();
+    for (unsigned way = 0; way < 4; way++) {
+        bool left_transposed = way % 2 == 1, right_transposed = way >= 2;
+        const __nv_bfloat16* downwards = memory + lane % 16 * 16 + lane / 16 * 8;
+        const __nv_bfloat16* to_the_right = memory + (lane % 8 + lane / 16 * 8) * 16 + lane / 8 % 2 * 8;
+        unsigned left[4], right[4];
+        if (left_transposed) load_transposed_matrices(left, to_the_right);
+        else load_matrices(left, downwards);
+        if (right_transposed) load_matrices(right, to_the_right + 256);
+        else load_transposed_matrices(right, downwards + 256);
+        // Where the PTX manual puts what a lane has of the sums of mma.m16n8k16, twice beside each other.
+        float sums[8];
+        for (unsigned i = 0; i < 8; i++) sums[i] = d[way * 256 + (lane / 4 + i / 2 % 2 * 8) * 16 + lane % 4 * 2 + i % 2 + i / 4 * 8];
+        multiply_add(sums, left, right);
+        for (unsigned i = 0; i < 8; i++) d[way * 256 + (lane / 4 + i / 2 % 2 * 8) * 16 + lane % 4 * 2 + i % 2 + i / 4 * 8] = sums[i];
+    }
+}
+
+// What lies in shared memory of three groups of copies, the second one of nothing, while none, one, and all but the last are awaited.
+extern "C" __global__ void copies_in_groups(__nv_bfloat16* seen, const __nv_bfloat16* x) {
+    DYNAMIC_SHARED(__nv_bfloat16, memory); // (3, 8)
+    for (unsigned group = 0; group < 3; group++) {
+        copy_async(memory + 8 * group, x + 8 * group, group != 1);
+        commit_copies();
+    }
+    auto see = [&] {
+        for (unsigned group = 0; group < 3; group++) *seen++ = memory[8 * group + 7];
+    };
+    see();
+    wait_for_copies<2>();
+    see();
+    wait_for_copies<1>();
+    see();
+    wait_for_copies<0>();
+    see();
+}
+
+extern "C" __global__ void powers_of_two(float* y, const float* x) { y[threadIdx.x] = exp2_approximate(x[threadIdx.x]); }
+
 extern "C" __global__ void read_fresh_shared(float* fixed, float* dynamic) {
     __shared__ float numbers[4];
     DYNAMIC_SHARED(float, others);
@@ -105,3 +152,26 @@ extern "C" __global__ void behind_shared(unsigned count) {
     bytes[count] = 0;
 }
 extern "C" __global__ void behind_memory(char* bytes, unsigned count) { bytes[count] = 0; }
+extern "C" __global__ void copy_not_awaited(const __nv_bfloat16* x) {
+    DYNAMIC_SHARED(__nv_bfloat16, memory);
+    copy_async(memory, x, true);
+    commit_copies();
+    wait_for_copies<1>();
+}
+extern "C" __global__ void copy_to(const __nv_bfloat16* x, unsigned place) {
+    DYNAMIC_SHARED(__nv_bfloat16, memory);
+    copy_async(memory + place, x, true);
+    commit_copies();
+    wait_for_copies<0>();
+}
+extern "C" __global__ void matrices_from(unsigned place) {
+    DYNAMIC_SHARED(__nv_bfloat16, memory);
+    unsigned registers[4];
+    load_matrices(registers, memory + place);
+}
+extern "C" __global__ void matrices_of_half_a_warp() {
+    DYNAMIC_SHARED(__nv_bfloat16, memory);
+    unsigned registers[4];
+    if (threadIdx.x < 16) load_matrices(registers, memory);
+    else __syncwarp();
+}

@@ -1,9 +1,10 @@
 //! One split of one task.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use polars::prelude::{Column, DataFrame};
+use polars::prelude::{Column, DataFrame, StringChunked};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -13,8 +14,8 @@ use crate::tsv::{self, Line};
 
 /// A split in a polars frame.
 ///
-/// Columns: `index` (i64, the row in its file from 0, left-out rows counted; a submission names it), `sentence1` and for pairs `sentence2`
-/// (strings), and where there are labels `label` (i64 class id, or f64 score) and for classes `label_name`.
+/// Columns: `index` (i64, the row in its file from 0, left-out rows counted; of a test set the number that the file itself gives the row, by
+/// which a submission names it, also where only a part of the rows is here), `sentence1` and for pairs `sentence2` (strings), and where there are labels `label` (i64 class id, or f64 score) and for classes `label_name`.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     /// The task.
@@ -94,14 +95,27 @@ impl Dataset {
     /// # Errors
     /// When the frame was changed and lacks its columns.
     pub fn examples(&self) -> Result<Vec<Example>> {
+        self.examples_of(0..self.len())
+    }
+
+    /// The texts of these rows, counted from 0, in their order; a row that is not there has none.
+    ///
+    /// # Errors
+    /// When the frame was changed and lacks its columns.
+    pub fn examples_of(&self, rows: impl IntoIterator<Item = usize>) -> Result<Vec<Example>> {
+        let text = |column: &StringChunked, row| column.get(row).unwrap_or_default().to_string();
         let first = self.frame.column("sentence1")?.str()?;
-        let texts = first.iter().map(|text| text.unwrap_or_default().to_string());
-        if !self.task.has_pairs() {
-            return Ok(texts.map(|first| Example { first, second: None }).collect());
-        }
-        let second = self.frame.column("sentence2")?.str()?;
-        let second = second.iter().map(|text| text.unwrap_or_default().to_string());
-        Ok(texts.zip(second).map(|(first, second)| Example { first, second: Some(second) }).collect())
+        let second = if self.task.has_pairs() { Some(self.frame.column("sentence2")?.str()?) } else { None };
+        let example = |row| Example { first: text(first, row), second: second.map(|second| text(second, row)) };
+        Ok(rows.into_iter().filter(|&row| row < self.len()).map(example).collect())
+    }
+
+    /// The rows' indices, in order.
+    ///
+    /// # Errors
+    /// When the frame was changed and lacks them.
+    pub fn index(&self) -> Result<Vec<i64>> {
+        Ok(self.frame.column("index")?.i64()?.iter().flatten().collect())
     }
 
     /// The labels, in order; `None` for a split without.
@@ -135,6 +149,7 @@ impl Dataset {
             let header = lines.remove(0);
             Format::from_header(task, labelled, path, &header)?
         };
+        let own = if labelled { None } else { format.own_index(&lines) };
         let ends_in_newline = bytes.ends_with(b"\n");
         let last = lines.len();
         let mut rows = Rows::default();
@@ -168,6 +183,7 @@ impl Dataset {
         let found = rows.first.len() + without_question;
         let completeness = Completeness { found, official: task.official_rows(split), extra: None };
         let dropped = torn + without_question;
+        rows.index = own.unwrap_or(rows.index);
         let frame = rows.into_frame(task, labelled)?;
         Ok(Self { task, split, frame, completeness, dropped, path: path.into() })
     }
@@ -179,12 +195,13 @@ struct Format {
     first: usize,
     second: Option<usize>,
     label: Option<usize>,
+    index: Option<usize>,
 }
 
 impl Format {
     /// CoLA's labelled files have no header: source, label, the author's mark, sentence.
     fn cola() -> Self {
-        Self { columns: 4, first: 3, second: None, label: Some(1) }
+        Self { columns: 4, first: 3, second: None, label: Some(1), index: None }
     }
 
     /// By name: official files and shortened copies of them differ in the columns around.
@@ -209,7 +226,17 @@ impl Format {
             first: position(first)?,
             second: second.map(position).transpose()?,
             label: if labelled { Some(position(label)?) } else { None },
+            index: ["index", "id"].into_iter().find_map(|name| position(name).ok()),
         })
+    }
+
+    /// The numbers that the file gives its rows, if each has one of its own.
+    fn own_index(&self, lines: &[Line]) -> Option<Vec<i64>> {
+        let number =
+            |line: &Line| line.fields.get(self.index?)?.trim().parse().ok().filter(|&number: &i64| number >= 0);
+        let numbers: Vec<i64> = lines.iter().map(number).collect::<Option<_>>()?;
+        let different = numbers.iter().collect::<BTreeSet<_>>().len();
+        (different == numbers.len()).then_some(numbers)
     }
 
     /// Whether the line is a part of a row: fields are missing, or the label is.
@@ -417,6 +444,31 @@ mod tests {
         assert_eq!(parse(Task::Rte, Split::Train, format!("{RTE}0\ta\tb\tentailment")).unwrap().len(), 1);
         let cut = message(Task::Rte, format!("{RTE}0\ta\tb\tentail"));
         assert!(cut.contains("\"entail\" in a truncated last line"), "{cut}");
+    }
+
+    #[test]
+    fn lines_without_any_character_hold_no_row_and_are_no_torn_ones() {
+        for end in ["", "\n", "\r\n", "\n\n\r\n", "\r"] {
+            let text = format!("{RTE}0\ta\tb\tentailment\n\n1\tc\td\tentailment\n{end}");
+            let data = parse(Task::Rte, Split::Train, text).unwrap();
+            assert_eq!((data.len(), data.index().unwrap()), (2, vec![0, 1]), "{end:?}");
+            let data = parse(Task::Qqp, Split::Train, format!("{QQP}0\t1\t2\ta\tb\t1\n{end}")).unwrap();
+            assert_eq!((data.len(), data.dropped), (1, 0), "{end:?}");
+        }
+        let error = message(Task::Rte, format!("\n{RTE}\n0\ta\tb\n"));
+        assert!(error.contains("line 4"), "{error}");
+        assert!(message(Task::Rte, "\n\r\n").contains("an empty file"));
+    }
+
+    #[test]
+    fn the_rows_of_a_part_of_a_test_file_keep_the_numbers_that_the_file_gives_them() {
+        let index = |text: &str| parse(Task::Rte, Split::Test, text).unwrap().index().unwrap();
+        assert_eq!(index("index\tsentence1\tsentence2\n17\ta\tb\n4\tc\td\n"), [17, 4]);
+        // What numbers no row alone is no index.
+        assert_eq!(index("index\tsentence1\tsentence2\n7\ta\tb\n7\tc\td\n"), [0, 1]);
+        assert_eq!(index("sentence1\tsentence2\na\tb\nc\td\n"), [0, 1]);
+        let qqp = parse(Task::Qqp, Split::Test, "id\tquestion1\tquestion2\n3\ta\tb\n").unwrap();
+        assert_eq!(qqp.index().unwrap(), [3]);
     }
 
     #[test]

@@ -2,15 +2,20 @@
 
 use std::fmt;
 use std::io::{Cursor, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::task::Task;
+use crate::variables::variable;
 
 const GLUE: &str = "https://dl.fbaipublicfiles.com/glue/data";
 const SENT_EVAL: &str = "https://dl.fbaipublicfiles.com/senteval/senteval_data";
+/// The variable that names another address with the same files, MRPC's among them.
+const MIRROR: &str = "GLUE_MIRROR";
+/// In the folder of a download that has not come to its end.
+const UNFINISHED: &str = ".download";
 
 /// A step of a download, for a caller to show. `Display` is one line.
 #[derive(Debug)]
@@ -18,46 +23,97 @@ const SENT_EVAL: &str = "https://dl.fbaipublicfiles.com/senteval/senteval_data";
 pub enum DownloadEvent {
     /// No copy of GLUE was found, and a download into the project's `data/glue` begins.
     Started,
+    /// A download came to an end before every task was there, and goes on.
+    Continued,
     /// This task is next.
     Task(Task),
-    /// It came to an end before every task was there; calling again goes on from there.
+    /// What was next is not there.
     Failed(Error),
+    /// The end of a download after which these tasks are missing; the next one goes on with them.
+    Missing(Vec<Task>),
 }
 
 impl fmt::Display for DownloadEvent {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Started => f.write_str("no GLUE in GLUE_DIR or data/glue: downloading it to data/glue"),
+            Self::Continued => {
+                f.write_str("the download to data/glue had not come to its end: fetching what is missing")
+            }
             Self::Task(task) => write!(f, "  {task}"),
             Self::Failed(error) => error.fmt(f),
+            Self::Missing(tasks) => {
+                let tasks: Vec<&str> = tasks.iter().map(|task| task.name()).collect();
+                write!(f, "missing: {}; `peft-glue data --download` goes on from here", tasks.join(", "))
+            }
         }
     }
 }
 
-/// Downloads every task into `root`. A task that is there already is left as it is, so that a download that failed goes on.
+/// Downloads every task into `root` that is not there, and reports which could not be had: a file that is missing keeps no other task
+/// from being fetched, an address that does not answer does.
+///
+/// # Errors
+/// When `root` cannot be written.
 pub(crate) fn all(root: &Path, mut report: impl FnMut(&DownloadEvent)) -> Result<()> {
-    for task in Task::ALL.into_iter().filter(|task| !root.join(task.name()).is_dir()) {
+    let marker = root.join(UNFINISHED);
+    let failed = |source| Error::Write { path: marker.clone(), source };
+    write_atomically(&marker, b"").map_err(failed)?;
+    for task in missing(root) {
         report(&DownloadEvent::Task(task));
-        download(task, root)?;
+        if let Err(error) = download(task, root) {
+            let is_over = matches!(error, Error::Unreachable { .. } | Error::Write { .. });
+            report(&DownloadEvent::Failed(error));
+            if is_over {
+                break;
+            }
+        }
+    }
+    let missing = missing(root);
+    if missing.is_empty() || missing.len() == Task::ALL.len() {
+        std::fs::remove_file(&marker).map_err(failed)?;
+    }
+    if !missing.is_empty() {
+        report(&DownloadEvent::Missing(missing));
     }
     Ok(())
+}
+
+fn missing(root: &Path) -> Vec<Task> {
+    Task::ALL.into_iter().filter(|task| !root.join(task.name()).is_dir()).collect()
+}
+
+/// Whether a download into `root` began and did not come to its end.
+pub(crate) fn is_unfinished(root: &Path) -> bool {
+    root.join(UNFINISHED).exists() || Task::ALL.iter().any(|&task| partial(root, task).exists())
+}
+
+/// The folder of a task's files while they are written.
+fn partial(root: &Path, task: Task) -> PathBuf {
+    root.join(format!("{}.partial", task.name()))
 }
 
 /// Downloads a task into its folder in `root`.
 fn download(task: Task, root: &Path) -> Result<()> {
     let files = match task {
         Task::Mrpc => {
-            let [train, test] = ["train", "test"].map(|part| format!("{SENT_EVAL}/msr_paraphrase_{part}.txt"));
-            let ids = fetch(&format!("{GLUE}/mrpc_dev_ids.tsv"))?;
+            let [train, test] = ["train", "test"].map(|part| address(SENT_EVAL, &format!("msr_paraphrase_{part}.txt")));
+            let ids = fetch(&address(GLUE, "mrpc_dev_ids.tsv"))?;
             mrpc(&fetch(&train)?, &fetch(&test)?, &ids)?
         }
-        Task::Ax => vec![("diagnostic.tsv".into(), fetch(&format!("{GLUE}/AX.tsv"))?)],
+        Task::Ax => vec![("diagnostic.tsv".into(), fetch(&address(GLUE, "AX.tsv"))?)],
         _ => {
-            let url = format!("{GLUE}/{}.zip", archive(task));
+            let url = address(GLUE, &format!("{}.zip", archive(task)));
             unzip(&url, fetch(&url)?)?
         }
     };
     put_into_place(root, task, files)
+}
+
+/// Where a file lies, or on the mirror where one is named.
+fn address(folder: &str, file: &str) -> String {
+    let mirror = variable(MIRROR).map(|mirror| mirror.to_string_lossy().trim_end_matches('/').to_string());
+    format!("{}/{file}", mirror.as_deref().unwrap_or(folder))
 }
 
 /// The official download script exchanges QQP and STS-B, and names QNLI's first version; these are the right ones.
@@ -70,14 +126,18 @@ fn archive(task: Task) -> &'static str {
 }
 
 fn fetch(url: &str) -> Result<Vec<u8>> {
-    let failed = |reason: String| Error::Download { url: url.into(), reason };
+    let (address, url) = (url, url.to_string());
+    let failed = |reason: String| Error::Download { url: url.clone(), reason };
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_resolve(Some(Duration::from_secs(5)))
         .timeout_connect(Some(Duration::from_secs(5)))
         .timeout_global(Some(Duration::from_secs(1200)))
         .build()
         .into();
-    let mut response = agent.get(url).call().map_err(|error| failed(error.to_string()))?;
+    let mut response = agent.get(address).call().map_err(|error| match error {
+        ureq::Error::StatusCode(_) => failed(error.to_string()),
+        other => Error::Unreachable { url: url.clone(), reason: other.to_string() },
+    })?;
     response.body_mut().with_config().limit(1 << 30).read_to_vec().map_err(|error| failed(error.to_string()))
 }
 
@@ -108,7 +168,7 @@ fn unzip(url: &str, bytes: Vec<u8>) -> Result<Vec<(String, Vec<u8>)>> {
 /// Writes a task's files beside its folder's place and then renames the folder, so that it is whole or not there.
 fn put_into_place(root: &Path, task: Task, files: Vec<(String, Vec<u8>)>) -> Result<()> {
     let folder = root.join(task.name());
-    let partial = root.join(format!("{}.partial", task.name()));
+    let partial = partial(root, task);
     for (name, content) in files {
         let path = partial.join(name);
         write_atomically(&path, &content).map_err(|source| Error::Write { path, source })?;

@@ -21,12 +21,14 @@ pub enum Error {
         found: String,
     },
     /// A file that cannot be opened.
-    #[error("{path}: cannot be read ({source}); expected {expected}. Set GLUE_DIR to a folder that has it")]
+    #[error("{path}: cannot be read ({source}); expected {expected}. Set GLUE_DIR to a folder that has it{or}")]
     Missing {
         /// The file.
         path: PathBuf,
         /// What it should hold.
         expected: String,
+        /// What else can be done.
+        or: &'static str,
         /// Why.
         source: std::io::Error,
     },
@@ -121,6 +123,14 @@ pub enum Error {
     /// A download that failed.
     #[error("{url}: cannot be downloaded ({reason}); put GLUE's task folders into a folder and set GLUE_DIR to it")]
     Download {
+        /// The address.
+        url: String,
+        /// Why.
+        reason: String,
+    },
+    /// An address that does not answer.
+    #[error("{url}: does not answer ({reason}); put GLUE's task folders into a folder and set GLUE_DIR to it")]
+    Unreachable {
         /// The address.
         url: String,
         /// Why.

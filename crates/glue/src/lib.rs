@@ -33,6 +33,7 @@ pub mod submission;
 mod synthetic;
 mod task;
 mod tsv;
+pub mod variables;
 
 pub use dataset::{Completeness, Dataset, Example};
 pub use download::DownloadEvent;

@@ -8,6 +8,7 @@ use crate::download::{self, DownloadEvent};
 use crate::error::{Error, Result};
 use crate::synthetic;
 use crate::task::{Split, Task};
+use crate::variables::{is_on, variable, with_home};
 
 /// A copy of GLUE, or, where there is none, the synthetic task alone.
 #[derive(Clone, Debug)]
@@ -46,8 +47,8 @@ impl fmt::Display for Origin {
 
 impl Glue {
     /// Finds GLUE: the folder that `GLUE_DIR` names, then the project's `data/glue`, then a download into `data/glue` (not with
-    /// `GLUE_OFFLINE=1`). Where all fail there is the synthetic task. A download takes minutes and says nothing:
-    /// [`Glue::locate_with`] tells of it.
+    /// `GLUE_OFFLINE=1`), which goes on where one had not come to its end. Where all fail there is the synthetic task. A download takes
+    /// minutes and says nothing: [`Glue::locate_with`] tells of it.
     ///
     /// # Errors
     /// When `GLUE_DIR` is set and there is no GLUE.
@@ -67,20 +68,29 @@ impl Glue {
     /// # Errors
     /// When `GLUE_DIR` is set and there is no GLUE.
     pub fn locate_with(mut report: impl FnMut(&DownloadEvent)) -> Result<Self> {
-        if let Some(glue) = Self::find()? {
-            return Ok(glue);
+        let found = Self::find()?;
+        let is_whole = |glue: &Self| glue.origin != Origin::Project || !download::is_unfinished(&own_folder());
+        match found {
+            Some(glue) if is_whole(&glue) => Ok(glue),
+            found if is_on("GLUE_OFFLINE") => {
+                Ok(found.unwrap_or_else(|| Self::synthetic("no GLUE found, and GLUE_OFFLINE is set")))
+            }
+            found => {
+                report(if found.is_some() { &DownloadEvent::Continued } else { &DownloadEvent::Started });
+                Ok(Self::download(report))
+            }
         }
-        if std::env::var_os("GLUE_OFFLINE").is_some_and(|value| value == "1") {
-            return Ok(Self::synthetic("no GLUE found, and GLUE_OFFLINE is set"));
-        }
-        let own = project_root().join("data/glue");
-        report(&DownloadEvent::Started);
-        if let Err(error) = download::all(&own, &mut report) {
+    }
+
+    /// Downloads into the project's `data/glue` every task that is not there, and reports each step. Where no task is there in the end,
+    /// there is the synthetic one.
+    pub fn download(mut report: impl FnMut(&DownloadEvent)) -> Self {
+        if let Err(error) = download::all(&own_folder(), &mut report) {
             report(&DownloadEvent::Failed(error));
         }
         // Tasks that arrived before a failure are of use.
-        Ok(Self::in_folder(own, Origin::Downloaded)
-            .unwrap_or_else(|| Self::synthetic("no GLUE found, and none could be downloaded")))
+        Self::in_folder(own_folder(), Origin::Downloaded)
+            .unwrap_or_else(|| Self::synthetic("no GLUE found, and none could be downloaded"))
     }
 
     /// The first copy of GLUE on this machine, in `locate`'s order; none where only a download is left. Never opens a
@@ -89,10 +99,10 @@ impl Glue {
     /// # Errors
     /// When `GLUE_DIR` is set and there is no GLUE.
     pub fn find() -> Result<Option<Self>> {
-        if let Some(folder) = std::env::var_os("GLUE_DIR") {
-            return Ok(Some(Self { origin: Origin::Variable, ..Self::at(folder)? }));
+        if let Some(folder) = variable("GLUE_DIR") {
+            return Ok(Some(Self { origin: Origin::Variable, ..Self::at(with_home(folder))? }));
         }
-        Ok(Self::in_folder(project_root().join("data/glue"), Origin::Project))
+        Ok(Self::in_folder(own_folder(), Origin::Project))
     }
 
     /// A folder with at least one file of a task.
@@ -136,11 +146,35 @@ impl Glue {
         task.splits().into_iter().filter(here).collect()
     }
 
-    /// Loads a split.
+    /// Fails if a split is not here, without reading it.
     ///
     /// # Errors
-    /// When the task has no such split or it is not here, or its file is broken; the message names file and line.
-    pub fn load(&self, task: Task, split: Split) -> Result<Dataset> {
+    /// When the task has no such split or its file is missing; the message names the file.
+    pub fn require(&self, task: Task, split: Split) -> Result<()> {
+        if task == Task::Synthetic && task.splits().contains(&split) {
+            return Ok(());
+        }
+        let (path, expected) = self.expected(task, split)?;
+        let or = self.or_download();
+        std::fs::File::open(&path).map_err(|source| Error::Missing { path, expected, or, source }).map(drop)
+    }
+
+    /// The files that a task is trained on and measured by, as far as they are here: with `extra` those of
+    /// [`Glue::load_with_extra`]. The synthetic task has none.
+    pub fn training_files(&self, task: Task, extra: bool) -> Vec<PathBuf> {
+        if task == Task::Synthetic {
+            return Vec::new();
+        }
+        let splits = [Split::Train].into_iter().chain(task.validation_splits().iter().copied());
+        let mut files: Vec<PathBuf> = splits.filter_map(|split| self.path(task, split)).collect();
+        let more = files.first().filter(|_| extra).map(|train| train.with_file_name("train_extra.tsv"));
+        files.extend(more);
+        files.retain(|file| file.is_file());
+        files
+    }
+
+    /// The file of a split, and what it should hold.
+    fn expected(&self, task: Task, split: Split) -> Result<(PathBuf, String)> {
         let no_split = |place: &str, choices: Vec<Split>| Error::NoSplit {
             task: task.name(),
             split: split.to_string(),
@@ -150,14 +184,24 @@ impl Glue {
         if !task.splits().contains(&split) {
             return Err(no_split("in GLUE", task.splits()));
         }
-        if task == Task::Synthetic {
-            return Dataset::parse(task, split, Path::new("synthetic"), synthetic::text(split).as_bytes());
-        }
         let path = self
             .path(task, split)
             .ok_or_else(|| no_split("without GLUE's data: set GLUE_DIR, or use the task synthetic", Vec::new()))?;
-        let expected = format!("the {split} split of {task}; here are: {}", listed(&self.splits(task)));
-        let bytes = std::fs::read(&path).map_err(|source| Error::Missing { path: path.clone(), expected, source })?;
+        Ok((path, format!("the {split} split of {task}; here are: {}", listed(&self.splits(task)))))
+    }
+
+    /// Loads a split.
+    ///
+    /// # Errors
+    /// When the task has no such split or it is not here, or its file is broken; the message names file and line.
+    pub fn load(&self, task: Task, split: Split) -> Result<Dataset> {
+        if task == Task::Synthetic && task.splits().contains(&split) {
+            return Dataset::parse(task, split, Path::new("synthetic"), synthetic::text(split).as_bytes());
+        }
+        let (path, expected) = self.expected(task, split)?;
+        let or = self.or_download();
+        let bytes =
+            std::fs::read(&path).map_err(|source| Error::Missing { path: path.clone(), expected, or, source })?;
         Dataset::parse(task, split, &path, &bytes)
     }
 
@@ -171,9 +215,19 @@ impl Glue {
         let path = train.path.with_file_name("train_extra.tsv");
         let expected =
             format!("labelled rows for {task} that are not GLUE's; to do without them, train on train.tsv alone");
-        let bytes = std::fs::read(&path).map_err(|source| Error::Missing { path: path.clone(), expected, source })?;
+        let or = "";
+        let bytes =
+            std::fs::read(&path).map_err(|source| Error::Missing { path: path.clone(), expected, or, source })?;
         train.append_extra(Dataset::parse(task, Split::Train, &path, &bytes)?)?;
         Ok(train)
+    }
+
+    /// What can be done about a file that is missing, besides naming another folder.
+    fn or_download(&self) -> &'static str {
+        match self.origin {
+            Origin::Project | Origin::Downloaded => ", or fetch what is missing: peft-glue data --download",
+            _ => "",
+        }
     }
 
     fn path(&self, task: Task, split: Split) -> Option<PathBuf> {
@@ -194,6 +248,11 @@ impl Glue {
         };
         Some(root.join(task.name()).join(file))
     }
+}
+
+/// Where the project's own copy of GLUE lies.
+fn own_folder() -> PathBuf {
+    project_root().join("data/glue")
 }
 
 fn listed(splits: &[Split]) -> String {

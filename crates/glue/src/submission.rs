@@ -20,40 +20,50 @@ pub fn splits() -> impl Iterator<Item = (Task, Split)> {
     Task::ALL.into_iter().flat_map(|task| task.test_splits().iter().map(move |&split| (task, split)))
 }
 
-/// Writes predictions for a test split as GLUE's `{task}.tsv` into `folder`: a header, then index and prediction, from 0. MNLI,
-/// QNLI, RTE and AX are written as class names; STS-B's scores are clamped to 0 to 5 and have three decimals.
+/// Writes predictions for a test split as GLUE's `{task}.tsv` into `folder`: a header, then the index of each row and its prediction, in
+/// the order of the indices. MNLI, QNLI, RTE and AX are written as class names; STS-B's scores are clamped to 0 to 5 and have three
+/// decimals.
 ///
 /// # Errors
-/// When there are not `rows` predictions, a score is not a number, a class is none of the task's, or the file cannot be written.
-pub fn write(folder: &Path, task: Task, split: Split, predictions: &Targets, rows: usize) -> Result<PathBuf> {
+/// When there are not as many predictions as indices, a score is not a number, a class is none of the task's, or the file cannot be written.
+pub fn write(
+    folder: &Path,
+    task: Task,
+    split: Split,
+    predictions: &Targets,
+    index: impl IntoIterator<Item = i64>,
+) -> Result<PathBuf> {
+    let index: Vec<i64> = index.into_iter().collect();
     let wrong = |expected: String, found: String| {
         Err(Error::Predictions { what: format!("predictions for {task}, {split}"), expected, found })
     };
-    if predictions.len() != rows {
-        return wrong(format!("{rows} rows"), format!("{} rows", predictions.len()));
+    if predictions.len() != index.len() {
+        return wrong(format!("{} rows", index.len()), format!("{} rows", predictions.len()));
     }
-    let mut text = format!("{HEADER}\n");
+    let mut lines = Vec::new();
     match predictions {
         Targets::Values(scores) if task.is_regression() => {
-            for (index, score) in scores.iter().enumerate() {
+            for (index, score) in index.into_iter().zip(scores) {
                 if score.is_nan() {
                     return wrong("numbers".into(), format!("NaN in row {index}"));
                 }
-                text += &format!("{index}\t{:.3}\n", score.clamp(0.0, 5.0));
+                lines.push((index, format!("{index}\t{:.3}\n", score.clamp(0.0, 5.0))));
             }
         }
         Targets::Classes(classes) if !task.is_regression() => {
-            for (index, &class) in classes.iter().enumerate() {
+            for (index, &class) in index.into_iter().zip(classes) {
                 match task.labels().get(class) {
-                    Some(name) if has_label_names(task) => text += &format!("{index}\t{name}\n"),
-                    Some(_) => text += &format!("{index}\t{class}\n"),
+                    Some(name) if has_label_names(task) => lines.push((index, format!("{index}\t{name}\n"))),
+                    Some(_) => lines.push((index, format!("{index}\t{class}\n"))),
                     None => return wrong(format!("classes below {}", task.num_labels()), format!("class {class}")),
                 }
             }
         }
         _ => return wrong(if task.is_regression() { "scores" } else { "classes" }.into(), "the other kind".into()),
     }
-    let path = folder.join(file_name(task, split));
+    lines.sort();
+    let lines: String = lines.into_iter().map(|(_, line)| line).collect();
+    let (path, text) = (folder.join(file_name(task, split)), format!("{HEADER}\n{lines}"));
     write_atomically(&path, text.as_bytes()).map_err(|source| Error::Write { path: path.clone(), source })?;
     Ok(path)
 }
@@ -218,8 +228,16 @@ mod tests {
 
     fn written(task: Task, split: Split, predictions: Targets) -> (String, String) {
         let folder = tempfile::tempdir().unwrap();
-        let path = write(folder.path(), task, split, &predictions, predictions.len()).unwrap();
+        let path = write(folder.path(), task, split, &predictions, 0..predictions.len() as i64).unwrap();
         (path.file_name().unwrap().to_string_lossy().into(), std::fs::read_to_string(path).unwrap())
+    }
+
+    #[test]
+    fn a_part_of_a_test_set_is_written_under_its_own_indices_in_their_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = write(folder.path(), Task::Rte, Split::Test, &Targets::Classes(vec![0, 1, 0]), [40, 7, 8]).unwrap();
+        let expected = "index\tprediction\n7\tnot_entailment\n8\tentailment\n40\tentailment\n";
+        assert_eq!(std::fs::read_to_string(path).unwrap(), expected);
     }
 
     #[test]
@@ -238,10 +256,10 @@ mod tests {
     fn too_few_rows_or_a_class_that_is_none_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let error =
-            write(folder.path(), Task::Rte, Split::Test, &Targets::Classes(vec![0]), 2).unwrap_err().to_string();
+            write(folder.path(), Task::Rte, Split::Test, &Targets::Classes(vec![0]), 0..2).unwrap_err().to_string();
         assert!(error.contains("expected 2 rows, found 1 rows"), "{error}");
-        assert!(write(folder.path(), Task::Rte, Split::Test, &Targets::Classes(vec![2]), 1).is_err());
-        assert!(write(folder.path(), Task::StsB, Split::Test, &Targets::Values(vec![f64::NAN]), 1).is_err());
+        assert!(write(folder.path(), Task::Rte, Split::Test, &Targets::Classes(vec![2]), 0..1).is_err());
+        assert!(write(folder.path(), Task::StsB, Split::Test, &Targets::Values(vec![f64::NAN]), 0..1).is_err());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

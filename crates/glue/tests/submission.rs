@@ -31,7 +31,7 @@ fn write_all(folder: &Path) {
         } else {
             Targets::Classes((0..rows).map(|row| row % task.num_labels()).collect())
         };
-        write(folder, task, split, &predictions, rows).unwrap();
+        write(folder, task, split, &predictions, 0..rows as i64).unwrap();
     }
 }
 
@@ -75,7 +75,7 @@ fn a_missing_file_and_an_additional_one_are_refused_by_name_and_leave_no_zip() {
 fn predictions_for_a_part_of_a_test_file_are_refused_in_the_zip() {
     let folder = tempfile::tempdir().unwrap();
     write_all(folder.path());
-    write(folder.path(), Task::Rte, Split::Test, &Targets::Classes(vec![0; 1000]), 1000).unwrap();
+    write(folder.path(), Task::Rte, Split::Test, &Targets::Classes(vec![0; 1000]), 0..1000).unwrap();
     let error = write_zip(folder.path(), &folder.path().join("submission.zip")).unwrap_err().to_string();
     for part in ["RTE.tsv, line 1002:", "expected 3000 rows", "a part of it cannot be handed in", "found 1000 rows"] {
         assert!(error.contains(part), "{error}");
@@ -148,7 +148,7 @@ fn the_majority_class_fills_in_for_test_files_that_are_absent_or_partial() {
 
     for (task, split) in [(Task::Mnli, Split::Test), (Task::Ax, Split::Test)] {
         let predictions = of(task, split);
-        let path = write(root.path(), task, split, &predictions, predictions.len()).unwrap();
+        let path = write(root.path(), task, split, &predictions, 0..predictions.len() as i64).unwrap();
         assert_eq!(path.file_name().unwrap().to_str(), Some(file_name(task, split).as_str()));
         check(&path).unwrap();
     }

@@ -13,11 +13,18 @@ struct Slot {
     float rate; // learning rate / (1 - beta1^step)
 };
 
-// What a block does: so many numbers of one parameter.
+// What a block does: so many numbers of one parameter, four at a time.
 constexpr unsigned SLOT_CHUNK = 4096;
 
-// The parameter that this block belongs to.
-__device__ __forceinline__ const Slot& slot_of_block(const Slot* slots, unsigned count) {
+// What a block has of one parameter.
+struct Chunk {
+    float *parameter, *first, *second;
+    const float* gradient;
+    unsigned count;
+    float keep, rate;
+};
+
+__device__ __forceinline__ Chunk chunk_of_block(const Slot* slots, unsigned count) {
     unsigned low = 0, high = count;
     while (high - low > 1) {
         unsigned middle = (low + high) / 2;
@@ -27,8 +34,14 @@ __device__ __forceinline__ const Slot& slot_of_block(const Slot* slots, unsigned
             high = middle;
         }
     }
-    return slots[low];
+    Slot slot = slots[low];
+    unsigned long long start = (blockIdx.x - slot.first_block) * SLOT_CHUNK, left = slot.count - start;
+    unsigned own = static_cast<unsigned>(left < SLOT_CHUNK ? left : SLOT_CHUNK);
+    return {slot.parameter + start, slot.first + start, slot.second + start, slot.gradient + start, own, slot.keep, slot.rate};
 }
+
+// The positions of the first of four numbers that a thread takes of a chunk.
+#define FOR_FOURS_OF_CHUNK(first, chunk) for (unsigned first = 4 * threadIdx.x; first < chunk.count; first += 4 * blockDim.x)
 
 // The sum over a block's threads, in thread 0, in f64: a norm over many parameters.
 __device__ __forceinline__ double block_sum_of_doubles(double x) {
@@ -45,12 +58,12 @@ __device__ __forceinline__ double block_sum_of_doubles(double x) {
 
 // sums (blocks): of the squares of each block's gradients.
 extern "C" __global__ void gradient_squares(double* sums, const Slot* slots, unsigned slot_count) {
-    const Slot& slot = slot_of_block(slots, slot_count);
-    unsigned long long start = (blockIdx.x - slot.first_block) * SLOT_CHUNK, end = min(slot.count, start + SLOT_CHUNK);
+    Chunk chunk = chunk_of_block(slots, slot_count);
     double sum = 0.0;
-    for (unsigned long long i = start + threadIdx.x; i < end; i += blockDim.x) {
-        double value = slot.gradient[i];
-        sum += value * value;
+    FOR_FOURS_OF_CHUNK(first, chunk) {
+        float values[4];
+        read_four(chunk.gradient, first, chunk.count, values);
+        for (unsigned i = 0; i < 4; i++) sum += static_cast<double>(values[i]) * values[i];
     }
     sum = block_sum_of_doubles(sum);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
@@ -72,15 +85,24 @@ extern "C" __global__ void adamw(
     const Slot* slots, unsigned slot_count, const double* factor, const float* loss, float beta1, float beta2, float correction,
     float epsilon) {
     if (loss && !(fabsf(*loss) <= 3.402823466e38f)) return;
-    const Slot& slot = slot_of_block(slots, slot_count);
-    float keep = slot.keep, rate = slot.rate, scale = static_cast<float>(*factor);
-    unsigned long long start = (blockIdx.x - slot.first_block) * SLOT_CHUNK, end = min(slot.count, start + SLOT_CHUNK);
-    for (unsigned long long i = start + threadIdx.x; i < end; i += blockDim.x) {
-        float g = slot.gradient[i] * scale;
-        float m = beta1 * slot.first[i] + (1.0f - beta1) * g;
-        float v = beta2 * slot.second[i] + (1.0f - beta2) * g * g;
-        slot.first[i] = m;
-        slot.second[i] = v;
-        slot.parameter[i] = slot.parameter[i] * keep - rate * m / (sqrtf(v) * correction + epsilon);
+    Chunk chunk = chunk_of_block(slots, slot_count);
+    float scale = static_cast<float>(*factor);
+    FOR_FOURS_OF_CHUNK(first, chunk) {
+        float gradient[4], m[4], v[4], values[4];
+        read_four(chunk.gradient, first, chunk.count, gradient);
+        read_four(chunk.first, first, chunk.count, m);
+        read_four(chunk.second, first, chunk.count, v);
+        read_four(chunk.parameter, first, chunk.count, values);
+        for (unsigned i = 0; i < 4; i++) {
+            float g = gradient[i] * scale;
+            m[i] = beta1 * m[i] + (1.0f - beta1) * g;
+            v[i] = beta2 * v[i] + (1.0f - beta2) * g * g;
+            values[i] = values[i] * chunk.keep - chunk.rate * m[i] / (sqrtf(v[i]) * correction + epsilon);
+        }
+        write_four(chunk.first, first, chunk.count, m);
+        write_four(chunk.second, first, chunk.count, v);
+        write_four(chunk.parameter, first, chunk.count, values);
     }
 }
+
+#undef FOR_FOURS_OF_CHUNK

@@ -29,37 +29,77 @@ template <typename T> __device__ __forceinline__ T from_float(float x);
 template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
 template <> __device__ __forceinline__ bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
 
-// Four neighbouring numbers, which one instruction reads or writes.
-template <typename T> struct alignas(4 * sizeof(T)) Pack {
-    T values[4];
+// Neighboring numbers, which one instruction reads or writes: 16 bytes at most.
+template <typename T, unsigned Count = 4> struct alignas(Count * sizeof(T)) Pack {
+    T values[Count];
 };
 
-// The position of this thread's first number, where each thread of a one-dimensional grid takes four.
-__device__ __forceinline__ unsigned first_of_four() { return 4 * (blockIdx.x * blockDim.x + threadIdx.x); }
+// How many numbers one instruction reads at most.
+template <typename T> constexpr unsigned WIDEST_PACK = 16 / sizeof(T);
 
-// Whether four numbers from `first` can be read at once.
-template <typename T> __device__ __forceinline__ bool is_pack(const T* data, unsigned first, unsigned count) {
-    return first + 4 <= count && reinterpret_cast<unsigned long long>(data + first) % sizeof(Pack<T>) == 0;
+// Element by element, each thread of a one-dimensional grid takes eight numbers.
+constexpr unsigned EIGHT = 8;
+__device__ __forceinline__ unsigned first_of_eight() { return EIGHT * (blockIdx.x * blockDim.x + threadIdx.x); }
+
+// Whether `Count` numbers from `first` on are there, and lie as packs of `Size` do.
+template <unsigned Count, unsigned Size, typename T>
+__device__ __forceinline__ bool are_packs(const T* data, unsigned first, unsigned count) {
+    return first + Count <= count && reinterpret_cast<unsigned long long>(data + first) % sizeof(Pack<T, Size>) == 0;
 }
 
-// Up to four numbers from `first` on; zeros behind the end.
-template <typename T> __device__ __forceinline__ void read_four(const T* data, unsigned first, unsigned count, float values[4]) {
-    if (is_pack(data, first, count)) {
-        Pack<T> pack = *reinterpret_cast<const Pack<T>*>(data + first);
-        for (unsigned i = 0; i < 4; i++) values[i] = to_float(pack.values[i]);
-    } else {
-        for (unsigned i = 0; i < 4; i++) values[i] = first + i < count ? to_float(data[first + i]) : 0.0f;
+// Numbers that are there and lie as packs do: the widest that their count allows.
+template <unsigned Count, typename T> __device__ __forceinline__ void read_packs(const T* data, float values[Count]) {
+    constexpr unsigned SIZE = Count < WIDEST_PACK<T> ? Count : WIDEST_PACK<T>;
+#pragma unroll
+    for (unsigned first = 0; first < Count; first += SIZE) {
+        Pack<T, SIZE> pack = *reinterpret_cast<const Pack<T, SIZE>*>(data + first);
+#pragma unroll
+        for (unsigned i = 0; i < SIZE; i++) values[first + i] = to_float(pack.values[i]);
     }
+}
+
+template <unsigned Count, typename T> __device__ __forceinline__ void write_packs(T* data, const float values[Count]) {
+    constexpr unsigned SIZE = Count < WIDEST_PACK<T> ? Count : WIDEST_PACK<T>;
+#pragma unroll
+    for (unsigned first = 0; first < Count; first += SIZE) {
+        Pack<T, SIZE> pack;
+#pragma unroll
+        for (unsigned i = 0; i < SIZE; i++) pack.values[i] = from_float<T>(values[first + i]);
+        *reinterpret_cast<Pack<T, SIZE>*>(data + first) = pack;
+    }
+}
+
+// Up to `Count` numbers from `first` on, wherever they lie; zeros behind the end.
+template <unsigned Count, typename T>
+__device__ __forceinline__ void read_numbers(const T* data, unsigned first, unsigned count, float values[Count]) {
+    constexpr unsigned SIZE = Count < WIDEST_PACK<T> ? Count : WIDEST_PACK<T>;
+    if (are_packs<Count, SIZE>(data, first, count)) {
+        read_packs<Count>(data + first, values);
+    } else {
+#pragma unroll
+        for (unsigned i = 0; i < Count; i++) values[i] = first + i < count ? to_float(data[first + i]) : 0.0f;
+    }
+}
+
+template <unsigned Count, typename T>
+__device__ __forceinline__ void write_numbers(T* data, unsigned first, unsigned count, const float values[Count]) {
+    constexpr unsigned SIZE = Count < WIDEST_PACK<T> ? Count : WIDEST_PACK<T>;
+    if (are_packs<Count, SIZE>(data, first, count)) {
+        write_packs<Count>(data + first, values);
+    } else {
+#pragma unroll
+        for (unsigned i = 0; i < Count; i++) {
+            if (first + i < count) data[first + i] = from_float<T>(values[i]);
+        }
+    }
+}
+
+template <typename T> __device__ __forceinline__ void read_four(const T* data, unsigned first, unsigned count, float values[4]) {
+    read_numbers<4>(data, first, count, values);
 }
 
 template <typename T> __device__ __forceinline__ void write_four(T* data, unsigned first, unsigned count, const float values[4]) {
-    if (is_pack(data, first, count)) {
-        Pack<T> pack;
-        for (unsigned i = 0; i < 4; i++) pack.values[i] = from_float<T>(values[i]);
-        *reinterpret_cast<Pack<T>*>(data + first) = pack;
-    } else {
-        for (unsigned i = 0; i < 4 && first + i < count; i++) data[first + i] = from_float<T>(values[i]);
-    }
+    write_numbers<4>(data, first, count, values);
 }
 
 __device__ __forceinline__ float warp_sum(float x) {

@@ -73,7 +73,7 @@ pub fn scores(recipes: &[Recipe], records: &[Record]) -> Table {
                     group.map_or(NO_RECORD.into(), |group| group.score_on(split, metric)),
                     baseline.map_or("–".into(), |baseline| baseline.value.to_string()),
                     above.map_or("–", text::yes_or_no).into(),
-                    group.map_or("–".into(), |group| group.records.len().to_string()),
+                    group.map_or("–".into(), |group| group.seeds()),
                     start(group.map_or(run, |group| &group.records[0].run)),
                     group.map_or("–".into(), |group| group.share_of_model(group.records[0].parameters.trainable)),
                     group.map_or("–".into(), |group| group.training_time()),

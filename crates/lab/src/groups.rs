@@ -122,6 +122,7 @@ pub(crate) mod tests {
             Completeness { found: official.unwrap_or(1000), official, extra: None }
         };
         Record {
+            inputs: None,
             model_made_by: None,
             run: Run::new(task, "all-MiniLM-L6-v2", method).seed(seed),
             parameters: ParameterCounts { trainable: trained + 770, without_head: trained, total: 22_714_770 },

@@ -94,10 +94,11 @@ impl Style {
         Self::new(color, symbol)
     }
 
-    /// This style, or where a chart has it already the same color with the first symbol that the chart does not have: for variants of a
-    /// method beside each other, such as LoRA and DoRA.
+    /// This style, or where a chart has it already the same color with the first symbol that the chart does not have, and another color
+    /// where it has all: for variants of a method beside each other, such as LoRA and DoRA.
     pub fn unlike(self, taken: &[Self]) -> Self {
-        let others = SYMBOLS.into_iter().map(|symbol| Self::new(self.color, symbol));
+        let colors = [self.color, VERMILLION, BLUE, BLUISH_GREEN, REDDISH_PURPLE, ORANGE, SKY_BLUE];
+        let others = colors.into_iter().flat_map(|color| SYMBOLS.map(|symbol| Self::new(color, symbol)));
         let free = std::iter::once(self.clone()).chain(others).find(|style| !taken.contains(style));
         free.unwrap_or(self)
     }
@@ -111,7 +112,8 @@ impl Style {
     /// The style of the series with this index, in a chart that does not compare methods.
     pub fn indexed(index: usize) -> Self {
         const COLORS: [&str; 4] = [SKY_BLUE, ORANGE, BLUE, REDDISH_PURPLE];
-        Self::new(COLORS[index % COLORS.len()], SYMBOLS[index % COLORS.len()].clone())
+        // The symbols shift by one with each turn of the colors, so that no pair comes again in twelve turns.
+        Self::new(COLORS[index % COLORS.len()], SYMBOLS[(index + index / COLORS.len()) % SYMBOLS.len()].clone())
     }
 }
 
@@ -146,6 +148,15 @@ mod tests {
         }
         assert_distinct(&styles);
         assert!(styles.iter().all(|style| style.color == VERMILLION));
+        for _ in 0..30 {
+            styles.push(Style::of(&Method::lora(8)).unlike(&styles));
+        }
+        assert_distinct(&styles);
+    }
+
+    #[test]
+    fn the_series_of_a_chart_of_many_tasks_differ() {
+        assert_distinct(&(0..24).map(Style::indexed).collect::<Vec<_>>());
     }
 
     /// Linear light of red, green and blue, from 0 to 1.

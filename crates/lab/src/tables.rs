@@ -120,7 +120,7 @@ pub fn runs(records: &[Record]) -> Table {
             text::duration(record.train_seconds),
             format!("{:.0}", record.tokens_per_second()),
         ]);
-        if record.stop != trainer::Stop::Finished {
+        if !matches!(record.stop, trainer::Stop::Finished | trainer::Stop::Diverged) {
             table.note(format!("{} seed {}: {}", run.method_name(), run.seed, record.stop));
         }
     }
@@ -180,7 +180,7 @@ pub fn comparison(records: &[Record]) -> Table {
                     group.task.to_string(),
                     group.name(),
                     thousands(group.parameters()),
-                    group.records.len().to_string(),
+                    group.seeds(),
                     if other { format!("{metric}, {split}") } else { metric.to_string() },
                     group.score_on(split, metric),
                     baseline.map_or("–".into(), |baseline| baseline.value.to_string()),
@@ -241,7 +241,7 @@ pub fn ranks(records: &[Record]) -> Table {
             group.name(),
             thousands(group.parameters()),
             group.share_of_model(group.parameters()),
-            group.records.len().to_string(),
+            group.seeds(),
             metric.to_string(),
             group.score(metric),
         ]);
@@ -348,7 +348,22 @@ pub fn environment(trainer: &Trainer, plan: &Plan, records: &[Record]) -> Table 
     table
 }
 
+/// What to say of runs that failed, since means are without them.
+fn failures(records: &[Record]) -> Vec<String> {
+    let failure = |record: &Record| {
+        let what = match (record.stop, record.best_score().is_finite()) {
+            (trainer::Stop::Diverged, true) => "diverged; its score is of before",
+            (trainer::Stop::Diverged, false) => "diverged without a score, and is in no mean",
+            (_, false) => "has no score, and is in no mean",
+            _ => return None,
+        };
+        Some(format!("{} {what}", record.run.name()))
+    };
+    records.iter().filter_map(failure).collect()
+}
+
 fn noted(mut table: Table, records: &[Record]) -> Table {
+    failures(records).into_iter().for_each(|failure| table.note(failure));
     caveats(records).into_iter().for_each(|caveat| table.note(caveat));
     table
 }
@@ -382,6 +397,23 @@ pub(crate) mod tests {
         assert!(!table.to_text().contains("different settings"));
         let below = comparison(&[record(Task::Sst2, Method::lora(8), 1, 0.87)]);
         assert_eq!(column(&below, "above"), ["no"]);
+    }
+
+    #[test]
+    fn a_seed_that_diverged_is_in_no_mean_and_every_table_says_so() {
+        let mut records = [1, 2, 3].map(|seed| record(Task::Rte, Method::lora(4), seed, 0.5 + 0.1 * seed as f64));
+        records[2].best = None;
+        records[2].stop = trainer::Stop::Diverged;
+        for table in [runs(&records), comparison(&records), methods(&records), ranks(&records)] {
+            let text = table.to_text();
+            assert!(text.contains("seed 3 diverged without a score, and is in no mean"), "{text}");
+        }
+        let metric = comparison(&records);
+        assert_eq!(column(&metric, "seeds")[0], "2 of 3");
+        assert!(column(&methods(&records), "mean ± deviation")[0].starts_with("0.650 ± 0.07"));
+        // One that is left has no deviation.
+        records[1].best = None;
+        assert_eq!(column(&comparison(&records), "mean ± deviation")[0], "0.600");
     }
 
     #[test]

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use candle_core::{Error, Result, Tensor, bail};
 
 use crate::adamw::{AdamWSettings, AdamWSlot, ClipFactor, Moments, ParameterMoments};
-use crate::autograd::Operation;
+use crate::autograd::{InputGradient, Operation};
 pub(crate) use crate::cpu;
 #[cfg(feature = "cuda")]
 use crate::cuda;
-use crate::operations::linear::{CpuWeight, Precision};
+use crate::operations::linear::{CpuWeight, LinearLayer, Precision};
 
 /// What a forward pass has saved, in the memory of its device.
 pub(crate) type Saved = Box<dyn Any + Send + Sync>;
@@ -26,18 +26,40 @@ pub(crate) fn forward<O: Operation>(operation: &O, inputs: &[&Tensor]) -> Result
     cpu::forward(operation, inputs)
 }
 
-/// The gradients of an operation's inputs, given its result and the contiguous gradient of that.
+/// Whether an operation's backward pass reads its result.
+pub(crate) fn reads_output<O: Operation>(operation: &O, output: &Tensor) -> bool {
+    #[cfg(feature = "cuda")]
+    if output.device().is_cuda() {
+        return cuda::reads_output(operation);
+    }
+    let _ = (operation, output);
+    true
+}
+
+/// The gradients of an operation's inputs, given its result, if its backward pass reads it, and the contiguous gradient of that.
 pub(crate) fn backward<O: Operation>(
     operation: &O,
     inputs: (&[&Tensor], &[bool]),
-    ends: [&Tensor; 2],
+    earlier: &[Option<Tensor>],
+    ends: (Option<&Tensor>, &Tensor),
     saved: Option<&Saved>,
-) -> Result<Vec<Option<Tensor>>> {
+) -> Result<Vec<Option<InputGradient>>> {
     #[cfg(feature = "cuda")]
-    if ends[1].device().is_cuda() {
-        return cuda::backward(operation, inputs, ends, saved);
+    if ends.1.device().is_cuda() {
+        return cuda::backward(operation, inputs, earlier, ends, saved);
     }
+    let _ = earlier; // The CPU adds up what operations find.
     cpu::backward(operation, inputs, ends, saved)
+}
+
+/// Several linear layers of one input, where their device computes them together.
+pub(crate) fn linear_layers(x: &Tensor, layers: &[LinearLayer]) -> Result<Option<Vec<Tensor>>> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return cuda::linear_layers(x, layers);
+    }
+    let _ = (x, layers);
+    Ok(None)
 }
 
 /// A weight as its device multiplies by it: ordered or rounded once if it is frozen. Clones are the same.

@@ -46,7 +46,10 @@ pub use backend::is_out_of_memory;
 pub use cpu::memory::keep_freed_memory;
 pub use cpu::threads::{on_workers, threads};
 #[cfg(feature = "cuda")]
-pub use cuda::{Communicators, card, card_memory, card_peak_memory, cuda_device, cuda_devices, cuda_stream};
+pub use cuda::{
+    Communicators, card, card_memory, card_peak_memory, count_launches, cuda_device, cuda_devices, cuda_stream,
+    forget_card_peak_memory,
+};
 pub use operations::activation::{Activation, activation};
 pub use operations::add::{add, scale, sub};
 pub use operations::attention::{AttentionOptions, RelativeRows, Scores, attention};
@@ -60,7 +63,7 @@ pub use operations::conversion::{to_f32, to_precision};
 pub use operations::dropout::{Dropout, add_dropout, dropout};
 pub use operations::embedding::embedding_sum;
 pub use operations::gate::gate;
-pub use operations::linear::{Lora, Precision, SharedWeights, Weight, linear, lora_linear};
+pub use operations::linear::{LinearLayer, Lora, Precision, SharedWeights, Weight, linear, linear_layers, lora_linear};
 pub use operations::loss::{cross_entropy, mean_squared_error};
 pub use operations::matrix_product::{kronecker, matrix_product};
 pub use operations::normalization::{add_norm, layer_norm};

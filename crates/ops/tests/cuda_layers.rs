@@ -36,6 +36,47 @@ fn attention_is_the_cpus_for_sequences_of_all_lengths() {
     attention("short", &[1, 17, 5, 16], 0, 3, 32, false, 0.0);
     attention("around a tile", &[64, 65, 1, 33], 0, 2, 64, false, 0.0);
     attention("long", &[300], 0, 1, 32, false, 0.0);
+    attention("a block's keys, and one more", &[128, 129, 7], 0, 2, 64, false, 0.1);
+    attention("wide heads, and a key more than a block's", &[65, 64], 0, 2, 128, false, 0.1);
+    attention("narrow heads, two to a block's keys", &[128, 66], 0, 2, 32, false, 0.1);
+}
+
+#[test]
+fn attention_gives_the_cpus_gradients_of_queries_or_of_keys_alone() {
+    for (head, lengths) in [(64, [60, 3]), (32, [100, 3]), (64, [140, 20])] {
+        let (segments, hidden) = (Segments::from_lengths(&lengths), 2 * head);
+        let rounded = |seed| matrix(segments.tokens(), hidden, seed).to_dtype(DType::BF16)?.to_dtype(DType::F32);
+        let all: Vec<Tensor> = (1..4).map(|seed| rounded(seed).unwrap()).collect();
+        for trained in [vec![0], vec![1], vec![2], vec![1, 2]] {
+            let inputs: Vec<Tensor> = trained.iter().map(|&input| all[input].clone()).collect();
+            for (dtype, tolerance) in TOLERANCES {
+                check(&format!("{trained:?} of {lengths:?}"), dtype, tolerance, inputs.len(), &inputs, |x| {
+                    let place = |input: usize| match trained.iter().position(|&index| index == input) {
+                        Some(at) => Ok(x[at].clone()),
+                        None => all[input].to_dtype(x[0].dtype())?.to_device(x[0].device()),
+                    };
+                    let options = options(2, Scores::Content, Dropout::new(0.1, 7));
+                    ops::attention(&place(0)?, &place(1)?, &place(2)?, &segments, options)
+                });
+            }
+        }
+    }
+}
+
+/// Tensor cores are given numbers by 16 bytes; where those begin elsewhere, others compute the same.
+#[test]
+fn attention_takes_queries_that_begin_anywhere_in_memory() {
+    let (segments, hidden) = (Segments::from_lengths(&[20, 70]), 64);
+    let count = segments.tokens() * hidden;
+    let queries = vector(count + 1, 1).to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+    let inputs = [matrix(segments.tokens(), hidden, 2), matrix(segments.tokens(), hidden, 3)];
+    for (dtype, tolerance) in TOLERANCES {
+        check("behind one number", dtype, tolerance, 2, &inputs, |x| {
+            let queries = queries.to_dtype(x[0].dtype())?.to_device(x[0].device())?;
+            let query = queries.narrow(0, 1, count)?.reshape(x[0].shape())?;
+            ops::attention(&query, &x[0], &x[1], &segments, options(2, Scores::Content, None))
+        });
+    }
 }
 
 #[test]
@@ -111,6 +152,9 @@ fn attention_with_a_bias_by_distance_is_the_cpus() {
     bias("first tokens", &[70, 3, 1], (0, true, 0.1), 32);
     bias("first tokens behind a prefix", &[130, 1], (70, true, 0.0), 32);
     bias("a small tile", &[40, 3], (2, false, 0.1), 200);
+    bias("all of a block's keys", &[128, 100], (0, false, 0.1), 64);
+    bias("more keys than a block's", &[129, 20], (0, false, 0.0), 64);
+    bias("wide heads", &[64, 70], (0, false, 0.1), 128);
 }
 
 /// Rows as DeBERTa has them: one for each near distance, and far distances together.
@@ -159,6 +203,17 @@ fn a_linear_layer_is_the_cpus_with_a_trained_and_with_a_frozen_weight() {
                 ops::linear(&inputs[0], &Weight::new(frozen, on(&inputs[0]))?, Some(&inputs[1]))
             });
         }
+    }
+}
+
+#[test]
+fn a_weight_that_is_computed_from_what_is_trained_passes_its_gradient_on() {
+    for (dtype, tolerance) in TOLERANCES {
+        check("computed", dtype, tolerance, 1, &[matrix(9, 24, 1), matrix(16, 24, 2), vector(16, 3)], |inputs| {
+            let precision = if inputs[0].dtype() == DType::F32 { Precision::F32 } else { Precision::Bf16 };
+            let (weight, bias) = (ops::scale(&inputs[1], 0.5)?, ops::scale(&inputs[2], 2.0)?);
+            ops::linear(&inputs[0], &Weight::new(weight, precision)?, Some(&bias))
+        });
     }
 }
 
@@ -221,6 +276,59 @@ fn a_lora_layer_is_the_cpus_with_and_without_dropout() {
                 ops::lora_linear(x, &weight, Some(&place(&bias)?), lora)
             });
         }
+    }
+}
+
+/// Keys, values and queries side by side, of x and of A and B of the layers that have a branch.
+fn projections(inputs: &[Tensor], layers: usize, branches: &[usize], biased: bool, scaling: f64) -> Result<Tensor> {
+    let (x, width, columns) = (&inputs[0], 40, inputs[0].dim(1)?);
+    let precision = if x.dtype() == DType::F32 { Precision::F32 } else { Precision::Bf16 };
+    let place = |tensor: Tensor| tensor.to_device(x.device());
+    let weight = |layer: usize| Weight::new(place(matrix(width, columns, 20 + layer as u64))?, precision);
+    let weights: Vec<Weight> = (0..layers).map(weight).collect::<Result<_>>()?;
+    let biases: Vec<Tensor> =
+        (0..layers).map(|layer| place(vector(width, 30 + layer as u64))).collect::<Result<_>>()?;
+    let layer = |layer: usize| {
+        let branch = branches.iter().position(|branch| *branch == layer).map(|branch| 1 + 2 * branch);
+        let lora = branch.map(|at| Lora { a: &inputs[at], b: &inputs[at + 1], scaling, dropout: None });
+        ops::LinearLayer { weight: &weights[layer], bias: biased.then_some(&biases[layer]), lora }
+    };
+    let outputs = ops::linear_layers(x, &(0..layers).map(layer).collect::<Vec<_>>())?;
+    outputs[1..].iter().try_fold(outputs[0].clone(), |all, output| ops::concatenate_columns(&all, output))
+}
+
+#[test]
+fn linear_layers_of_one_input_are_the_cpus_with_branches_beside_any_of_them() {
+    let cases: [(usize, &[usize], usize, bool); 7] = [
+        (3, &[1, 2], 8, true),
+        (3, &[0, 2], 8, false),
+        (3, &[0, 1, 2], 4, true),
+        (3, &[2], 3, true),
+        (2, &[1], 8, true),
+        (2, &[], 8, true),
+        (4, &[0, 1, 3], 8, true),
+    ];
+    for (layers, branches, rank, biased) in cases {
+        let mut inputs = vec![matrix(33, 24, 1)];
+        for branch in 0..branches.len() as u64 {
+            inputs.extend([matrix(rank, 24, 4 + branch), matrix(40, rank, 9 + branch)]);
+        }
+        for (dtype, tolerance) in TOLERANCES {
+            let name = format!("{layers} layers, branches beside {branches:?}");
+            check(&name, dtype, tolerance, 1, &inputs, |inputs| projections(inputs, layers, branches, biased, 0.5));
+        }
+    }
+}
+
+#[test]
+fn a_product_adds_what_was_found_of_its_inputs_gradient_before() {
+    let weight = matrix(24, 24, 2);
+    for (dtype, tolerance) in TOLERANCES {
+        check("a residual", dtype, tolerance, 1, &[matrix(33, 24, 1)], |inputs| {
+            let precision = if inputs[0].dtype() == DType::F32 { Precision::F32 } else { Precision::Bf16 };
+            let weight = Weight::new(weight.to_device(inputs[0].device())?, precision)?;
+            ops::add(&ops::linear(&inputs[0], &weight, None)?, &ops::gate(&inputs[0], &inputs[0])?)
+        });
     }
 }
 

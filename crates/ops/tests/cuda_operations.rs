@@ -20,7 +20,10 @@ fn both(name: &str, hidden: usize, inputs: &[Tensor], operation: impl Fn(&[Tenso
 
 #[test]
 fn a_layer_norm_is_the_cpus_for_odd_widths_and_many_rows() {
-    for (rows, columns) in [(1, 4), (7, 36), (300, 130), (3, 1030)] {
+    // Rows that registers hold, whole and in part, and those that they do not.
+    for (rows, columns) in
+        [(1, 4), (7, 36), (300, 130), (5, 384), (9, 512), (3, 768), (2, 776), (6, 1024), (3, 1030), (2, 1032)]
+    {
         let inputs = [matrix(rows, columns, 1), vector(columns, 2), vector(columns, 3)];
         both("layer_norm", 1, &inputs, |x| ops::layer_norm(&x[0], &x[1], &x[2], 1e-12));
     }
@@ -28,11 +31,40 @@ fn a_layer_norm_is_the_cpus_for_odd_widths_and_many_rows() {
 
 #[test]
 fn a_norm_of_a_sum_with_a_residual_is_the_cpus() {
-    for (rows, columns, dropout) in [(1, 4, 0.0), (300, 130, 0.2), (3, 1030, 0.1)] {
+    for (rows, columns, dropout) in [
+        (1, 4, 0.0),
+        (300, 130, 0.2),
+        (5, 256, 0.0),
+        (9, 384, 0.1),
+        (3, 768, 0.3),
+        (6, 1024, 0.1),
+        (3, 1030, 0.1),
+        (2, 1536, 0.2),
+    ] {
         let inputs = [matrix(rows, columns, 1), matrix(rows, columns, 4), vector(columns, 2), vector(columns, 3)];
         let norm = |x: &[Tensor]| ops::add_norm(&x[0], &x[1], Dropout::new(dropout, 5), &x[2], &x[3], 1e-12);
         both("add_norm", 2, &inputs, norm);
         both("add_norm of an f32 residual", 1, &inputs, norm);
+    }
+}
+
+#[test]
+fn a_layer_norm_of_rows_that_begin_between_packs_is_the_cpus() {
+    let inputs = [matrix(9, 258, 1), vector(256, 2), vector(256, 3)];
+    // The rows behind the first 129 numbers, whose address no 16 bytes divide.
+    let norm = |x: &[Tensor]| {
+        let rows = x[0].detach().flatten_all()?.narrow(0, 129, 8 * 256)?.reshape((8, 256))?;
+        ops::without_gradients(|| ops::layer_norm(&rows, &x[1], &x[2], 1e-12))
+    };
+    for (dtype, tolerance) in TOLERANCES {
+        let on = |device: &Device| {
+            let place = |tensor: &Tensor, dtype| tensor.to_dtype(dtype).unwrap().to_device(device).unwrap();
+            let x = place(&inputs[0].to_dtype(dtype).unwrap(), if device.is_cuda() { dtype } else { DType::F32 });
+            let y = norm(&[x, place(&inputs[1], DType::F32), place(&inputs[2], DType::F32)]).unwrap();
+            y.to_device(&Device::Cpu).unwrap().to_dtype(DType::F32).unwrap()
+        };
+        let error = support::difference(&on(&gpu()), &on(&Device::Cpu));
+        assert!(error <= tolerance, "{dtype:?}: {error:e}");
     }
 }
 

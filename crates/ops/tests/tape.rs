@@ -66,10 +66,10 @@ fn without_gradients_nothing_is_kept() -> Result<()> {
 #[test]
 fn work_that_a_worker_begins_in_the_midst_of_recorded_work_is_no_part_of_it() -> Result<()> {
     let (x, weight) = (variable((4, 3)), variable((3, 3)));
-    let (is_candles, has_gradient) = ops::on_workers(|| -> Result<_> {
+    let (is_candles, has_gradient) = ops::on_workers(&Device::Cpu, || -> Result<_> {
         let mut is_candles = None;
         let recorded = ops::record(|| {
-            is_candles = Some(ops::on_workers(|| scalar(&x, &weight))?.track_op());
+            is_candles = Some(ops::on_workers(&Device::Cpu, || scalar(&x, &weight))?.track_op());
             scalar(&x, &weight)
         })?;
         Ok((is_candles, recorded.gradients()?.get(&x).is_some()))

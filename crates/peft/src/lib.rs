@@ -51,6 +51,7 @@ mod checkpoint;
 mod encoder;
 mod error;
 mod files;
+mod hub;
 mod layers;
 mod model;
 mod numerics;
@@ -73,7 +74,7 @@ pub use model::{Model, ModelOptions};
 pub use ops::{Activation, Precision};
 pub use parameters::{Parameters, TrainableReport, TrainableTensor, TrainableTree, TreeParameter, is_head, thousands};
 pub use pooling::Pooling;
-pub use pretrained::Pretrained;
+pub use pretrained::{ModelFiles, Pretrained, model_name};
 pub use targets::Targets;
 pub use tuners::{
     AdaLora, AdapterStyle, AfterStep, Bias, BitFit, Bottleneck, Combination, CombinationType, Compacter,

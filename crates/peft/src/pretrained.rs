@@ -9,15 +9,18 @@ use ops::SharedWeights;
 
 use crate::architectures::Config;
 use crate::architectures::layout::Layout;
-use crate::checkpoint::{Configuration, INDEX, LabelMatch, Remark, Tensors, WEIGHTS, part_names};
+use crate::checkpoint::{Configuration, LabelMatch, Remark, Tensors, weight_files};
 use crate::error::{Error, Result};
+use crate::hub;
 use crate::pooling::Pooling;
 
 /// The files of a model folder that are read.
-const CONFIG: &str = "config.json";
-const TOKENIZER: &str = "tokenizer.json";
+pub(crate) const CONFIG: &str = "config.json";
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
+/// What a tokenizer can be made of where there is none.
+pub(crate) const VOCABULARY: &str = "vocab.txt";
 /// What changes how the tokenizer is used, if it is there.
-const BESIDE_TOKENIZER: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
+pub(crate) const BESIDE_TOKENIZER: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
 
 /// An encoder's checkpoint in memory, its tensors under Hugging Face's names with the encoder's prefix, such as `bert.`.
 #[derive(Clone)]
@@ -226,6 +229,47 @@ impl Pretrained {
     }
 }
 
+/// The files of a model on this machine, by which it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelFiles {
+    /// `config.json`, and the weights or their index and parts.
+    pub weights: Vec<PathBuf>,
+    /// Those of the tokenizer.
+    pub tokenizer: Vec<PathBuf>,
+}
+
+impl ModelFiles {
+    /// Those of the model that [`Pretrained::load`] finds by this name, without a download; none where it is not whole on this machine.
+    pub fn find(name: &str) -> Option<Self> {
+        let folder = find_folder(name).or_else(|| hub::cached(name))?;
+        let (index, parts) = weight_files(&folder).ok()?;
+        let mut weights = vec![folder.join(CONFIG), index];
+        weights.extend(parts);
+        weights.dedup();
+        let mut tokenizer = vec![folder.join(TOKENIZER), folder.join(VOCABULARY)];
+        tokenizer.extend(BESIDE_TOKENIZER.map(|name| folder.join(name)));
+        tokenizer.retain(|file| file.is_file());
+        Some(Self { weights, tokenizer })
+    }
+}
+
+/// One name for a model, however its folder is spelled: that of a folder below `models/` of the project, or else the path from the present
+/// folder, or else the whole path. A name that is no folder here, such as a hub id, stays as it is.
+pub fn model_name(name: &str) -> String {
+    let Some(folder) = find_folder(name) else { return name.into() };
+    let (Ok(folder), Ok(here)) = (folder.canonicalize(), std::env::current_dir().and_then(|here| here.canonicalize()))
+    else {
+        return name.into();
+    };
+    let in_models =
+        here.ancestors().filter_map(|above| folder.strip_prefix(above.join("models").canonicalize().ok()?).ok());
+    let shorter =
+        in_models.chain(folder.strip_prefix(&here).ok()).filter_map(Path::to_str).filter(|name| !name.is_empty());
+    let is_same = |name: &&str| find_folder(name).and_then(|found| found.canonicalize().ok()).as_ref() == Some(&folder);
+    let whole = || folder.to_str().unwrap_or(name);
+    shorter.into_iter().find(is_same).unwrap_or_else(whole).into()
+}
+
 impl Configuration {
     /// That of a model, which is found as [`Pretrained::load`] finds it.
     ///
@@ -236,51 +280,25 @@ impl Configuration {
     }
 }
 
-fn find(name: &str) -> Result<PathBuf> {
-    let is_model = |folder: &Path| folder.join(CONFIG).is_file();
+/// The folder of a model of that name, if it is on this machine and not in the hub's cache.
+fn find_folder(name: &str) -> Option<PathBuf> {
     let mut tried = vec![PathBuf::from(name)];
     if let Ok(here) = std::env::current_dir() {
         // From the project's root and from any folder below it, such as notebooks/.
         tried.extend(here.ancestors().map(|folder| folder.join("models").join(name)));
     }
-    if let Some(folder) = tried.iter().find(|folder| is_model(folder)) {
-        return Ok(folder.clone());
+    tried.into_iter().find(|folder| folder.join(CONFIG).is_file())
+}
+
+fn find(name: &str) -> Result<PathBuf> {
+    if let Some(folder) = find_folder(name) {
+        return Ok(folder);
     }
-    download(name).map_err(|hub| Error::ModelNotFound {
+    hub::model(name).map_err(|hub| Error::ModelNotFound {
         name: name.into(),
         tried: format!("{name:?} or models/{name}"),
         hub,
     })
-}
-
-/// Fetches the files of a hub model, or finds them in the hub's cache; returns their folder.
-fn download(name: &str) -> std::result::Result<PathBuf, String> {
-    if name.split('/').count() > 2 || name.starts_with(['.', '/']) {
-        return Err("that is no hub id".into());
-    }
-    let repository = hf_hub::Cache::from_env().model(name.to_string());
-    let fetch = |file: &str| match repository.get(file) {
-        Some(path) => Ok(path),
-        None => {
-            let hub = hf_hub::api::sync::ApiBuilder::from_env().build().map_err(|e| e.to_string())?;
-            hub.model(name.to_string()).get(file).map_err(|e| e.to_string())
-        }
-    };
-    let is_new = repository.get(TOKENIZER).is_none();
-    let path = fetch(CONFIG)?;
-    if let Err(error) = fetch(WEIGHTS) {
-        // Of a checkpoint in parts there is an index in its place.
-        let index = fetch(INDEX).map_err(|_| error)?;
-        for part in part_names(&index).map_err(|e| e.to_string())? {
-            fetch(&part)?;
-        }
-    }
-    fetch(TOKENIZER)?;
-    for file in BESIDE_TOKENIZER.iter().filter(|_| is_new) {
-        // A repository need not have it, and what it would say is then not said.
-        let _ = fetch(file);
-    }
-    path.parent().map(Path::to_path_buf).ok_or_else(|| "the hub's cache has no folder".into())
 }
 
 #[cfg(test)]
@@ -291,5 +309,32 @@ mod tests {
     fn a_model_that_is_nowhere_is_an_error_that_says_where_it_was_looked_for() {
         let error = Pretrained::load("./no/such/model").err().unwrap().to_string();
         assert!(error.contains("models/./no/such/model") && error.contains("make setup"), "{error}");
+    }
+
+    #[test]
+    fn a_model_has_one_name_however_its_folder_is_spelled() {
+        // The tests of a crate run in its folder.
+        let name = "tests/oracle/tiny-bert";
+        let whole = std::env::current_dir().unwrap().join(name);
+        for spelled in [name, "./tests/oracle/tiny-bert/", "tests/../tests/oracle//tiny-bert", whole.to_str().unwrap()]
+        {
+            assert_eq!(model_name(spelled), name, "{spelled}");
+        }
+        let elsewhere = tempfile::tempdir().unwrap();
+        let (folder, link) = (elsewhere.path().join("model"), elsewhere.path().join("link"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join(CONFIG), "{}").unwrap();
+        std::os::unix::fs::symlink(&folder, &link).unwrap();
+        let folder = folder.canonicalize().unwrap();
+        assert_eq!(model_name(link.to_str().unwrap()), folder.to_str().unwrap());
+        assert_eq!(model_name("some-lab/some-model"), "some-lab/some-model");
+    }
+
+    #[test]
+    fn a_model_is_known_by_its_weights_and_its_tokenizer() {
+        let files = ModelFiles::find("tests/oracle/tiny-bert").unwrap();
+        let names: Vec<_> = files.weights.iter().map(|file| file.file_name().unwrap().to_str().unwrap()).collect();
+        assert_eq!(names, ["config.json", "model.safetensors"]);
+        assert_eq!(ModelFiles::find("./no/such/model"), None);
     }
 }

@@ -1,5 +1,7 @@
 //! The tokenised training and validation data of a task, and packed batches of it.
 
+use std::time::Instant;
+
 use candle_core::{Device, Tensor};
 use glue::{Dataset, Glue, Split, Targets, Task};
 use peft::{Batch, Sequence};
@@ -21,10 +23,19 @@ pub struct Labelled {
 }
 
 impl Labelled {
-    fn new(dataset: &Dataset, tokenizer: &Tokenizer) -> Result<Self> {
+    /// The examples of these rows, all where none are named.
+    fn new(
+        dataset: &Dataset,
+        rows: Option<&[usize]>,
+        tokenizer: &Tokenizer,
+        deadline: Option<Instant>,
+    ) -> Result<Self> {
         let targets = dataset.targets()?.ok_or_else(|| no(dataset.task, "labels", "choose a labelled split"))?;
-        let sequences = tokenizer.encode(&dataset.examples()?)?;
-        Ok(Self { sequences, targets })
+        let (examples, targets) = match rows {
+            Some(rows) => (dataset.examples_of(rows.iter().copied())?, selected(&targets, rows)),
+            None => (dataset.examples()?, targets),
+        };
+        Ok(Self { sequences: tokenizer.encode_until(&examples, deadline)?, targets })
     }
 
     /// How many examples.
@@ -61,11 +72,16 @@ impl Labelled {
 
     /// The examples at `indices` only.
     pub(crate) fn selected(&self, indices: &[usize]) -> Self {
-        let targets = match &self.targets {
-            Targets::Classes(ids) => Targets::Classes(indices.iter().map(|&index| ids[index]).collect()),
-            Targets::Values(values) => Targets::Values(indices.iter().map(|&index| values[index]).collect()),
-        };
-        Self { sequences: indices.iter().map(|&index| self.sequences[index].clone()).collect(), targets }
+        let sequences = indices.iter().map(|&index| self.sequences[index].clone()).collect();
+        Self { sequences, targets: selected(&self.targets, indices) }
+    }
+}
+
+/// The labels at `indices`.
+fn selected(targets: &Targets, indices: &[usize]) -> Targets {
+    match targets {
+        Targets::Classes(ids) => Targets::Classes(indices.iter().map(|&index| ids[index]).collect()),
+        Targets::Values(values) => Targets::Values(indices.iter().map(|&index| values[index]).collect()),
     }
 }
 
@@ -86,29 +102,29 @@ impl TaskData {
     /// run; with `train_extra`, that of GLUE's rows and further ones.
     ///
     /// # Errors
-    /// When a file is missing or broken, or the task has nothing to train on (AX).
-    pub fn load(glue: &Glue, task: Task, tokenizer: &Tokenizer, settings: &Settings) -> Result<Self> {
-        if task.validation_splits().is_empty() {
-            return Err(no(task, "training data", "it is predicted with a model trained on MNLI"));
-        }
+    /// When a file is missing or broken, the task has nothing to train on (AX), or the deadline passes before all is tokenised.
+    pub fn load(
+        glue: &Glue,
+        task: Task,
+        tokenizer: &Tokenizer,
+        settings: &Settings,
+        deadline: Option<Instant>,
+    ) -> Result<Self> {
+        check_trainable(task)?;
         let rows = if settings.train_extra { glue.load_with_extra(task)? } else { glue.load(task, Split::Train)? };
-        let mut train = Labelled::new(&rows, tokenizer)?;
-        if let Some(limit) = settings.train_limit.filter(|&limit| limit < train.len()) {
-            if limit == 0 {
-                let expected = "at least 1".into();
-                return Err(Error::Setting { name: "train_limit", found: "0".into(), expected });
-            }
-            let mut order: Vec<usize> = (0..train.len()).collect();
+        let limited = settings.train_limit.filter(|&limit| limit < rows.len()).map(|limit| {
+            let mut order: Vec<usize> = (0..rows.len()).collect();
             order.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
             order.truncate(limit);
             order.sort_unstable();
-            train = train.selected(&order);
-        }
+            order
+        });
+        let train = Labelled::new(&rows, limited.as_deref(), tokenizer, deadline)?;
         let mut validation = Vec::new();
         let mut validation_rows = Vec::new();
         for &split in task.validation_splits() {
             let rows = glue.load(task, split)?;
-            validation.push((split, Labelled::new(&rows, tokenizer)?));
+            validation.push((split, Labelled::new(&rows, None, tokenizer, deadline)?));
             validation_rows.push((split, rows.completeness));
         }
         let summary = DataSummary {
@@ -120,6 +136,14 @@ impl TaskData {
             synthetic: task == Task::Synthetic,
         };
         Ok(Self { task, train, validation, summary })
+    }
+}
+
+/// Fails for a task that has nothing to train on.
+pub(crate) fn check_trainable(task: Task) -> Result<()> {
+    match task.validation_splits() {
+        [] => Err(no(task, "training data", "it is predicted with a model trained on MNLI")),
+        _ => Ok(()),
     }
 }
 

@@ -16,7 +16,7 @@ pub enum Error {
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
     /// A tokenizer that does not load or does not encode.
-    #[error("{path}: {reason}; expected the tokenizer.json of a Hugging Face model")]
+    #[error("{path}: {reason}; expected the tokenizer of a Hugging Face model")]
     Tokenizer { path: PathBuf, reason: String },
     /// A tokenizer without the tokens that stand around sentences.
     #[error(
@@ -78,6 +78,11 @@ pub enum Error {
     /// A run that is to predict and has no end to predict from.
     #[error("{run}: expected a run that has come to its end, found {stop}")]
     Unfinished { run: String, stop: String },
+    /// A run for which there was no time.
+    #[error(
+        "the time budget was spent after {done} of {of} sentences were tokenised, and nothing is trained; give a longer one"
+    )]
+    OutOfTime { done: usize, of: usize },
     /// A run whose trained weights were not kept.
     #[error("run {key}: no trained weights were kept; run it again with weights kept (`--keep-weights`)")]
     NoWeights { key: String },

@@ -1,7 +1,9 @@
 //! Events of a job while it trains, and the loggers that are told of them. This crate prints nothing by itself.
 
 use std::fmt;
+use std::path::Path;
 
+use glue::Completeness;
 use peft::Remark;
 
 use crate::error::Error;
@@ -41,6 +43,22 @@ impl fmt::Display for Place {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
+    /// What the run is made from is not what it was made from before: that record stays, and the run is made anew.
+    Changed {
+        /// The run.
+        run: &'a Run,
+        /// What is another, such as the data.
+        changed: &'a [&'static str],
+        /// Where the record of before lies.
+        before: &'a Path,
+    },
+    /// Predictions of a test set were written.
+    Predicted {
+        /// The file.
+        path: &'a Path,
+        /// How much of the test set was here.
+        completeness: Completeness,
+    },
     /// The run has a record already.
     Found {
         /// The run.
@@ -116,6 +134,15 @@ pub enum Event<'a> {
 impl fmt::Display for Event<'_> {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
+            Self::Changed { run, changed, before } => {
+                let (run, changed, before) = (run.description(), changed.join(" and "), before.display());
+                write!(f, "{run}: the {changed} changed since what lies in {before}, which stays; the run is made anew")
+            }
+            Self::Predicted { path, completeness } if completeness.is_partial() => {
+                let path = path.display();
+                write!(f, "{path} predicts {completeness} rows; GLUE's server takes predictions of all")
+            }
+            Self::Predicted { path, completeness } => write!(f, "{} predicts {completeness} rows", path.display()),
             Self::Found { run } => write!(f, "{}: found its record", run.description()),
             Self::Remark { remark } => write!(f, "note: {remark}"),
             Self::Begun { run, start, model_made_by } => write_begin(f, run, start.as_ref(), *model_made_by),
@@ -134,9 +161,14 @@ impl fmt::Display for Event<'_> {
                 write!(f, "  step {step}: out of memory; from here on in parts of {part_tokens} tokens")
             }
             Self::Diverged { step, loss } => write!(f, "  step {step}: the loss is {loss}"),
-            Self::Evaluated { evaluation: Evaluation { epoch, loss, scores, .. }, is_best } => {
+            Self::Evaluated { evaluation, is_best } => {
+                let Evaluation { epoch, loss, scores, other_scores, .. } = evaluation;
                 write!(f, "  epoch {epoch:5.2}  validation loss {loss:.4}")?;
                 scores.0.iter().try_for_each(|(metric, value)| write!(f, "  {metric} {value:.4}"))?;
+                for (split, scores) in other_scores {
+                    write!(f, "  {split}:")?;
+                    scores.0.iter().try_for_each(|(metric, value)| write!(f, "  {metric} {value:.4}"))?;
+                }
                 f.write_str(if *is_best { "  (best so far)" } else { "" })
             }
             Self::Ended { stop, train_seconds } => write!(f, "  {stop}; {} of training", clock(*train_seconds)),

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use candle_core::Device;
 use peft::{Batch, Model, ModelOptions, Pretrained};
@@ -16,8 +16,9 @@ use crate::environment::{environment, now, peak_memory};
 use crate::error::{Error, Result};
 use crate::events::{Event, JobLogger};
 use crate::files::{self, RunFolder};
+use crate::inputs::Inputs;
 use crate::provenance;
-use crate::record::{Environment, ParameterCounts, Record, Stop, best_evaluation};
+use crate::record::{Environment, Evaluation, ParameterCounts, Record, Stop, best_evaluation};
 use crate::run::Run;
 use crate::training::observers::{Budget, Checkpoints, EarlyStopping, EvaluationSteps, Evaluations};
 use crate::training::replicas::Replicas;
@@ -30,6 +31,7 @@ const SMALL_PART: usize = 10;
 /// A run with all that it needs.
 pub(crate) struct Job {
     pub run: Run,
+    pub inputs: Inputs,
     pub data: Arc<TaskData>,
     pub pretrained: Arc<Pretrained>,
     pub options: ModelOptions,
@@ -40,8 +42,8 @@ pub(crate) struct Job {
     pub folder: RunFolder,
     /// Keep the weights of the best evaluation, even where they are many.
     pub keep_weights: bool,
-    /// Stop after this much time; the next job of the run goes on.
-    pub time_budget: Option<Duration>,
+    /// Stop at this moment; the next job of the run goes on.
+    pub deadline: Option<Instant>,
     /// Stop when one of these files exists; the next job of the run goes on.
     pub stop_files: Vec<PathBuf>,
     /// How many jobs run concurrently.
@@ -54,14 +56,13 @@ impl Job {
     /// # Errors
     /// When model, settings or checkpoint are broken, memory does not suffice, or a file cannot be written.
     pub(crate) fn run(mut self, logger: &mut dyn JobLogger) -> Result<Record> {
-        self.run.settings.check()?;
         // The commit of a run is that of its beginning: files may change while it trains.
         let environment = environment();
         let model_made_by = provenance::read(self.pretrained.folder())?;
         let mut training = self.begin(model_made_by.as_ref(), logger)?;
         let report = training.learner.model.trainable_report();
         self.keep_weights |= report.trainable() * SMALL_PART <= report.total;
-        let stop = self.train(&mut training)?;
+        let (stop, best) = self.train(&mut training)?;
         let environment = self.environment(environment);
         let Training { state, logger, .. } = training;
         let record = Record {
@@ -72,7 +73,7 @@ impl Job {
                 total: report.total,
             },
             data: self.data.summary.clone(),
-            best: best_evaluation(&state.evaluations).cloned(),
+            best,
             losses: state.losses,
             evaluations: state.evaluations,
             stop,
@@ -80,6 +81,7 @@ impl Job {
             tokens: state.tokens,
             peak_memory: self.devices().filter_map(device::peak_memory).max().unwrap_or_else(peak_memory),
             environment,
+            inputs: (self.inputs != Inputs::default()).then_some(self.inputs),
             run: self.run,
         };
         write(&self.folder, &record)?;
@@ -96,6 +98,8 @@ impl Job {
         };
         let model = build(&self.options.device)?;
         let others = self.cards.iter().map(build).collect::<Result<_>>()?;
+        // Before anything else is written there: what lies in the folder is then known to be of these inputs.
+        files::write_json(&self.folder.inputs(), &self.inputs)?;
         let start = match (&self.first, &run.starts_from) {
             (Some(first), Some(start)) => Some((start, model.start_from(first, start.has_labels_of(run.task))?)),
             _ => None,
@@ -117,32 +121,36 @@ impl Job {
         Ok(Training::new(learner, replicas, plan, state.unwrap_or_default(), logger))
     }
 
-    /// Takes the steps that are left, or as many as the budget allows. A run that does not come to its end has a checkpoint.
-    fn train(&self, training: &mut Training) -> Result<Stop> {
+    /// Takes the steps that are left, or as many as the budget allows. A run that does not come to its end has a checkpoint. Returns why it
+    /// ended, and the evaluation whose weights are kept as the best: that of an interruption only where no other has a score.
+    fn train(&self, training: &mut Training) -> Result<(Stop, Option<Evaluation>)> {
         let Self { run, data, folder, .. } = self;
         let evaluation_steps = EvaluationSteps::new(run.settings.evaluate, &training.plan);
         let weights = self.keep_weights.then(|| folder.weights());
         let mut evaluations = Evaluations::new(data.clone(), evaluation_steps, weights);
         let mut early_stopping = EarlyStopping::new(evaluation_steps, run.settings.patience);
         let mut checkpoints = Checkpoints::new(folder.checkpoint());
-        let mut budget = Budget::new(self.time_budget, self.stop_files.clone());
+        let mut budget = Budget::new(self.deadline, self.stop_files.clone());
         let mut batches = RunBatches::new(run, &data.train);
         let stop = training
             .run(|step| batches.get(step), &mut [&mut evaluations, &mut early_stopping, &mut checkpoints, &mut budget]);
+        let best = |training: &Training| best_evaluation(&training.state.evaluations).cloned();
         match stop {
             Err(error @ Error::OutOfMemory { .. }) => {
                 if let ControlFlow::Break(stop) = training.read_losses()? {
-                    return Ok(stop);
+                    return Ok((stop, best(training)));
                 }
                 checkpoints.save(training)?;
                 Err(error)
             }
             Ok(stop) if !stop.is_final() => {
                 checkpoints.save(training)?;
+                let before = best(training);
                 evaluations.measure_interrupted(training)?;
-                Ok(stop)
+                Ok((stop, before.or_else(|| best(training))))
             }
-            other => other,
+            Ok(stop) => Ok((stop, best(training))),
+            Err(error) => Err(error),
         }
     }
 
@@ -164,13 +172,7 @@ impl Job {
 
 /// Writes the record of a run; the checkpoint of one that came to its end goes.
 fn write(folder: &RunFolder, record: &Record) -> Result<()> {
-    let path = folder.record();
-    let json = serde_json::to_vec_pretty(record).map_err(|error| Error::Content {
-        path: path.clone(),
-        expected: "a record that serialises",
-        found: error.to_string(),
-    })?;
-    files::write_atomically(&path, &json)?;
+    files::write_json(&folder.record(), record)?;
     if record.stop.is_final() {
         // The record is written first: killed in between, the run is finished all the same.
         let _ = std::fs::remove_file(folder.checkpoint());

@@ -6,6 +6,7 @@ use std::fmt;
 use glue::{Completeness, Metric, Scores, Split};
 use serde::{Deserialize, Serialize};
 
+use crate::inputs::Inputs;
 use crate::run::Run;
 use crate::statistics::best_by;
 
@@ -14,6 +15,9 @@ use crate::statistics::best_by;
 pub struct Record {
     /// The run.
     pub run: Run,
+    /// What it was made from; records of before there were such have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inputs: Option<Inputs>,
     /// The run that fine-tuned the model it started from, where that is a merged checkpoint which tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model_made_by: Option<Run>,
@@ -25,7 +29,8 @@ pub struct Record {
     pub losses: Vec<StepLoss>,
     /// Every evaluation, in order.
     pub evaluations: Vec<Evaluation>,
-    /// The best of them by the task's score on its first validation split. A score that is not a number never wins.
+    /// The best of them by the task's score on its first validation split, whose weights are kept. A score that is not a number never wins,
+    /// and the evaluation of an interruption only where no other has a score.
     pub best: Option<Evaluation>,
     /// Why it ended.
     pub stop: Stop,

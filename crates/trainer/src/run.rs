@@ -166,6 +166,22 @@ impl Run {
         self.method == other.method && self.settings.loraplus_lr_ratio == other.settings.loraplus_lr_ratio
     }
 
+    /// Fails if its settings make no sense, by themselves or with its method. It reads nothing.
+    ///
+    /// # Errors
+    /// The message names the setting.
+    pub fn check(&self) -> Result<()> {
+        self.settings.check()?;
+        match (self.settings.loraplus_lr_ratio, &self.method) {
+            (None, _) | (_, Method::Lora(_) | Method::AdaLora(_)) => Ok(()),
+            (Some(ratio), method) => Err(Error::Setting {
+                name: "loraplus_lr_ratio",
+                found: format!("{ratio} with {method}"),
+                expected: "LoRA or AdaLoRA, whose B has that learning rate".into(),
+            }),
+        }
+    }
+
     /// A name for the run's folder: task, method, and a hash of everything else.
     pub fn key(&self) -> String {
         // Serialising a plain value of numbers and strings does not fail; if it did, the debug form is as unique.
@@ -268,8 +284,11 @@ impl Settings {
         examples.div_ceil(self.batch_size.max(1))
     }
 
-    /// Fails if no run can have these settings.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// Fails if no run can have these settings. It reads nothing.
+    ///
+    /// # Errors
+    /// When one is outside its range; the message names it.
+    pub fn check(&self) -> Result<()> {
         let wrong =
             |name, found: String, expected: &str| Err(Error::Setting { name, found, expected: expected.into() });
         let positive = |value: f64| value.is_finite() && value > 0.0;
@@ -294,6 +313,7 @@ impl Settings {
             Settings { evaluate: Evaluate::Steps(0), .. } => {
                 wrong("evaluate", "every 0 steps".into(), "at least every 1")
             }
+            Settings { train_limit: Some(0), .. } => wrong("train_limit", "0".into(), "at least 1"),
             Settings { patience: Some(0), .. } => wrong("patience", "0".into(), "at least 1"),
             _ => Ok(()),
         }
@@ -324,6 +344,14 @@ mod tests {
         assert_eq!(serde_json::from_str::<Run>(&json).unwrap(), run);
         let short = r#"{"task":"mrpc","model":"m","method":{"name":"full"},"settings":{"epochs":1},"seed":1}"#;
         assert_eq!(serde_json::from_str::<Run>(short).unwrap().settings.batch_size, 32);
+    }
+
+    #[test]
+    fn a_ratio_of_learning_rates_is_of_lora_alone() {
+        let run = |method| Run::new(Task::Rte, "m", method).with(|s| s.loraplus_lr_ratio = Some(16.0));
+        assert!(run(Method::lora(8)).check().is_ok());
+        let error = run(Method::bitfit()).check().unwrap_err().to_string();
+        assert!(error.contains("loraplus_lr_ratio") && error.contains("BitFit"), "{error}");
     }
 
     #[test]

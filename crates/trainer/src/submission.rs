@@ -115,17 +115,22 @@ impl File<'_> {
 
     /// Writes it to `folder`; returns its path.
     fn write(&self, trainer: &mut Trainer, folder: &Path) -> Result<PathBuf> {
-        let predictions = match self.source {
+        let (predictions, index) = match self.source {
             Source::Run(Record { run, .. }) => {
                 let stop = trainer.run(run)?.stop;
                 if !has_end(stop) {
                     return Err(Error::Unfinished { run: run.description(), stop: stop.to_string() });
                 }
-                trainer.predict(run, self.task, self.split)?
+                let index = trainer.glue().load(self.task, self.split)?.index()?;
+                (trainer.predict(run, self.task, self.split)?, index)
             }
-            Source::NoTestSet | Source::NoRecord => majority(trainer.glue(), self.task, self.split)?,
+            Source::NoTestSet | Source::NoRecord => {
+                let predictions = majority(trainer.glue(), self.task, self.split)?;
+                let index = (0..predictions.len() as i64).collect();
+                (predictions, index)
+            }
         };
-        Ok(glue::submission::write(folder, self.task, self.split, &predictions, predictions.len())?)
+        Ok(glue::submission::write(folder, self.task, self.split, &predictions, index)?)
     }
 }
 
@@ -149,6 +154,7 @@ pub(crate) mod tests {
         let best = Evaluation { step: 1, epoch: 1.0, loss: 0.5, scores, other_scores: Vec::new() };
         Record {
             run: Run::new(task, "a-model", method).seed(seed),
+            inputs: None,
             model_made_by: None,
             parameters: ParameterCounts { trainable: 1, without_head: 0, total: 2 },
             data: DataSummary {

@@ -48,7 +48,20 @@ impl Summary<'_> {
     }
 
     fn text(&self, (mean, deviation): (f64, f64)) -> String {
-        numbers::mean_and_deviation(mean, deviation, self.records.len())
+        numbers::mean_and_deviation(mean, deviation, self.scored())
+    }
+
+    /// How many runs have a score.
+    fn scored(&self) -> usize {
+        self.records.iter().filter(|record| record.best_score().is_finite()).count()
+    }
+
+    /// How many runs there are; where some have no score, so that the mean is of the others, such as `2 of 3`.
+    pub fn seeds(&self) -> String {
+        match (self.scored(), self.records.len()) {
+            (scored, all) if scored == all => all.to_string(),
+            (scored, all) => format!("{scored} of {all}"),
+        }
     }
 
     /// So many numbers as a share of the model's, in percent.

@@ -3,22 +3,23 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use candle_core::Device;
 use glue::{Glue, Split, Targets, Task};
 use peft::{Adapter, Model, ModelOptions, Pretrained, Remark, Warning};
 
 use crate::checkpoint;
-use crate::data::TaskData;
+use crate::data::{TaskData, check_trainable};
 use crate::device::{self, DeviceName};
 use crate::error::{Error, Result};
 use crate::evaluation::predict;
 use crate::events::{Event, Logger, Place, Silent};
 use crate::files::{self, RunFolder};
+use crate::inputs::{Digests, Inputs};
 use crate::job::{Job, build_model, training_batches};
 use crate::provenance;
-use crate::record::Record;
+use crate::record::{Record, Stop};
 use crate::run::{Run, Settings, StartsFrom};
 use crate::scheduler::{self, Slot};
 use crate::speed::{self, Speed};
@@ -34,12 +35,14 @@ pub struct Trainer {
     runs: PathBuf,
     published: Vec<Record>,
     keep_weights: bool,
-    time_budget: Option<Duration>,
+    deadline: Option<Instant>,
     logger: Box<dyn Logger>,
     device: DeviceName,
     at_once: usize,
     opened: Option<Vec<Device>>,
-    pretrained: HashMap<String, Arc<Pretrained>>,
+    /// By name and the digest of what it is read from.
+    pretrained: HashMap<(String, Option<String>), Arc<Pretrained>>,
+    digests: Mutex<Digests>,
     /// What was told of models already.
     told: Vec<Remark>,
     data: HashMap<DataKey, Arc<TaskData>>,
@@ -53,6 +56,16 @@ struct DataKey {
     max_length: usize,
     train_limit: Option<usize>,
     train_extra: bool,
+    inputs: Inputs,
+}
+
+/// Where a run lies.
+struct RunPlace {
+    folder: RunFolder,
+    inputs: Inputs,
+    /// What is another than in the folder of its first inputs, and where that is.
+    changed: Vec<&'static str>,
+    before: PathBuf,
 }
 
 /// What a run is made for.
@@ -67,12 +80,14 @@ enum Need {
 impl Trainer {
     /// A trainer on this data, its records below `runs`.
     pub fn new(glue: Glue, runs: impl Into<PathBuf>) -> Self {
+        let runs = runs.into();
         Self {
+            digests: Mutex::new(Digests::new(runs.join("digests.json"))),
             glue,
-            runs: runs.into(),
+            runs,
             published: Vec::new(),
             keep_weights: false,
-            time_budget: None,
+            deadline: None,
             logger: Box::new(Silent),
             device: DeviceName::default(),
             at_once: 1,
@@ -96,9 +111,10 @@ impl Trainer {
         self
     }
 
-    /// Stop a run after this much time; asked for again, it goes on.
+    /// Stop after this much time from now on, in which data are tokenised and all runs are made. A run that is under way then takes its
+    /// step to the end and is measured; each that follows takes one. Asked for again, they go on.
     pub fn time_budget(mut self, budget: Option<Duration>) -> Self {
-        self.time_budget = budget;
+        self.deadline = budget.and_then(|budget| Instant::now().checked_add(budget));
         self
     }
 
@@ -142,13 +158,50 @@ impl Trainer {
         speed::speed(self, run, &path)
     }
 
-    /// The folder of a run.
+    /// The folder of a run: one for each content of its data, model and tokenizer.
     pub fn folder(&self, run: &Run) -> PathBuf {
-        self.runs.join(run.key())
+        self.files(run).path().into()
     }
 
     fn files(&self, run: &Run) -> RunFolder {
-        RunFolder::new(self.folder(run))
+        self.place(run).folder
+    }
+
+    /// Where a run lies that is made from what is here now. The first of its folders is named by the run, each other by its inputs too; one
+    /// that does not tell its inputs is of before they were told, and counts as of these.
+    fn place(&self, run: &Run) -> RunPlace {
+        let inputs = lock(&self.digests).of_run(&self.glue, run);
+        let before = self.runs.join(run.key());
+        let first = RunFolder::new(before.clone());
+        let told = std::fs::read(first.inputs()).ok().and_then(|bytes| serde_json::from_slice::<Inputs>(&bytes).ok());
+        let changed = told.map(|told| inputs.changed_since(&told)).unwrap_or_default();
+        let folder = match changed.is_empty() {
+            true => first,
+            false => RunFolder::new(self.runs.join(format!("{}-{}", run.key(), inputs.short()))),
+        };
+        RunPlace { folder, inputs, changed, before }
+    }
+
+    /// Fails where runs cannot be made for a reason that is known before data or a model is read: their settings, a file of the data that is
+    /// missing, or a folder that cannot be written. Of those that have a record nothing but the settings matters.
+    ///
+    /// # Errors
+    /// The message names the setting, the file or the folder.
+    pub fn check(&self, runs: &[Run]) -> Result<()> {
+        for run in runs {
+            run.check()?;
+            check_trainable(run.task)?;
+        }
+        for run in runs {
+            if self.finished(run, Need::Record)?.is_some() {
+                continue;
+            }
+            for &split in [Split::Train].iter().chain(run.task.validation_splits()) {
+                self.glue.require(run.task, split)?;
+            }
+            files::check_writable(self.files(run).path())?;
+        }
+        Ok(())
     }
 
     /// The finished record of a run, if it has one: of its own, else a published one.
@@ -195,6 +248,7 @@ impl Trainer {
     /// As [`Trainer::run`], of the first run that failed. No run begins after a failure; those that are under way by then go on to
     /// their end, and have their records.
     pub fn run_all(&mut self, runs: &[Run]) -> Result<Vec<Record>> {
+        self.check(runs)?;
         self.make_starts(runs)?;
         // Equal runs have one folder, one job and one record.
         let mut jobs: Vec<&Run> = Vec::new();
@@ -250,6 +304,10 @@ impl Trainer {
             logger.log(&Event::Found { run });
             return Ok(record);
         }
+        let RunPlace { folder, changed, before, .. } = lock(trainer).place(run);
+        if !changed.is_empty() && !folder.path().exists() {
+            logger.log(&Event::Changed { run, changed: &changed, before: &before });
+        }
         let job = lock(trainer).job(run, need, slot);
         let record = job.and_then(|job| job.run(&mut *logger));
         if let (Err(error), true) = (&record, slot.at_once > 1) {
@@ -261,7 +319,9 @@ impl Trainer {
     /// The record that a run has, if nothing of what is needed is missing.
     fn finished(&self, run: &Run, need: Need) -> Result<Option<Record>> {
         let weights_missing = self.needs_weights(need) && !self.has_weights(run)?;
-        Ok(self.record(run)?.filter(|_| !weights_missing))
+        // A run that diverged before its first evaluation has none, however often it is made.
+        let has_none = |record: &Record| record.stop == Stop::Diverged && record.evaluations.is_empty();
+        Ok(self.record(run)?.filter(|record| !weights_missing || has_none(record)))
     }
 
     fn needs_weights(&self, need: Need) -> bool {
@@ -277,16 +337,17 @@ impl Trainer {
                 (slot.at_once.to_string(), format!("1 with the device {}, or one GPU", self.device));
             return Err(Error::Setting { name: "at_once", found, expected });
         }
-        let folder = self.files(run);
+        let RunPlace { folder, inputs, .. } = self.place(run);
         Ok(Job {
             run: run.clone(),
+            inputs,
             data: self.data(run)?,
             pretrained: self.base(run)?,
             options: self.options(run, slot)?,
             first: self.first_model(run)?,
             cards,
             keep_weights: self.needs_weights(need),
-            time_budget: self.time_budget,
+            deadline: self.deadline,
             stop_files: vec![folder.stop(), self.runs.join("stop")],
             folder,
             at_once: slot.at_once,
@@ -396,8 +457,13 @@ impl Trainer {
     pub fn trained_model(&mut self, run: &Run) -> Result<Model> {
         let model = self.new_model(run)?;
         let weights = self.files(run).weights();
-        let found = checkpoint::load_weights(&weights, model.parameters())?;
-        if found { Ok(model) } else { Err(Error::NoWeights { key: run.key() }) }
+        if checkpoint::load_weights(&weights, model.parameters())? {
+            return Ok(model);
+        }
+        Err(match self.own_record(run)? {
+            Some(Record { stop: Stop::Diverged, losses, .. }) => Error::Diverged { step: losses.len() + 1 },
+            _ => Error::NoWeights { key: run.key() },
+        })
     }
 
     /// The model of a run with the adapter in `folder`, and what of the adapter was passed over.
@@ -453,7 +519,10 @@ impl Trainer {
         for &split in run.task.test_splits() {
             let dataset = self.glue.load(run.task, split)?;
             let predictions = predict(model, run.task, &tokenizer.encode(&dataset.examples()?)?)?;
-            paths.push(glue::submission::write(folder, run.task, split, &predictions, dataset.len())?);
+            let path = glue::submission::write(folder, run.task, split, &predictions, dataset.index()?)?;
+            let completeness = dataset.completeness;
+            self.logger.job(None).log(&Event::Predicted { path: &path, completeness });
+            paths.push(path);
         }
         Ok(paths)
     }
@@ -494,12 +563,13 @@ impl Trainer {
     pub fn data(&mut self, run: &Run) -> Result<Arc<TaskData>> {
         let settings = &run.settings;
         let Settings { max_length, train_limit, train_extra, .. } = *settings;
-        let key = DataKey { task: run.task, model: run.model.clone(), max_length, train_limit, train_extra };
+        let inputs = lock(&self.digests).of_run(&self.glue, run);
+        let key = DataKey { task: run.task, model: run.model.clone(), max_length, train_limit, train_extra, inputs };
         if let Some(data) = self.data.get(&key) {
             return Ok(data.clone());
         }
         let tokenizer = self.tokenizer(run)?;
-        let data = Arc::new(TaskData::load(&self.glue, run.task, &tokenizer, settings)?);
+        let data = Arc::new(TaskData::load(&self.glue, run.task, &tokenizer, settings, self.deadline)?);
         self.data.insert(key, data.clone());
         Ok(data)
     }
@@ -509,12 +579,13 @@ impl Trainer {
     /// # Errors
     /// When it is missing or broken.
     pub fn pretrained(&mut self, name: &str) -> Result<Arc<Pretrained>> {
-        if let Some(pretrained) = self.pretrained.get(name) {
+        let key = (name.to_string(), lock(&self.digests).of_model(name));
+        if let Some(pretrained) = self.pretrained.get(&key) {
             return Ok(pretrained.clone());
         }
         let pretrained = Arc::new(Pretrained::load(name)?);
         self.tell(pretrained.remarks());
-        self.pretrained.insert(name.into(), pretrained.clone());
+        self.pretrained.insert(key, pretrained.clone());
         Ok(pretrained)
     }
 }

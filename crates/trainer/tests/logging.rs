@@ -77,9 +77,9 @@ fn a_job_logs_its_begin_each_step_and_evaluation_and_its_end_and_where_it_was_re
 #[test]
 fn each_of_several_jobs_has_its_place_and_one_that_fails_is_logged_where_others_go_on() {
     let (model, runs, logger) = (model(), tempfile::tempdir().unwrap(), Collector::default());
-    let runs_asked = [run(&model), run(&model), run(&model).with(|s| s.learning_rate = 0.0)];
+    let runs_asked = [run(&model), run(&model), run(&model).with(|s| s.max_length = 5000)];
     trainer(&runs, &logger).at_once(2).run_all(&runs_asked).unwrap_err();
     let events = logger.take();
     assert_eq!(events.iter().filter(|event| event.starts_with("[1/2] ")).count(), 6, "{events:?}");
-    assert!(events.iter().any(|event| event.starts_with("[2/2]   failed: setting learning_rate")), "{events:?}");
+    assert!(events.iter().any(|event| event.starts_with("[2/2]   failed: setting max_length")), "{events:?}");
 }

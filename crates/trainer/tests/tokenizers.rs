@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use glue::{Example, Glue, Task};
+use glue::{Example, Glue, Split, Task};
 use peft::{Method, Model, ModelOptions, PrefixTuning, Pretrained};
 use serde_json::{Value, json};
 use trainer::{Run, Tokenizer, Trainer};
@@ -209,7 +209,10 @@ fn a_tokenizer_that_is_not_there_or_something_else_is_an_error_that_says_what_to
     std::fs::remove_file(&path).unwrap();
     std::fs::write(folder.path().join("vocab.txt"), "[PAD]\n").unwrap();
     let message = error(&pretrained);
-    assert!(message.contains("vocab.txt") && message.contains("AutoTokenizer"), "{message}");
+    assert!(message.contains("vocab.txt: no line \"[UNK]\""), "{message}");
+    std::fs::rename(folder.path().join("vocab.txt"), folder.path().join("spm.model")).unwrap();
+    let message = error(&pretrained);
+    assert!(message.contains("spm.model") && message.contains("AutoTokenizer"), "{message}");
 }
 
 #[test]
@@ -222,4 +225,74 @@ fn the_default_length_adapts_to_a_model_of_fewer_positions_and_another_is_refuse
     assert_eq!(sequences[0].len(), 40);
     let error = trainer.tokenizer(&run.with(|settings| settings.max_length = 64)).err().unwrap().to_string();
     assert!(error.contains("max_length is 64") && error.contains("at most 40, the positions of the model"), "{error}");
+}
+
+/// The file was made from the vocabulary by transformers (`convert_slow_tokenizer.py`).
+#[test]
+#[ignore = "needs models/: make test"]
+fn a_vocabulary_alone_gives_the_tokens_that_transformers_file_gives() {
+    let original = Pretrained::load(trainer::DEFAULT_MODEL).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::os::unix::fs::symlink(original.folder().join(file).canonicalize().unwrap(), folder.path().join(file))
+            .unwrap();
+    }
+    let file: Value = serde_json::from_slice(&std::fs::read(original.tokenizer_path()).unwrap()).unwrap();
+    let mut words: Vec<(u64, &String)> =
+        file["model"]["vocab"].as_object().unwrap().iter().map(|(word, id)| (id.as_u64().unwrap(), word)).collect();
+    words.sort();
+    let text: String = words.iter().map(|(_, word)| format!("{word}\n")).collect();
+    std::fs::write(folder.path().join("vocab.txt"), text).unwrap();
+
+    let synthetic = Glue::synthetic("a test").load(Task::Synthetic, Split::Train).unwrap().examples().unwrap();
+    let strange = [
+        "Crème brûlée, naïvement!",
+        "\u{4f60}\u{597d} in Chinese",
+        "a\tb\u{a0}c\u{200b}d",
+        "[MASK] [SEP] [CLS]",
+        "",
+        "x".repeat(120).as_str(),
+    ]
+    .map(|text| pair(text, "And the other.\u{fffd}"));
+    let alone = Tokenizer::load(&Pretrained::from_folder(folder.path()).unwrap(), 64).unwrap();
+    let expected = Tokenizer::load(&original, 64).unwrap();
+    assert_eq!(alone.remarks().len(), 0);
+    for examples in [&synthetic[..], &strange[..]] {
+        assert_eq!(alone.encode(examples).unwrap(), expected.encode(examples).unwrap());
+    }
+    // In small letters, where no file says otherwise.
+    let ids = |text| {
+        Tokenizer::load(&Pretrained::from_folder(folder.path()).unwrap(), 64)
+            .unwrap()
+            .encode(&[pair(text, "b")])
+            .unwrap()
+    };
+    assert_eq!(ids("Paris"), ids("paris"));
+    std::fs::write(folder.path().join("tokenizer_config.json"), r#"{"do_lower_case": false}"#).unwrap();
+    assert_ne!(ids("Paris"), ids("paris"));
+}
+
+#[test]
+fn tokens_that_tokenizer_config_alone_has_are_added_behind_the_others() {
+    let (folder, pretrained) = model("roberta", Value::Null);
+    let decoder = |number: &str, content: &str| json!({ "added_tokens_decoder": { number: { "content": content } } });
+    let write =
+        |fields: Value| std::fs::write(folder.path().join("tokenizer_config.json"), fields.to_string()).unwrap();
+    let single = |text: &str| [pair(text, "b")];
+    let before = Tokenizer::load(&pretrained, 40).unwrap().encode(&single("a")).unwrap();
+    write(decoder("0", "<s>"));
+    assert_eq!(Tokenizer::load(&pretrained, 40).unwrap().encode(&single("a")).unwrap(), before);
+    write(decoder("500", "<new>"));
+    // Its number is the next one, which may be one that the model has a vector for or none.
+    let tokenizer = Tokenizer::load(&pretrained, 40).unwrap();
+    assert_eq!(tokenizer.encode(&single("a")).unwrap(), before);
+    match tokenizer.pieces(&pair("a <new>", "b")) {
+        Ok(pieces) => assert!(pieces.contains(&"<new>".to_string()), "{pieces:?}"),
+        Err(error) => {
+            assert!(error.to_string().contains("<new>") && error.to_string().contains("vocab_size"), "{error}")
+        }
+    }
+    write(json!({ "added_tokens_decoder": { "x": {} } }));
+    let error = Tokenizer::load(&pretrained, 40).err().unwrap().to_string();
+    assert!(error.contains("added_tokens_decoder"), "{error}");
 }

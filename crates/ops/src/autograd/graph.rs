@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use super::operation::Operation;
+use super::operation::{InputGradient, Operation};
 use super::tape;
 use crate::backend::{self, Saved};
 
@@ -24,7 +24,9 @@ pub(crate) fn apply<O: Operation>(operation: O, inputs: &[&Tensor]) -> Result<Te
     }
     let (output, saved) = backend::forward(&node.operation, &inputs.iter().collect::<Vec<_>>())?;
     node.saved = saved.map(OnceLock::from).unwrap_or_default();
-    tape::note(node, &inputs, &output, O::NAME)?;
+    let kept = backend::reads_output(&node.operation, &output).then(|| output.clone());
+    let noted = Noted { node, inputs: inputs.clone(), output: kept };
+    tape::note(noted, &inputs, std::slice::from_ref(&output), O::NAME)?;
     Ok(output)
 }
 
@@ -34,15 +36,33 @@ struct Node<O> {
     saved: OnceLock<Saved>,
 }
 
-impl<O: Operation> tape::Backward for Node<O> {
+/// An operation on a tape.
+struct Noted<O> {
+    node: Node<O>,
+    inputs: Vec<Tensor>,
+    /// If the backward pass reads it.
+    output: Option<Tensor>,
+}
+
+impl<O: Operation> tape::Backward for Noted<O> {
+    fn backward(&self, pass: tape::Pass) -> Result<Vec<Option<InputGradient>>> {
+        let [Some(gradient)] = pass.gradients else {
+            bail!("{}: the backward pass was called without a gradient", O::NAME)
+        };
+        let inputs: Vec<&Tensor> = self.inputs.iter().collect();
+        self.node.backward((&inputs, pass.needed), pass.earlier, self.output.as_ref(), gradient)
+    }
+}
+
+impl<O: Operation> Node<O> {
     fn backward(
         &self,
-        inputs: &[&Tensor],
-        needed: &[bool],
-        output: &Tensor,
+        inputs: (&[&Tensor], &[bool]),
+        earlier: &[Option<Tensor>],
+        output: Option<&Tensor>,
         gradient: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>> {
-        backend::backward(&self.operation, (inputs, needed), [output, &gradient.contiguous()?], self.saved.get())
+    ) -> Result<Vec<Option<InputGradient>>> {
+        backend::backward(&self.operation, inputs, earlier, (output, &gradient.contiguous()?), self.saved.get())
     }
 }
 
@@ -69,7 +89,8 @@ impl<O: Operation> Node<O> {
 
     fn gradients(&self, inputs: &[&Tensor], output: &Tensor, gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let needed: Vec<bool> = inputs.iter().map(|tensor| tensor.track_op()).collect();
-        tape::Backward::backward(self, inputs, &needed, output, gradient)
+        let found = self.backward((inputs, &needed), &[], Some(output), gradient)?;
+        Ok(found.into_iter().map(|found| found.map(|found| found.tensor)).collect())
     }
 }
 

@@ -5,4 +5,4 @@ pub(crate) mod operation;
 pub(crate) mod tape;
 
 pub(crate) use graph::apply;
-pub(crate) use operation::{Backward, Gradient, Operation, Output, View};
+pub(crate) use operation::{Backward, Gradient, InputGradient, Operation, Output, View};

@@ -54,21 +54,42 @@ pub(crate) struct BackwardPass<'a, V, M> {
     pub inputs: &'a [V],
     /// Which inputs a trainable parameter stands behind.
     pub needed: &'a [bool],
-    /// The result of the forward pass.
-    pub output: V,
-    /// Its gradient.
+    /// What other operations have found of the inputs' gradients so far; nothing where there is none yet, and on the CPU. Who adds it to
+    /// its own says so by [`Found::Sum`], and spares a sum of its own.
+    pub earlier: &'a [Option<V>],
+    output: Option<V>,
+    /// The gradient of the result.
     pub gradient: V,
     saved: Option<&'a M>,
     operation: &'static str,
 }
 
-impl<'a, V, M> BackwardPass<'a, V, M> {
+impl<'a, V: Copy, M> BackwardPass<'a, V, M> {
     pub(crate) fn new<O: Operation>(
         (inputs, needed): (&'a [V], &'a [bool]),
-        [output, gradient]: [V; 2],
+        (output, gradient): (Option<V>, V),
         saved: Option<&'a M>,
     ) -> Self {
-        Self { inputs, needed, output, gradient, saved, operation: O::NAME }
+        Self { inputs, needed, earlier: &[], output, gradient, saved, operation: O::NAME }
+    }
+
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU adds up what operations find"))]
+    pub(crate) fn after(self, earlier: &'a [Option<V>]) -> Self {
+        Self { earlier, ..self }
+    }
+
+    /// What other operations have found of an input's gradient.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU adds up what operations find"))]
+    pub(crate) fn earlier(&self, input: usize) -> Option<&'a V> {
+        self.earlier.get(input).and_then(Option::as_ref)
+    }
+
+    /// The result of the forward pass, if it is kept.
+    pub(crate) fn output(&self) -> Result<V> {
+        match self.output {
+            Some(output) => Ok(output),
+            None => bail!("{}: the backward pass reads a result that was not kept", self.operation),
+        }
     }
 
     /// What the forward pass saved.
@@ -92,10 +113,28 @@ pub(crate) enum Found<M> {
     /// The same values as the gradient of an earlier input, of its type.
     Same(usize),
     Values(M),
+    /// The sum of its own and of what other operations had found before: [`BackwardPass::earlier`].
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU adds up what operations find"))]
+    Sum(M),
 }
 
 /// What a backward pass on the CPU says of one input.
 pub(crate) type Gradient<T> = Found<Vec<T>>;
+
+/// The gradient of an input, as a tensor.
+#[derive(Clone)]
+pub(crate) struct InputGradient {
+    pub tensor: Tensor,
+    /// Whether what other operations had found before is in it.
+    pub is_sum: bool,
+}
+
+impl InputGradient {
+    /// One operation's own.
+    pub(crate) fn own(tensor: Tensor) -> Self {
+        Self { tensor, is_sum: false }
+    }
+}
 
 /// The gradients of inputs as tensors: `tensor` makes one of values, for an input.
 pub(crate) fn tensors<M>(
@@ -103,14 +142,15 @@ pub(crate) fn tensors<M>(
     inputs: &[&Tensor],
     upstream: &Tensor,
     tensor: impl Fn(M, &Tensor) -> Result<Tensor>,
-) -> Result<Vec<Option<Tensor>>> {
-    let mut tensors: Vec<Option<Tensor>> = Vec::with_capacity(inputs.len());
+) -> Result<Vec<Option<InputGradient>>> {
+    let mut tensors: Vec<Option<InputGradient>> = Vec::with_capacity(inputs.len());
     for (found, input) in found.into_iter().zip(inputs) {
         tensors.push(match found {
             Found::None => None,
-            Found::Upstream => Some(upstream.clone()),
+            Found::Upstream => Some(InputGradient::own(upstream.clone())),
             Found::Same(index) => tensors.get(index).cloned().flatten(),
-            Found::Values(values) => Some(tensor(values, input)?),
+            Found::Values(values) => Some(InputGradient::own(tensor(values, input)?)),
+            Found::Sum(values) => Some(InputGradient { tensor: tensor(values, input)?, is_sum: true }),
         });
     }
     Ok(tensors)

@@ -10,26 +10,38 @@ use std::collections::{HashMap, HashSet};
 
 use candle_core::{Device, Result, Tensor, TensorId, bail};
 
+use super::operation::InputGradient;
 use crate::operations::add::add;
 
-/// An operation's backward pass.
+/// An operation that was applied: its backward pass, and what it keeps for it.
 pub(crate) trait Backward {
     /// One gradient per input that needs one.
-    fn backward(
-        &self,
-        inputs: &[&Tensor],
-        needed: &[bool],
-        output: &Tensor,
-        gradient: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>>;
+    fn backward(&self, pass: Pass) -> Result<Vec<Option<InputGradient>>>;
+
+    /// Whether a trainable parameter stands behind an output, where one stands behind the inputs that are `needed`.
+    fn reaches(&self, needed: &[bool], output: usize) -> bool {
+        let _ = output;
+        needed.contains(&true)
+    }
+}
+
+/// What a backward pass is given.
+#[derive(Clone, Copy)]
+pub(crate) struct Pass<'a> {
+    /// Which inputs a trainable parameter stands behind.
+    pub needed: &'a [bool],
+    /// What other operations have found of the inputs' gradients.
+    pub earlier: &'a [Option<Tensor>],
+    /// The gradients of the results that the value depends on.
+    pub gradients: &'a [Option<Tensor>],
 }
 
 struct Node {
     operation: Box<dyn Backward>,
-    inputs: Vec<Tensor>,
+    inputs: Vec<TensorId>,
     /// Which inputs a trainable parameter stands behind.
     needed: Vec<bool>,
-    output: Tensor,
+    outputs: Vec<TensorId>,
 }
 
 #[derive(Default)]
@@ -79,8 +91,20 @@ pub(crate) fn is_candles() -> bool {
     RECORDER.with_borrow(|recorder| matches!(recorder, Recorder::Candle))
 }
 
+/// Whether a trainable parameter stands behind a tensor, as far as candle or the tape knows.
+pub(crate) fn is_trained(tensor: &Tensor) -> bool {
+    let is_noted =
+        |recorder: &Recorder| matches!(recorder, Recorder::Tape(tape) if tape.outputs.contains(&tensor.id()));
+    tensor.track_op() || RECORDER.with_borrow(is_noted)
+}
+
 /// Notes an operation, if somebody does and a trainable parameter stands behind an input.
-pub(crate) fn note(operation: impl Backward + 'static, inputs: &[Tensor], output: &Tensor, name: &str) -> Result<()> {
+pub(crate) fn note(
+    operation: impl Backward + 'static,
+    inputs: &[Tensor],
+    outputs: &[Tensor],
+    name: &str,
+) -> Result<()> {
     RECORDER.with_borrow_mut(|recorder| {
         let Recorder::Tape(tape) = recorder else { return Ok(()) };
         if inputs.iter().any(|input| input.track_op() && !input.is_variable()) {
@@ -89,9 +113,10 @@ pub(crate) fn note(operation: impl Backward + 'static, inputs: &[Tensor], output
         let needed: Vec<bool> =
             inputs.iter().map(|input| input.is_variable() || tape.outputs.contains(&input.id())).collect();
         if needed.contains(&true) {
-            tape.outputs.insert(output.id());
-            let (inputs, output) = (inputs.to_vec(), output.clone());
-            tape.nodes.push(Node { operation: Box::new(operation), inputs, needed, output });
+            let reached = outputs.iter().enumerate().filter(|(index, _)| operation.reaches(&needed, *index));
+            tape.outputs.extend(reached.map(|(_, output)| output.id()));
+            let [inputs, outputs] = [inputs, outputs].map(|tensors| tensors.iter().map(Tensor::id).collect());
+            tape.nodes.push(Node { operation: Box::new(operation), inputs, needed, outputs });
         }
         Ok(())
     })
@@ -154,12 +179,19 @@ impl Recorded {
         let factor =
             Tensor::full(factor, value.shape(), &Device::Cpu)?.to_dtype(value.dtype())?.to_device(value.device())?;
         let mut gradients = Gradients(HashMap::from([(value.id(), factor)]));
-        while let Some(Node { operation, inputs, needed, output }) = tape.nodes.pop() {
-            let Some(gradient) = gradients.0.remove(&output.id()) else { continue };
-            let of: Vec<&Tensor> = inputs.iter().collect();
-            let found = operation.backward(&of, &needed, &output, &gradient)?;
+        while let Some(Node { operation, inputs, needed, outputs }) = tape.nodes.pop() {
+            let upstream: Vec<_> = outputs.iter().map(|output| gradients.0.remove(output)).collect();
+            if upstream.iter().all(Option::is_none) {
+                continue;
+            }
+            let earlier = gradients.before(&inputs, &needed);
+            let found = operation.backward(Pass { needed: &needed, earlier: &earlier, gradients: &upstream })?;
+            drop((operation, upstream, earlier));
             for (input, gradient) in inputs.iter().zip(found).filter_map(|(input, found)| Some((input, found?))) {
-                gradients.add(input.id(), gradient)?;
+                match gradient.is_sum {
+                    true => drop(gradients.0.insert(*input, gradient.tensor)),
+                    false => gradients.add(*input, gradient.tensor)?,
+                }
             }
         }
         Ok(gradients)
@@ -179,6 +211,15 @@ impl Gradients {
             self.add(parameter, gradient)?;
         }
         Ok(self)
+    }
+
+    /// What has been found of the gradients of an operation's inputs. Of one that is given twice, it is told once.
+    fn before(&self, inputs: &[TensorId], needed: &[bool]) -> Vec<Option<Tensor>> {
+        let is_first = |index: usize| !inputs[..index].contains(&inputs[index]);
+        let of = |(index, needed): (usize, &bool)| {
+            self.0.get(&inputs[index]).filter(|_| *needed && is_first(index)).cloned()
+        };
+        needed.iter().enumerate().map(of).collect()
     }
 
     fn add(&mut self, tensor: TensorId, gradient: Tensor) -> Result<()> {

@@ -8,7 +8,7 @@ pub(crate) mod threads;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
 
-use crate::autograd::operation::{Backward, Operation, View, tensors};
+use crate::autograd::operation::{Backward, InputGradient, Operation, View, tensors};
 use crate::backend::Saved;
 use float::Float;
 
@@ -54,24 +54,25 @@ fn boxed<T: Float>(saved: Vec<T>) -> Saved {
 pub(crate) fn backward<O: Operation>(
     operation: &O,
     inputs: (&[&Tensor], &[bool]),
-    ends: [&Tensor; 2],
+    ends: (Option<&Tensor>, &Tensor),
     saved: Option<&Saved>,
-) -> Result<Vec<Option<Tensor>>> {
+) -> Result<Vec<Option<InputGradient>>> {
     fn run<O: Operation, T: Float>(
         operation: &O,
         (inputs, needed): (&[&Tensor], &[bool]),
-        [output, gradient]: [&Tensor; 2],
+        (output, gradient): (Option<&Tensor>, &Tensor),
         saved: Option<&Saved>,
-    ) -> Result<Vec<Option<Tensor>>> {
+    ) -> Result<Vec<Option<InputGradient>>> {
         let saved = saved.and_then(|saved| saved.downcast_ref::<Vec<T>>());
         let gradients = with_views::<T, _>(inputs, O::NAME, |views| {
-            with_views::<T, _>(&[output, gradient], O::NAME, |ends| {
-                operation.backward(Backward::new::<O>((views, needed), [ends[0], ends[1]], saved))
+            let ends: Vec<&Tensor> = std::iter::once(gradient).chain(output).collect();
+            with_views::<T, _>(&ends, O::NAME, |ends| {
+                operation.backward(Backward::new::<O>((views, needed), (ends.get(1).copied(), ends[0]), saved))
             })
         })?;
         tensors(gradients, inputs, gradient, |values, input| Tensor::from_vec(values, input.shape(), input.device()))
     }
-    match ends[1].dtype() {
+    match ends.1.dtype() {
         DType::F32 => run::<O, f32>(operation, inputs, ends, saved),
         DType::F64 => run::<O, f64>(operation, inputs, ends, saved),
         other => bail!("{}: expected an f32 or f64 gradient, found {other:?}", O::NAME),

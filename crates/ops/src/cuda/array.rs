@@ -78,9 +78,15 @@ impl Buffer {
 
     /// All of it, in a shape of so many numbers.
     pub(crate) fn array<'a>(&'a self, shape: &'a [usize]) -> Result<Array<'a>> {
-        let array = Array { pointer: self.pointer, element: self.element, shape, storage: PhantomData };
-        if array.count() > self.count() {
-            bail!("a buffer of {} numbers has no room for {shape:?}", self.count())
+        self.part(0, shape)
+    }
+
+    /// Its numbers from `first` on, in a shape of so many.
+    pub(crate) fn part<'a>(&'a self, first: usize, shape: &'a [usize]) -> Result<Array<'a>> {
+        let pointer = self.pointer + (first * self.element.bytes()) as u64;
+        let array = Array { pointer, element: self.element, shape, storage: PhantomData };
+        if first + array.count() > self.count() {
+            bail!("a buffer of {} numbers has no room for {shape:?} from {first} on", self.count())
         }
         Ok(array)
     }

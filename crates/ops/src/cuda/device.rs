@@ -6,6 +6,8 @@ use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{result, sys};
 use candle_core::{Device, Result, bail};
 
+use super::pool;
+
 /// The GPU of that number, counted from 0, ready for the operations of this crate: the same device whenever it is asked for.
 ///
 /// All of its work is put on one stream, and memory that is freed is kept for what is asked for next.
@@ -28,6 +30,7 @@ pub fn cuda_stream(ordinal: usize, stream: usize) -> Result<Device> {
         return Ok(device.clone());
     }
     let device = open(ordinal)?;
+    pool::open(&device.as_cuda_device()?.cuda_stream());
     opened.push(((ordinal, stream), device.clone()));
     Ok(device)
 }
@@ -86,17 +89,18 @@ pub fn card_memory(device: &Device) -> Result<(usize, usize)> {
 /// The most bytes that tensors on a GPU have taken at one time in this process.
 ///
 /// # Errors
-/// When the device is none, or its driver does not tell.
+/// When the device is none.
 pub fn card_peak_memory(device: &Device) -> Result<u64> {
-    let mut most = 0u64;
-    let ordinal = device.as_cuda_device()?.cuda_stream().context().ordinal();
-    // SAFETY: the attribute is a number of 64 bits.
-    unsafe {
-        let pool = result::device::get_default_mem_pool(result::device::get(ordinal as i32).w()?).w()?;
-        let highest = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
-        result::mem_pool::get_attribute(pool, highest, (&raw mut most).cast()).w()?;
-    }
-    Ok(most)
+    Ok(pool::peak(device.as_cuda_device()?.cuda_stream().context().ordinal()))
+}
+
+/// Has [`card_peak_memory`] tell of what tensors take from now on.
+///
+/// # Errors
+/// When the device is none.
+pub fn forget_card_peak_memory(device: &Device) -> Result<()> {
+    pool::forget_peak(device.as_cuda_device()?.cuda_stream().context().ordinal());
+    Ok(())
 }
 
 /// Ampere, the first with bf16.

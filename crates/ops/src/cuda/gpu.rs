@@ -1,44 +1,49 @@
 //! A GPU with the kernels loaded, and its memory.
 
 use std::any::{Any, TypeId};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr};
-use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DeviceRepr};
 use candle_core::cuda_backend::{CudaDType, DeviceId, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, Result};
 use half::bf16;
 
 use super::array::{Buffer, Element, Indices};
+use super::kernel::Module;
 
 /// A GPU and its kernels. All its work is put on the one stream of candle's device.
 pub(crate) struct Gpu {
     pub device: CudaDevice,
     pub stream: Arc<CudaStream>,
-    module: Arc<CudaModule>,
-    functions: Mutex<HashMap<String, CudaFunction>>,
+    pub(super) module: Module,
     states: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
 }
 
 impl Gpu {
     /// The GPU of one of candle's devices; its kernels are loaded the first time.
     pub(crate) fn of(device: &CudaDevice) -> Result<Arc<Self>> {
-        static GPUS: Mutex<Vec<(DeviceId, Arc<Gpu>)>> = Mutex::new(Vec::new());
+        thread_local! {
+            /// That of this thread's last operation: runs on several threads need not wait for each other to find it.
+            static LAST: RefCell<Option<Arc<Gpu>>> = const { RefCell::new(None) };
+        }
+        LAST.with_borrow_mut(|last| match last {
+            Some(gpu) if gpu.id() == device.id() => Ok(gpu.clone()),
+            _ => Ok(last.insert(Self::find(device)?).clone()),
+        })
+    }
+
+    fn find(device: &CudaDevice) -> Result<Arc<Self>> {
+        static GPUS: Mutex<Vec<Arc<Gpu>>> = Mutex::new(Vec::new());
         let mut gpus = GPUS.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, gpu)) = gpus.iter().find(|(id, _)| *id == device.id()) {
+        if let Some(gpu) = gpus.iter().find(|gpu| gpu.id() == device.id()) {
             return Ok(gpu.clone());
         }
         let stream = device.cuda_stream();
-        let module = stream.context().load_module(Ptx::from_binary(kernels::IMAGE.to_vec())).w()?;
-        let gpu = Arc::new(Self {
-            device: device.clone(),
-            stream,
-            module,
-            functions: Mutex::default(),
-            states: Mutex::default(),
-        });
-        gpus.push((device.id(), gpu.clone()));
+        stream.context().bind_to_thread().w()?;
+        let gpu = Arc::new(Self { device: device.clone(), stream, module: Module::load()?, states: Mutex::default() });
+        gpus.push(gpu.clone());
         Ok(gpu)
     }
 
@@ -118,16 +123,6 @@ impl Gpu {
         copies.retain(|_, (list, _)| list.strong_count() > 0);
         copies.insert(address, (Arc::downgrade(numbers), copy.clone()));
         Ok(copy)
-    }
-
-    pub(crate) fn function(&self, kernel: &str) -> Result<CudaFunction> {
-        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = functions.get(kernel) {
-            return Ok(function.clone());
-        }
-        let function = self.module.load_function(kernel).w()?;
-        functions.insert(kernel.into(), function.clone());
-        Ok(function)
     }
 }
 

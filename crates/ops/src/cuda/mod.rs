@@ -9,30 +9,43 @@ mod cublaslt;
 mod device;
 mod gpu;
 mod kernel;
+mod launches;
 mod memory;
 mod nccl;
 mod operations;
+mod pool;
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::result::memcpy_dtoh_sync;
 use candle_core::{CudaStorage, Layout, Result, Shape, Storage, Tensor, bail};
 use half::bf16;
 
-use crate::autograd::operation::{Backward, BackwardPass, Found, Gradient, Operation, Output, View, tensors};
+use crate::autograd::operation::{
+    Backward, BackwardPass, Found, Gradient, InputGradient, Operation, Output, View, tensors,
+};
 use crate::backend::Saved;
 
 pub(crate) use adamw::{adamw, moments};
 use array::{Array, Buffer, Element, Indices};
-pub use device::{card, card_memory, card_peak_memory, cuda_device, cuda_devices, cuda_stream};
+pub use device::{
+    card, card_memory, card_peak_memory, cuda_device, cuda_devices, cuda_stream, forget_card_peak_memory,
+};
 use gpu::Gpu;
 use kernel::{Grid, Kernel};
+pub use launches::count_launches;
 pub(crate) use memory::is_out_of_memory;
 pub use nccl::Communicators;
 pub(crate) use operations::linear::GpuWeight;
+pub(crate) use operations::linear_layers::linear_layers;
 
 /// The passes of an operation that has kernels.
 pub(crate) trait GpuOperation {
     fn forward(&self, gpu: &Gpu, inputs: &[Array]) -> Result<Output<Buffer>>;
+
+    /// Whether the backward pass reads the result, which is kept until then.
+    fn reads_output(&self) -> bool {
+        false
+    }
 
     /// One gradient per input, of its element type.
     fn backward(&self, gpu: &Gpu, pass: GpuBackward) -> Result<Vec<GpuGradient>>;
@@ -74,36 +87,53 @@ fn run<O: Operation>(operation: &O, gpu: &Gpu, arrays: &[Array]) -> Result<(Outp
     Ok((Output::new(values, shape), saved.map(|saved| Box::new(saved) as Saved)))
 }
 
+/// See [`crate::backend::reads_output`].
+pub(crate) fn reads_output<O: Operation>(operation: &O) -> bool {
+    operations::find(operation).is_none_or(GpuOperation::reads_output)
+}
+
 /// See [`crate::backend::backward`].
 pub(crate) fn backward<O: Operation>(
     operation: &O,
     (inputs, needed): (&[&Tensor], &[bool]),
-    [output, gradient]: [&Tensor; 2],
+    earlier: &[Option<Tensor>],
+    (output, gradient): (Option<&Tensor>, &Tensor),
     saved: Option<&Saved>,
-) -> Result<Vec<Option<Tensor>>> {
-    let all: Vec<&Tensor> = inputs.iter().copied().chain([output, gradient]).collect();
-    let gradients = with_arrays(&all, O::NAME, |gpu, arrays| {
-        let (of, ends) = arrays.split_at(inputs.len());
+) -> Result<Vec<Option<InputGradient>>> {
+    let all = inputs.iter().copied().chain([gradient]).chain(output).chain(earlier.iter().flatten());
+    let gradients = with_arrays(&all.collect::<Vec<_>>(), O::NAME, |gpu, arrays| {
+        let (of, others) = arrays.split_at(inputs.len());
+        let (ends, others) = others.split_at(if output.is_some() { 2 } else { 1 });
         if let Some(kernels) = operations::find(operation) {
             let saved = saved.and_then(|saved| saved.downcast_ref());
-            return kernels.backward(gpu, GpuBackward::new::<O>((of, needed), [ends[0], ends[1]], saved));
+            let earlier = spread(earlier, others);
+            let pass = GpuBackward::new::<O>((of, needed), (ends.get(1).copied(), ends[0]), saved);
+            return kernels.backward(gpu, pass.after(&earlier));
         }
+        let arrays = &arrays[..inputs.len() + ends.len()];
         let copies = arrays.iter().map(|array| gpu.download(array)).collect::<Result<Vec<_>>>()?;
         let views = views(&copies, arrays);
         let (views, ends) = views.split_at(inputs.len());
         let saved = saved.and_then(|saved| saved.downcast_ref());
-        let found = operation.backward(Backward::new::<O>((views, needed), [ends[0], ends[1]], saved))?;
+        let found = operation.backward(Backward::new::<O>((views, needed), (ends.get(1).copied(), ends[0]), saved))?;
         let back = |(gradient, input): (Gradient<f32>, &Array)| {
             Ok(match gradient {
                 Found::None => Found::None,
                 Found::Upstream => Found::Upstream,
                 Found::Same(index) => Found::Same(index),
                 Found::Values(values) => Found::Values(gpu.upload(&values, input.element)?),
+                Found::Sum(values) => Found::Sum(gpu.upload(&values, input.element)?),
             })
         };
         found.into_iter().zip(of).map(back).collect()
     })?;
     tensors(gradients, inputs, gradient, |values, input| Ok(values.into_tensor(input.shape())))
+}
+
+/// Arrays in the places of the tensors that are there.
+fn spread<'a>(tensors: &[Option<Tensor>], arrays: &[Array<'a>]) -> Vec<Option<Array<'a>>> {
+    let mut arrays = arrays.iter().copied();
+    tensors.iter().map(|tensor| tensor.as_ref().and_then(|_| arrays.next())).collect()
 }
 
 /// Reads contiguous tensors of one GPU for the time of one call.

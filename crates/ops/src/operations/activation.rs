@@ -107,8 +107,8 @@ impl Operation for Activation {
     }
 
     fn backward<T: Float>(&self, pass: Backward<T>) -> Result<Vec<Gradient<T>>> {
-        let Backward { inputs, output, gradient, .. } = pass;
-        let (x, y, gradient) = (inputs[0].data, output.data, gradient.data);
+        let Backward { inputs, gradient, .. } = pass;
+        let (x, y, gradient) = (inputs[0].data, pass.output()?.data, gradient.data);
         Ok(vec![Gradient::Values(in_pieces(x.len(), PIECE, |first, values| {
             backward(*self, values, &x[first..], &y[first..], &gradient[first..]);
         }))])

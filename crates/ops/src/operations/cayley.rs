@@ -73,7 +73,7 @@ impl Operation for Cayley {
 
     /// `-½ (I + R)ᵀ g (I + R)ᵀ` of the result R: `dR = -(I + R) dQ (I + Q)⁻¹`, and the inverse is `½ (I + R)`.
     fn backward<T: Float>(&self, pass: Backward<T>) -> Result<Vec<Gradient<T>>> {
-        let Backward { inputs, output, gradient, .. } = pass;
+        let (Backward { inputs, gradient, .. }, output) = (&pass, pass.output()?);
         let (size, length) = (self.size, self.size * self.size);
         let mut values = vec![T::zero(); inputs[0].data.len()];
         self.each(&mut values, |index, of_q| {

@@ -10,4 +10,4 @@ pub(crate) use configuration::POOLING_FIELD;
 pub(crate) use labels::LabelMatch;
 pub use labels::LabelNames;
 pub use remark::Remark;
-pub(crate) use tensors::{INDEX, Tensors, WEIGHTS, part_names};
+pub(crate) use tensors::{INDEX, Tensors, WEIGHTS, part_names, weight_files};

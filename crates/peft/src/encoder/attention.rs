@@ -132,7 +132,7 @@ pub(crate) struct Keys<'a> {
 enum Queries<'a> {
     /// From a projection of their own, for whom is wanted only.
     Projection(&'a Linear),
-    /// From the one projection to all three, for all tokens.
+    /// Made with the keys, for all tokens.
     Made(Tensor), // (tokens, hidden)
 }
 
@@ -202,9 +202,16 @@ impl SelfAttention {
         Ok(Self { projections, positions, ..self })
     }
 
-    /// The keys and values of hidden states `(tokens, hidden)`, behind those of the prefix.
-    pub(super) fn keys(&self, hidden: &Tensor, prefix: Option<&Prefix>, pass: &Pass) -> Result<Keys<'_>> {
-        let mut keys = self.own_keys(hidden, pass)?;
+    /// The keys and values of hidden states `(tokens, hidden)`, behind those of the prefix. Of whom is wanted, [`SelfAttention::attend`]
+    /// is given the rows of the same hidden states.
+    pub(super) fn keys(
+        &self,
+        hidden: &Tensor,
+        prefix: Option<&Prefix>,
+        pass: &Pass,
+        wanted: Wanted,
+    ) -> Result<Keys<'_>> {
+        let mut keys = self.own_keys(hidden, pass, wanted)?;
         if let Some(prefix) = prefix {
             keys.key = ops::prepend(&prefix.key, &keys.key, pass.segments)?;
             keys.value = ops::prepend(&prefix.value, &keys.value, pass.segments)?;
@@ -213,15 +220,22 @@ impl SelfAttention {
         Ok(keys)
     }
 
-    fn own_keys(&self, hidden: &Tensor, pass: &Pass) -> Result<Keys<'_>> {
+    fn own_keys(&self, hidden: &Tensor, pass: &Pass, wanted: Wanted) -> Result<Keys<'_>> {
         let virtual_tokens = 0;
         match &self.projections {
-            Projections::Separate { query, key, value } => Ok(Keys {
-                key: key.forward(hidden, pass)?,
-                value: value.forward(hidden, pass)?,
-                queries: Queries::Projection(query),
-                virtual_tokens,
-            }),
+            Projections::Separate { query, key, value } => {
+                let (made, queries) = match wanted {
+                    Wanted::AllTokens => {
+                        let mut made = Linear::forward_together([key, value, query], hidden, pass)?;
+                        let query = made.remove(2);
+                        (made, Queries::Made(query))
+                    }
+                    Wanted::FirstTokens => {
+                        (Linear::forward_together([key, value], hidden, pass)?, Queries::Projection(query))
+                    }
+                };
+                Ok(Keys { key: made[0].clone(), value: made[1].clone(), queries, virtual_tokens })
+            }
             Projections::Fused(all) => {
                 let all = all.forward(hidden, pass)?; // (tokens, 3 * hidden)
                 let width = hidden.dim(1)?;

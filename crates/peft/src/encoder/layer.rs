@@ -116,7 +116,7 @@ impl Layer {
         pass: &Pass,
         wanted: Wanted,
     ) -> Result<Tensor> {
-        let keys = self.attention.keys(normed.unwrap_or(residual), prefix, pass)?;
+        let keys = self.attention.keys(normed.unwrap_or(residual), prefix, pass, wanted)?;
         let rows = wanted.of(residual, pass)?; // (tokens or sequences, hidden), as all that follow
         let queries = normed.map_or_else(|| Ok(rows.clone()), |normed| wanted.of(normed, pass))?;
         let context = self.attention.attend(keys, &queries, pass, wanted)?;

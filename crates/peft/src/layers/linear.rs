@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use ops::Weight;
+use ops::{LinearLayer, Lora, Weight};
 
 use super::forward::Pass;
 use crate::error::Result;
@@ -18,16 +18,16 @@ pub(crate) struct BaseLayer {
 impl BaseLayer {
     /// `x Wᵀ + b`, `(tokens, out)`, of x `(tokens, in)`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(ops::linear(x, &self.weight, self.bias.as_ref())?)
+        Ok(self.operation(None).forward(x)?)
     }
 
     /// The layer's output with a low-rank branch beside it, `x Wᵀ + b + scaling * dropout(x) Aᵀ Bᵀ`. The bias may be trained.
-    pub(crate) fn forward_with_branch(&self, x: &Tensor, branch: ops::Lora) -> Result<Tensor> {
-        if let Some(bias) = self.bias.as_ref().filter(|bias| bias.is_variable()) {
-            let y = ops::lora_linear(x, &self.weight, None, branch)?;
-            return Ok(ops::add_bias(&y, bias)?);
-        }
-        Ok(ops::lora_linear(x, &self.weight, self.bias.as_ref(), branch)?)
+    pub(crate) fn forward_with_branch(&self, x: &Tensor, branch: Lora) -> Result<Tensor> {
+        Ok(self.operation(Some(branch)).forward(x)?)
+    }
+
+    fn operation<'a>(&'a self, lora: Option<Lora<'a>>) -> LinearLayer<'a> {
+        LinearLayer { weight: &self.weight, bias: self.bias.as_ref(), lora }
     }
 }
 
@@ -36,8 +36,19 @@ pub(crate) trait LinearAdapter: Send + Sync {
     /// The adapted layer's output, `(tokens, out)`, of x `(tokens, in)`.
     fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &Pass) -> Result<Tensor>;
 
+    /// The adapter, if it is nothing but a low-rank branch beside the layer.
+    fn branch(&self) -> Option<&dyn LowRankBranch> {
+        None
+    }
+
     /// A linear layer, frozen, that computes the same without dropout.
     fn merge(&self, base: BaseLayer) -> Result<BaseLayer>;
+}
+
+/// `scaling * dropout(x) Aᵀ Bᵀ`.
+pub(crate) trait LowRankBranch {
+    /// The branch as it is in this pass.
+    fn operation(&self, pass: &Pass) -> Lora<'_>;
 }
 
 /// A linear layer that has an adapter, by its path.
@@ -73,6 +84,30 @@ impl Linear {
             Self::Adapted(layer) => Ok(Self::Plain(layer.merged()?)),
             plain => Ok(plain),
         }
+    }
+
+    /// What each of several layers makes of one input: `(tokens, out)`, of x `(tokens, in)`. Where all of them are plain or have a
+    /// low-rank branch, their device may compute them together.
+    pub(crate) fn forward_together<'a, const N: usize>(
+        layers: [&'a Self; N],
+        x: &Tensor,
+        pass: &Pass,
+    ) -> Result<Vec<Tensor>> {
+        let is_linear = |layer: &&Self| match layer {
+            Self::Plain(_) => true,
+            Self::Adapted(layer) => layer.adapter.branch().is_some(),
+        };
+        if !layers.iter().all(is_linear) {
+            return layers.into_iter().map(|layer| layer.forward(x, pass)).collect();
+        }
+        let operation = |layer: &'a Self| match layer {
+            Self::Plain(base) => base.operation(None),
+            Self::Adapted(AdaptedLayer { path, base, adapter }) => {
+                pass.observe(path, x);
+                base.operation(adapter.branch().map(|branch| branch.operation(pass)))
+            }
+        };
+        Ok(ops::linear_layers(x, &layers.map(operation))?)
     }
 
     /// `(tokens, out)`, of x `(tokens, in)`.

@@ -9,6 +9,6 @@ mod virtual_tokens;
 
 pub use forward::Pass;
 pub(crate) use layer_norm::LayerNorm;
-pub(crate) use linear::{AdaptedLayer, BaseLayer, Linear, LinearAdapter};
+pub(crate) use linear::{AdaptedLayer, BaseLayer, Linear, LinearAdapter, LowRankBranch};
 pub(crate) use sublayer::{Sublayer, SublayerAdapter, SublayerOutput};
 pub(crate) use virtual_tokens::{Prefix, VirtualTokens};

@@ -210,7 +210,7 @@ impl Model {
     /// What flows into each layer that has an adapter, `(tokens, in)`, by its path; one tensor for all that it flows into.
     fn adapted_inputs(&self, batch: &Batch) -> Result<BTreeMap<String, Tensor>> {
         batch.check(self.positions, self.method.virtual_tokens())?;
-        ops::on_workers(|| {
+        ops::on_workers(self.device(), || {
             ops::without_gradients(|| -> Result<_> {
                 let inputs = RefCell::new(Vec::new());
                 let observer = |path: &str, x: &Tensor| inputs.borrow_mut().push((path.to_string(), x.clone()));
@@ -229,7 +229,9 @@ impl Model {
     /// # Errors
     /// As [`Model::forward`].
     pub fn predict(&self, batch: &Batch) -> Result<Tensor> {
-        ops::on_workers(|| ops::without_gradients(|| self.forward(batch, &Pass::evaluation(&batch.segments))))
+        ops::on_workers(self.device(), || {
+            ops::without_gradients(|| self.forward(batch, &Pass::evaluation(&batch.segments)))
+        })
     }
 
     /// Its parameters.

@@ -369,6 +369,11 @@ mod tests {
         assert_eq!(serde_json::from_str::<Lora>(&json).unwrap(), lora);
         let error = serde_json::from_str::<Lora>(r#"{"init_lora_weights":"loftq"}"#).unwrap_err().to_string();
         assert!(error.contains("\"loftq\" is not known"), "{error}");
+        let near: Lora = serde_json::from_str(r#"{"init_lora_weights":"pissa_niter_16"}"#).unwrap();
+        assert_eq!(near.init_lora_weights, InitLoraWeights::Pissa);
+        for wrong in ["pissa_niter_", "pissa_niter_x", "pissa_niter"] {
+            assert!(serde_json::from_str::<Lora>(&format!(r#"{{"init_lora_weights":"{wrong}"}}"#)).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -154,7 +154,7 @@ fn a_configuration_that_makes_no_adapter_is_an_error_that_names_the_field() {
         ("lora_alpha", json!(0), &["lora_alpha is 0"]),
         ("target_modules", Value::Null, &["no target_modules"]),
         ("target_modules", json!(["qurey"]), &["qurey", "in dense, key, query, value"]),
-        ("init_lora_weights", json!("pissa_niter_4"), &["init_lora_weights", "pissa_niter_4"]),
+        ("init_lora_weights", json!("lora_ga"), &["init_lora_weights", "lora_ga"]),
         ("lora_bias", json!(true), &["lora_bias true", "not supported"]),
         ("bias", json!("some"), &["bias \"some\""]),
     ];

@@ -3,12 +3,16 @@
 
 use std::path::{Path, PathBuf};
 
-use peft::WrongContent;
+use peft::{Architecture, WrongContent};
 use serde_json::{Map, Value};
-use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, Tokenizer, TruncationDirection};
+use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper, Tokenizer, TruncationDirection};
 
+use super::{special_tokens, vocabulary};
 use crate::error::{Error, Result};
 use crate::files;
+
+/// What some folders have in the place of a `tokenizer.json`.
+const VOCABULARY: &str = "vocab.txt";
 
 /// A folder with a tokenizer.
 pub(super) struct TokenizerFolder {
@@ -35,14 +39,25 @@ impl TokenizerFolder {
         self.folder.join("tokenizer.json")
     }
 
-    /// The tokenizer of `tokenizer.json`, with the casing and the leading blank that `tokenizer_config.json` says: where both say
+    /// Whether the tokenizer is made of a `vocab.txt`.
+    pub(super) fn is_vocabulary(&self, architecture: Architecture) -> bool {
+        !self.path().exists() && self.folder.join(VOCABULARY).is_file() && vocabulary::is_read_by(architecture)
+    }
+
+    /// The tokenizer of `tokenizer.json`, or of `vocab.txt` where that is what there is, with the casing and the leading blank that `tokenizer_config.json` says: where both say
     /// something, transformers goes by the latter.
-    pub(super) fn tokenizer(&self) -> Result<Tokenizer> {
+    pub(super) fn tokenizer(&self, architecture: Architecture) -> Result<Tokenizer> {
         let path = self.path();
-        let Some(bytes) = files::read(&path)? else { return Err(self.missing()) };
-        check(&path, &bytes)?;
         let failed = |error: tokenizers::Error| Error::Tokenizer { path: path.clone(), reason: error.to_string() };
-        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(failed)?;
+        let mut tokenizer = match files::read(&path)? {
+            Some(bytes) => {
+                check(&path, &bytes)?;
+                Tokenizer::from_bytes(&bytes).map_err(failed)?
+            }
+            None if self.is_vocabulary(architecture) => self.of_vocabulary(architecture)?,
+            None => return Err(self.missing()),
+        };
+        self.add_tokens(&mut tokenizer)?;
         if let Some(NormalizerWrapper::BertNormalizer(normalizer)) = tokenizer.get_normalizer() {
             let mut changed = *normalizer;
             changed.lowercase = self.switch("do_lower_case")?.unwrap_or(changed.lowercase);
@@ -58,6 +73,52 @@ impl TokenizerFolder {
             tokenizer.with_pre_tokenizer(Some(changed));
         }
         Ok(tokenizer)
+    }
+
+    fn of_vocabulary(&self, architecture: Architecture) -> Result<Tokenizer> {
+        let path = self.folder.join(VOCABULARY);
+        check(&path, &files::read(&path)?.unwrap_or_default())?;
+        let around = special_tokens::names(self, architecture);
+        vocabulary::tokenizer(&path, architecture, |field| self.special_token(field), &around)
+            .map_err(|reason| Error::Tokenizer { path, reason })
+    }
+
+    /// Adds the tokens of `added_tokens_decoder` that the tokenizer does not know, in the order of their numbers, as transformers' fast
+    /// tokenizers do (`tokenization_utils_fast.py`).
+    fn add_tokens(&self, tokenizer: &mut Tokenizer) -> Result<()> {
+        let Some(decoder) = self.config.get("added_tokens_decoder") else { return Ok(()) };
+        let unfit = || self.unfit("added_tokens_decoder", decoder, "an object of numbers and tokens");
+        let mut tokens: Vec<(u32, AddedToken)> = decoder
+            .as_object()
+            .ok_or_else(unfit)?
+            .iter()
+            .map(|(number, token)| {
+                let is = |field: &str| token.get(field).and_then(Value::as_bool);
+                let content = token.get("content")?.as_str()?;
+                let special = is("special").unwrap_or(false);
+                let added = AddedToken {
+                    single_word: is("single_word").unwrap_or(false),
+                    lstrip: is("lstrip").unwrap_or(false),
+                    rstrip: is("rstrip").unwrap_or(false),
+                    normalized: is("normalized").unwrap_or(!special),
+                    ..AddedToken::from(content, special)
+                };
+                Some((number.parse().ok()?, added))
+            })
+            .collect::<Option<_>>()
+            .ok_or_else(unfit)?;
+        tokens.sort_by_key(|(number, _)| *number);
+        let known = tokenizer.get_added_tokens_decoder();
+        let new = tokens.into_iter().map(|(_, token)| token);
+        let new: Vec<AddedToken> =
+            new.filter(|token| !known.values().any(|known| known.content == token.content)).collect();
+        let failed = |error: tokenizers::Error| Error::Tokenizer { path: self.path(), reason: error.to_string() };
+        for token in new {
+            let added =
+                if token.special { tokenizer.add_special_tokens([token]) } else { tokenizer.add_tokens([token]) };
+            added.map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// The side on which a sequence that is too long is cut: as `tokenizer_config.json` says, or else `tokenizer.json`.

@@ -2,14 +2,19 @@
 
 mod folder;
 mod special_tokens;
+mod vocabulary;
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use glue::Example;
 use peft::{Pretrained, Remark, Sequence};
 use tokenizers::{EncodeInput, TruncationParams};
 
 use crate::error::{Error, Result};
+
+/// How many examples are encoded at once. An encoding holds many times what a sequence does: not all of a large task's are in memory.
+const AT_ONCE: usize = 2048;
 
 /// A model's tokenizer, with its own truncation and without padding.
 pub struct Tokenizer {
@@ -37,8 +42,11 @@ impl Tokenizer {
         }
         let failed = |error: tokenizers::Error| Error::Tokenizer { path: path.clone(), reason: error.to_string() };
         let folder = folder::TokenizerFolder::read(pretrained.folder())?;
-        let mut tokenizer = folder.tokenizer()?;
-        let remark = special_tokens::complete(&mut tokenizer, &folder, pretrained.config.architecture)?;
+        let architecture = pretrained.config.architecture;
+        let mut tokenizer = folder.tokenizer(architecture)?;
+        let remark = special_tokens::complete(&mut tokenizer, &folder, architecture)?;
+        // A vocabulary says nothing of them, and they are as ever.
+        let remark = remark.filter(|_| !folder.is_vocabulary(architecture));
         let direction = folder.truncation_side(&tokenizer)?;
         tokenizer.with_padding(None);
         let truncation = TruncationParams { max_length, direction, ..Default::default() };
@@ -57,6 +65,26 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer fails, or gives a token that the model has no vector for.
     pub fn encode(&self, examples: &[Example]) -> Result<Vec<Sequence>> {
+        self.encode_until(examples, None)
+    }
+
+    /// The same, by a deadline, if there is one; a first part is always encoded.
+    ///
+    /// # Errors
+    /// Besides, when the deadline passes before the last part.
+    pub(crate) fn encode_until(&self, examples: &[Example], deadline: Option<Instant>) -> Result<Vec<Sequence>> {
+        let mut sequences = Vec::with_capacity(examples.len());
+        for part in examples.chunks(AT_ONCE) {
+            if !sequences.is_empty() && deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(Error::OutOfTime { done: sequences.len(), of: examples.len() });
+            }
+            self.encode_part(part, &mut sequences)?;
+        }
+        self.check_ids(&sequences)?;
+        Ok(sequences)
+    }
+
+    fn encode_part(&self, examples: &[Example], sequences: &mut Vec<Sequence>) -> Result<()> {
         let inputs: Vec<EncodeInput> = examples
             .iter()
             .map(|example| match &example.second {
@@ -65,13 +93,11 @@ impl Tokenizer {
             })
             .collect();
         let encodings = self.tokenizer.encode_batch_fast(inputs, true).map_err(|error| self.failed(error))?;
-        let sequence = |encoding: &tokenizers::Encoding| Sequence {
+        sequences.extend(encodings.iter().map(|encoding| Sequence {
             input_ids: encoding.get_ids().to_vec(),
             token_type_ids: encoding.get_type_ids().to_vec(),
-        };
-        let sequences: Vec<Sequence> = encodings.iter().map(sequence).collect();
-        self.check_ids(&sequences)?;
-        Ok(sequences)
+        }));
+        Ok(())
     }
 
     /// The pieces an example is cut into, `[CLS]` and `[SEP]` among them.

@@ -43,6 +43,12 @@ fn template(architecture: Architecture) -> Template {
     }
 }
 
+/// The texts of the tokens around sentences: as a file of the folder says, or else by the rule.
+pub(super) fn names(folder: &TokenizerFolder, architecture: Architecture) -> Vec<String> {
+    let Template { fields, names, .. } = template(architecture);
+    fields.iter().zip(names).map(|(field, name)| folder.special_token(field).unwrap_or_else(|| name.into())).collect()
+}
+
 /// Lets a tokenizer that adds no special tokens add those of its architecture; the remark says so.
 ///
 /// # Errors
@@ -57,8 +63,7 @@ pub(super) fn complete(
     }
     let template = template(architecture);
     let mut tokens = Vec::new();
-    for (field, name) in template.fields.iter().zip(template.names) {
-        let token = folder.special_token(field).unwrap_or_else(|| name.into());
+    for token in names(folder, architecture) {
         let Some(id) = tokenizer.token_to_id(&token) else {
             return Err(Error::NoSpecialTokens { path: folder.path(), architecture: architecture.to_string(), token });
         };

@@ -8,9 +8,11 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// A schedule over `steps` steps, the first `warmup_ratio` of them rising. A ratio above 0 gives at least one.
+    /// A schedule over `steps` steps, the first `warmup_ratio` of them rising, rounded down. A ratio above 0 gives at least one, but that a
+    /// run's only step is none: at a rate of 0 it would train nothing.
     pub(super) fn new(steps: usize, warmup_ratio: f64) -> Self {
-        let warmup = if warmup_ratio > 0.0 { ((warmup_ratio * steps as f64) as usize).max(1) } else { 0 };
+        let rises = warmup_ratio > 0.0 && steps > 1;
+        let warmup = if rises { ((warmup_ratio * steps as f64) as usize).max(1) } else { 0 };
         Self { steps, warmup }
     }
 
@@ -35,6 +37,12 @@ mod tests {
         let schedule = Schedule::new(10, 0.2);
         assert_eq!(expected, std::array::from_fn(|step| schedule.factor(step)));
         assert_eq!(schedule.factor(10), 0.0);
+    }
+
+    #[test]
+    fn the_only_step_of_a_run_has_the_full_rate() {
+        assert_eq!(Schedule::new(1, 0.06).factor(0), 1.0);
+        assert_eq!([0, 1].map(|step| Schedule::new(2, 0.06).factor(step)), [0.0, 1.0]);
     }
 
     #[test]

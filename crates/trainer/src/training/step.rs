@@ -61,7 +61,8 @@ impl Learner {
     /// # Errors
     /// When memory does not suffice for one sequence.
     pub(crate) fn step(&mut self, shard: &Shard, update: Update, part_tokens: &mut Option<usize>) -> Result<Tensor> {
-        ops::on_workers(|| {
+        let device = self.model.device().clone();
+        ops::on_workers(&device, || {
             let (loss, gradients) = self.gradients(shard, part_tokens)?;
             self.optimizer.step(&gradients, &loss, update)?;
             Ok(loss)

@@ -23,7 +23,7 @@ impl GpuOperation for Activation {
         let y = gpu.empty(x.element, n)?;
         let kernel = Kernel::of("activation", x.element).write(&y, n).read(x, n).count(n).count(number(*self));
         // SAFETY: pointwise.cu, activation: n numbers of each.
-        unsafe { kernel.launch(gpu, Grid::fours(n)) }?;
+        unsafe { kernel.launch(gpu, Grid::eights(n)) }?;
         Ok(Output::new(y, x.shape.to_vec()))
     }
 
@@ -32,7 +32,7 @@ impl GpuOperation for Activation {
         let dx = gpu.empty(x.element, n)?;
         let kernel = Kernel::of("activation_backward", x.element).write(&dx, n).read(x, n).read(pass.gradient, n);
         // SAFETY: pointwise.cu, activation_backward: n numbers of each.
-        unsafe { kernel.count(n).count(number(*self)).launch(gpu, Grid::fours(n)) }?;
+        unsafe { kernel.count(n).count(number(*self)).launch(gpu, Grid::eights(n)) }?;
         Ok(vec![GpuGradient::Values(dx)])
     }
 }

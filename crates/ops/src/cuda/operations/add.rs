@@ -13,7 +13,7 @@ impl Gpu {
         let y = self.empty(x.element, n)?;
         let kernel = Kernel::of("scale", x.element).write(&y, n).read(x, n).count(n).float(factor as f32);
         // SAFETY: pointwise.cu, scale: n numbers of each.
-        unsafe { kernel.launch(self, Grid::fours(n)) }?;
+        unsafe { kernel.launch(self, Grid::eights(n)) }?;
         Ok(y)
     }
 }
@@ -25,7 +25,7 @@ impl GpuOperation for AddScaled {
         let y = gpu.empty(a.element, n)?;
         let kernel = Kernel::of("add_scaled", a.element).write(&y, n).read(a, n).read(b.array()?, n);
         // SAFETY: pointwise.cu, add_scaled: n numbers of each.
-        unsafe { kernel.count(n).float(self.factor as f32).launch(gpu, Grid::fours(n)) }?;
+        unsafe { kernel.count(n).float(self.factor as f32).launch(gpu, Grid::eights(n)) }?;
         Ok(Output::new(y, a.shape.to_vec()))
     }
 

@@ -1,10 +1,13 @@
 //! Attention on a GPU.
 
+mod flash;
+
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Result, bail};
 
+use self::flash::Flash;
 use super::conversion::Converted;
 use crate::autograd::Output;
 use crate::cuda::{Array, Buffer, Element, Gpu, GpuBackward, GpuGradient, GpuOperation, Grid, Indices, Kernel};
@@ -17,7 +20,7 @@ struct Plan {
     queries: Segments,
     keys: Segments,
     heads: usize,
-    tile: usize,
+    cut: Cut,
     /// For each sequence its first query, queries, first key, keys, and the position of its first probability.
     sequences: Indices,
     /// A sequence and the first of its queries that a block takes, those with most keys first.
@@ -50,6 +53,13 @@ impl Reach {
         }
         Ok(Self { rows: rows.clone(), table: gpu.indices(&table)?, query_products, key_products })
     }
+}
+
+/// How many queries, and how many keys, make a tile.
+#[derive(Clone, Copy, PartialEq)]
+struct Cut {
+    queries: usize,
+    keys: usize,
 }
 
 struct Tiles {
@@ -85,7 +95,7 @@ fn shape(element: Element, head: usize) -> Result<(usize, usize)> {
 }
 
 impl Plan {
-    fn new(gpu: &Gpu, batch: &Batch, tile: usize) -> Result<Self> {
+    fn new(gpu: &Gpu, batch: &Batch, cut: Cut) -> Result<Self> {
         let Batch { queries, keys, heads, .. } = *batch;
         let mut first_probability = 0u32;
         let mut sequences = Vec::with_capacity(5 * keys.len());
@@ -98,23 +108,23 @@ impl Plan {
         let lengths = || queries.ranges().zip(keys.ranges()).map(|(queries, keys)| (queries.len(), keys.len()));
         Ok(Self {
             sequences: gpu.indices(&sequences)?,
-            query_tiles: Tiles::new(gpu, tile, lengths())?,
-            key_tiles: Tiles::new(gpu, tile, lengths().map(|(queries, keys)| (keys, queries)))?,
+            query_tiles: Tiles::new(gpu, cut.queries, lengths())?,
+            key_tiles: Tiles::new(gpu, cut.keys, lengths().map(|(queries, keys)| (keys, queries)))?,
             reach: batch.positions().map(|rows| Reach::new(gpu, rows, queries, keys)).transpose()?,
             queries: queries.clone(),
             keys: keys.clone(),
             heads,
-            tile,
+            cut,
         })
     }
 
-    fn is_of(&self, batch: &Batch, tile: usize) -> bool {
+    fn is_of(&self, batch: &Batch, cut: Cut) -> bool {
         let Self { queries, keys, heads, .. } = self;
         let is_same = match (&self.reach, batch.positions()) {
             (Some(reach), Some(rows)) => Arc::ptr_eq(&reach.rows.rows, &rows.rows),
             (reach, rows) => reach.is_none() && rows.is_none(),
         };
-        is_same && self.tile == tile && *heads == batch.heads && queries == batch.queries && keys == batch.keys
+        is_same && self.cut == cut && *heads == batch.heads && queries == batch.queries && keys == batch.keys
     }
 }
 
@@ -123,12 +133,12 @@ const PLANS: usize = 4;
 
 impl Gpu {
     /// The plan of a batch, made by its first layer.
-    fn with_plan<R>(&self, batch: &Batch, tile: usize, use_it: impl FnOnce(&Plan) -> Result<R>) -> Result<R> {
+    fn with_plan<R>(&self, batch: &Batch, cut: Cut, use_it: impl FnOnce(&Plan) -> Result<R>) -> Result<R> {
         let plans = self.state(|| Ok(Mutex::<Vec<Plan>>::default()))?;
         let mut plans = plans.lock().unwrap_or_else(PoisonError::into_inner);
-        let plan = match plans.iter().position(|plan| plan.is_of(batch, tile)) {
+        let plan = match plans.iter().position(|plan| plan.is_of(batch, cut)) {
             Some(place) => plans.remove(place),
-            None => Plan::new(self, batch, tile)?,
+            None => Plan::new(self, batch, cut)?,
         };
         let result = use_it(&plan);
         plans.insert(0, plan);
@@ -187,10 +197,10 @@ struct Upstream<'a> {
 }
 
 impl<'a> Upstream<'a> {
-    /// What kernels of the backward pass take behind four addresses.
-    fn after(&self, kernel: Kernel<'a>, first: [u64; 4], inputs: &Inputs<'a>) -> Kernel<'a> {
+    /// What kernels of the backward pass take behind those addresses.
+    fn after(&self, kernel: Kernel<'a>, first: &[u64], inputs: &Inputs<'a>) -> Kernel<'a> {
         let n = inputs.query.count();
-        let kernel = first.into_iter().fold(kernel, Kernel::address).read(inputs.query, n);
+        let kernel = first.iter().fold(kernel, |kernel, &address| kernel.address(address)).read(inputs.query, n);
         let kernel = kernel.address(inputs.key).address(inputs.value).read(self.output, n).read(self.gradient, n);
         kernel.write_f32(self.logarithms, self.logarithms.count())
     }
@@ -291,8 +301,8 @@ impl Batch<'_> {
 
     /// The kernel of that name for the inputs' heads.
     fn kernel<'k>(&self, name: &str, inputs: &Inputs) -> Result<Kernel<'k>> {
-        let (element, head) = (inputs.query.element, inputs.query.matrix().1 / self.heads);
-        Ok(Kernel::of(&format!("{name}_{}", shape(element, head)?.0), element))
+        let element = inputs.query.element;
+        Ok(Kernel::of(format!("{name}_{}", shape(element, self.head(inputs))?.0), element))
     }
 
     /// Runs a kernel, which has those of its arguments that come first, on tiles.
@@ -308,15 +318,33 @@ impl Batch<'_> {
         work: Work<'k>,
         kernel: Kernel<'k>,
     ) -> Result<()> {
-        let (queries, hidden) = inputs.query.matrix();
-        let (head, element) = (hidden / self.heads, inputs.query.element);
-        let (width, tile) = shape(element, head)?;
-        let longest = self.keys.ranges().map(|keys| keys.len()).max().unwrap_or(0);
+        let element = inputs.query.element;
+        let (width, tile) = shape(element, self.head(inputs))?;
+        let shared = work.shared_memory(element, (width, tile));
+        let grid = Grid { blocks: (work.blocks, group.heads.len()), threads: (2 * tile, 1), shared };
+        // SAFETY: as the caller promises.
+        unsafe { self.launch(gpu, plan, group, inputs, (work.tiles, grid), kernel) }
+    }
+
+    /// Launches a kernel, which has those of its arguments that come first.
+    ///
+    /// # Safety
+    /// As [`Kernel::launch`], for a kernel whose other arguments are BATCH_PARAMETERS of batch.cuh.
+    unsafe fn launch<'k>(
+        &'k self,
+        gpu: &Gpu,
+        plan: &'k Plan,
+        group: &Group,
+        inputs: &Inputs,
+        (tiles, grid): (&'k Tiles, Grid),
+        kernel: Kernel<'k>,
+    ) -> Result<()> {
+        let ((queries, hidden), head, longest) = (inputs.query.matrix(), self.head(inputs), self.longest());
         let window = self.window.map_or(longest, |window| window.min(longest));
         let sequences = self.keys.len();
         let kernel = kernel
             .indices(&plan.sequences, 5 * sequences)
-            .indices(&work.tiles.table, 2 * work.tiles.count)
+            .indices(&tiles.table, 2 * tiles.count)
             .counts([hidden, inputs.key_stride, head, queries, window, self.prefix])
             .float(self.scale as f32)
             .dropout(self.dropout);
@@ -343,15 +371,27 @@ impl Batch<'_> {
             stride,
             group.heads.start,
         ]);
-        let shared = work.shared_memory(element, (width, tile));
-        let grid = Grid { blocks: (work.blocks, group.heads.len()), threads: (2 * tile, 1), shared };
         // SAFETY: as the caller promises. The plan is the batch's, and the group's products are as many as it counts.
         unsafe { kernel.launch(gpu, grid) }
     }
 
+    /// The columns of a head.
+    fn head(&self, inputs: &Inputs) -> usize {
+        inputs.query.matrix().1 / self.heads
+    }
+
+    /// The most keys that a sequence has.
+    fn longest(&self) -> usize {
+        self.keys.ranges().map(|keys| keys.len()).max().unwrap_or(0)
+    }
+
     fn tile(&self, inputs: &Inputs) -> Result<usize> {
-        let (_, hidden) = inputs.query.matrix();
-        Ok(shape(inputs.query.element, hidden / self.heads)?.1)
+        Ok(shape(inputs.query.element, self.head(inputs))?.1)
+    }
+
+    fn cut(&self, inputs: &Inputs) -> Result<Cut> {
+        let tile = self.tile(inputs)?;
+        Ok(Cut { queries: tile, keys: tile })
     }
 
     /// The heads in groups: with products with positions as many as memory is lent for, without such all at once.
@@ -403,18 +443,26 @@ impl Batch<'_> {
         let (query, (queries, _)) = (inputs.query, inputs.query.matrix());
         let output = gpu.empty(query.element, query.count())?;
         let logarithms = gpu.empty(Element::F32, self.heads * queries)?;
-        gpu.with_plan(self, self.tile(inputs)?, |plan| {
+        match Flash::of(self, inputs, &[]) {
+            Some(flash) => flash.forward(self, gpu, inputs, (&output, &logarithms)),
+            None => self.forward_by_tiles(gpu, inputs, (&output, &logarithms)),
+        }?;
+        Ok((output, logarithms))
+    }
+
+    fn forward_by_tiles(&self, gpu: &Gpu, inputs: &Inputs, (output, logarithms): (&Buffer, &Buffer)) -> Result<()> {
+        let (query, (queries, _)) = (inputs.query, inputs.query.matrix());
+        gpu.with_plan(self, self.cut(inputs)?, |plan| {
             for heads in self.groups(plan) {
                 let group = self.group(gpu, plan, inputs, heads)?;
-                let kernel = self.kernel("attention_forward", inputs)?.write(&output, query.count());
-                let kernel = kernel.write_f32(&logarithms, self.heads * queries).read(query, query.count());
+                let kernel = self.kernel("attention_forward", inputs)?.write(output, query.count());
+                let kernel = kernel.write_f32(logarithms, self.heads * queries).read(query, query.count());
                 let kernel = kernel.address(inputs.key).address(inputs.value);
                 // SAFETY: attention.cu, attention_forward: keys and values are those of `Inputs`.
                 unsafe { self.run(gpu, plan, &group, inputs, Work::on(&plan.query_tiles, (3, 1, 1, 1)), kernel) }?;
             }
             Ok(())
-        })?;
-        Ok((output, logarithms))
+        })
     }
 
     /// Writes the gradients of queries, keys and values. The result is that of the table, `(rows, columns)` in f32; of a bias that of
@@ -427,9 +475,24 @@ impl Batch<'_> {
         needed: &Needed,
         to: &To,
     ) -> Result<Option<Buffer>> {
+        let others = [upstream.output.pointer, upstream.gradient.pointer, to.query, to.key, to.value];
+        match Flash::of(self, inputs, &others) {
+            Some(flash) => flash.backward(self, gpu, inputs, upstream, needed, to),
+            None => self.backward_by_tiles(gpu, inputs, upstream, needed, to),
+        }
+    }
+
+    fn backward_by_tiles(
+        &self,
+        gpu: &Gpu,
+        inputs: &Inputs,
+        upstream: &Upstream,
+        needed: &Needed,
+        to: &To,
+    ) -> Result<Option<Buffer>> {
         let (_, hidden) = inputs.query.matrix();
-        gpu.with_plan(self, self.tile(inputs)?, |plan| {
-            let sums = if needed.table { self.table_sums(gpu, plan)? } else { None };
+        gpu.with_plan(self, self.cut(inputs)?, |plan| {
+            let sums = if needed.table { self.table_sums(gpu, plan, plan.query_tiles.count)? } else { None };
             let of_table = sums.as_ref().map_or(0, |sums| sums.parts.pointer());
             let of_distances = if self.positions().is_none() { of_table } else { 0 };
             for heads in self.groups(plan) {
@@ -439,14 +502,14 @@ impl Batch<'_> {
                 let (of_queries, of_keys) = (zeros(Side::Queries)?, zeros(Side::Keys)?);
                 if needed.query || needed.table {
                     let first = [to.query, of_distances, pointer(&of_queries), self.table(Side::Queries, hidden)];
-                    let kernel = upstream.after(self.kernel("attention_queries", inputs)?, first, inputs);
+                    let kernel = upstream.after(self.kernel("attention_queries", inputs)?, &first, inputs);
                     let work = Work::on(&plan.query_tiles, (4, 2, 2, 0));
                     // SAFETY: attention.cu, attention_queries: the gradients are as large as what they are gradients of.
                     unsafe { self.run(gpu, plan, &group, inputs, work, kernel) }?;
                 }
                 if needed.keys || needed.table && self.meets(Side::Keys) {
                     let first = [to.key, to.value, pointer(&of_keys), self.table(Side::Keys, hidden)];
-                    let kernel = upstream.after(self.kernel("attention_keys", inputs)?, first, inputs);
+                    let kernel = upstream.after(self.kernel("attention_keys", inputs)?, &first, inputs);
                     let work = Work::on(&plan.key_tiles, (4, 2, 2, 0));
                     // SAFETY: attention.cu, attention_keys: as above.
                     unsafe { self.run(gpu, plan, &group, inputs, work, kernel) }?;
@@ -455,18 +518,15 @@ impl Batch<'_> {
                 self.add_positions(gpu, plan, &group, inputs, sums, (Side::Queries, of_queries.as_ref()))?;
                 self.add_positions(gpu, plan, &group, inputs, sums, (Side::Keys, of_keys.as_ref()))?;
             }
-            sums.map(|Sums { parts, count, shape: [rows, columns] }| {
-                gpu.column_sums(parts.array(&[count, rows * columns])?)
-            })
-            .transpose()
+            sums.map(|sums| sums.total(gpu)).transpose()
         })
     }
 
-    /// Memory for the parts of the table's gradient.
-    fn table_sums(&self, gpu: &Gpu, plan: &Plan) -> Result<Option<Sums>> {
+    /// Memory for the parts of the table's gradient, one for each of so many blocks if it is a bias.
+    fn table_sums(&self, gpu: &Gpu, plan: &Plan, blocks: usize) -> Result<Option<Sums>> {
         let Some(Distances { rows, table, term, .. }) = &self.distances else { return Ok(None) };
         let (count, shape) = match term {
-            Term::Bias => (plan.query_tiles.count, [rows.rows.len(), self.heads]),
+            Term::Bias => (blocks, [rows.rows.len(), self.heads]),
             Term::Disentangled { .. } => {
                 let tiles = plan.query_tiles.count.max(plan.key_tiles.count);
                 (tiles.div_ceil(SLICE), [table.matrix().0, table.matrix().1])
@@ -512,6 +572,13 @@ struct Sums {
     parts: Buffer,
     count: usize,
     shape: [usize; 2],
+}
+
+impl Sums {
+    fn total(&self, gpu: &Gpu) -> Result<Buffer> {
+        let Self { parts, count, shape: [rows, columns] } = self;
+        gpu.column_sums(parts.array(&[*count, rows * columns])?)
+    }
 }
 
 /// A table by distance, on the GPU.
@@ -583,6 +650,10 @@ fn if_needed(needed: bool, values: Buffer) -> GpuGradient {
 }
 
 impl GpuOperation for Attention {
+    fn reads_output(&self) -> bool {
+        true
+    }
+
     fn forward(&self, gpu: &Gpu, inputs: &[Array]) -> Result<Output<Buffer>> {
         let table = self.table(gpu, inputs)?;
         let (output, logarithms) = self.batch(table.as_ref())?.forward(gpu, &Inputs::new(inputs))?;
@@ -590,7 +661,7 @@ impl GpuOperation for Attention {
     }
 
     fn backward(&self, gpu: &Gpu, pass: GpuBackward) -> Result<Vec<GpuGradient>> {
-        let &GpuBackward { inputs, needed, output, gradient, .. } = &pass;
+        let &GpuBackward { inputs, needed, gradient, .. } = &pass;
         let table = self.table(gpu, inputs)?;
         let matrices = if is_joined(inputs) { 2 } else { 3 };
         let memory = inputs[..matrices].iter().map(|input| gpu.empty(input.element, input.count()));
@@ -600,7 +671,7 @@ impl GpuOperation for Attention {
         let to = To { query: memory[0].pointer(), key, value };
         let of_keys = needed[1..matrices].contains(&true);
         let asked = Needed { query: needed[0], keys: of_keys, table: needed.get(matrices) == Some(&true) };
-        let upstream = Upstream { output, gradient, logarithms: pass.saved()? };
+        let upstream = Upstream { output: pass.output()?, gradient, logarithms: pass.saved()? };
         let of_table = self.batch(table.as_ref())?.backward(gpu, &Inputs::new(inputs), &upstream, &asked, &to)?;
         let mut gradients: Vec<_> =
             memory.into_iter().zip(needed).map(|(values, &needed)| if_needed(needed, values)).collect();

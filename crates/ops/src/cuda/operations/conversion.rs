@@ -1,6 +1,6 @@
 //! The two types of numbers that a GPU knows, f32 and bf16, turned into each other.
 
-use candle_core::Result;
+use candle_core::{Result, bail};
 
 use crate::autograd::Output;
 use crate::cuda::{Array, Buffer, Element, Gpu, GpuBackward, GpuGradient, GpuOperation, Grid, Kernel};
@@ -19,6 +19,11 @@ impl Converted<'_> {
             Self::Copy(buffer, shape) => buffer.array(shape),
         }
     }
+}
+
+/// The first multiple of eight numbers that is no less: where 16 bytes begin, in bf16.
+pub(crate) fn aligned(count: usize) -> usize {
+    count.next_multiple_of(8)
 }
 
 impl Gpu {
@@ -40,7 +45,30 @@ impl Gpu {
             Element::Bf16 => Kernel::bf16("to_f32").write_f32(y, n).read(x, n),
         };
         // SAFETY: pointwise.cu: n numbers of each.
-        unsafe { kernel.count(n).launch(self, Grid::fours(n)) }
+        unsafe { kernel.count(n).launch(self, Grid::eights(n)) }
+    }
+
+    /// Up to eight arrays of f32, rounded to bf16, and room for so many numbers behind them. Each begins at the [`aligned`] end of the
+    /// one before.
+    pub(crate) fn rounded(&self, arrays: &[Array], room: usize) -> Result<Buffer> {
+        const MOST: usize = 8;
+        if arrays.len() > MOST {
+            bail!("{} arrays to be rounded at once; the kernel takes {MOST}", arrays.len())
+        }
+        let counts: Vec<usize> = arrays.iter().map(Array::count).collect();
+        let (all, most) =
+            (counts.iter().map(|&count| aligned(count)).sum::<usize>(), counts.iter().copied().max().unwrap_or(0));
+        let y = self.empty(Element::Bf16, all + room)?;
+        let kernel =
+            (0..MOST).fold(Kernel::bf16("round_arrays").write(&y, all), |kernel, index| match arrays.get(index) {
+                Some(array) => kernel.read_f32(*array, array.count()),
+                None => kernel.nothing(),
+            });
+        let kernel = (0..MOST).fold(kernel, |kernel, index| kernel.count(counts.get(index).copied().unwrap_or(0)));
+        let grid = Grid { blocks: (Grid::eights(most).blocks.0, arrays.len()), ..Grid::eights(most) };
+        // SAFETY: pointwise.cu, round_arrays: all numbers of the arrays, and their counts.
+        unsafe { kernel.launch(self, grid) }?;
+        Ok(y)
     }
 
     /// The gradient of an input that is the result's, in that input's type.

@@ -13,7 +13,7 @@ impl Gpu {
         let y = self.empty(x.element, n)?;
         let kernel = Kernel::of("dropout", x.element).write(&y, n).read(x, n).count(n).dropout(Some(dropout));
         // SAFETY: pointwise.cu, dropout: n numbers of each.
-        unsafe { kernel.launch(self, Grid::fours(n)) }?;
+        unsafe { kernel.launch(self, Grid::eights(n)) }?;
         Ok(y)
     }
 
@@ -23,7 +23,7 @@ impl Gpu {
         let y = self.empty(x.element, n)?;
         let kernel = Kernel::of("add_dropout", x.element).write(&y, n).read(x, n).read(others.array()?, n);
         // SAFETY: pointwise.cu, add_dropout: n numbers of each.
-        unsafe { kernel.count(n).dropout(Some(dropout)).launch(self, Grid::fours(n)) }?;
+        unsafe { kernel.count(n).dropout(Some(dropout)).launch(self, Grid::eights(n)) }?;
         Ok(y)
     }
 }

@@ -13,7 +13,7 @@ impl Gpu {
         let y = self.empty(a.element, n)?;
         let kernel = Kernel::of("gate", a.element).write(&y, n).read(a, n).read(b.array()?, n).count(n);
         // SAFETY: pointwise.cu, gate: n numbers of each.
-        unsafe { kernel.launch(self, Grid::fours(n)) }?;
+        unsafe { kernel.launch(self, Grid::eights(n)) }?;
         Ok(y)
     }
 }

@@ -1,12 +1,12 @@
 //! Linear layers on a GPU: plain, and with a LoRA branch.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
-use candle_core::Result;
+use candle_core::{DType, Result, TensorId};
 
-use super::conversion::Converted;
+use super::conversion::{Converted, aligned};
 use crate::autograd::{Operation, Output};
-use crate::cuda::cublaslt::Plus;
+use crate::cuda::cublaslt::{Plus, Target};
 use crate::cuda::{Array, Buffer, Element, Gpu, GpuBackward, GpuGradient, GpuOperation, with_arrays};
 use crate::operations::linear::lora::LoraLinear;
 use crate::operations::linear::{Linear, Precision};
@@ -18,7 +18,39 @@ pub(crate) struct GpuWeight {
     precision: Precision,
     is_frozen: bool,
     /// A frozen weight, rounded once: `(out, in)`.
-    rounded: OnceLock<Buffer>,
+    rounded: OnceLock<Rounded>,
+    /// The frozen bias that it was first used with, rounded: `(out)`.
+    bias: OnceLock<(TensorId, Rounded)>,
+}
+
+/// Numbers from one on in a buffer, which others may lie in too.
+#[derive(Clone, Debug)]
+struct Rounded {
+    buffer: Arc<Buffer>,
+    first: usize,
+}
+
+impl Rounded {
+    fn array<'a>(&'a self, shape: &'a [usize]) -> Result<Array<'a>> {
+        self.buffer.part(self.first, shape)
+    }
+
+    /// Arrays of one shape, rounded, one behind the other; of so many numbers that each begins as aligned as the first.
+    fn stack(gpu: &Gpu, arrays: &[Array]) -> Result<impl Iterator<Item = Self>> {
+        let (buffer, count) = (Arc::new(gpu.rounded(arrays, 0)?), arrays[0].count());
+        Ok((0..arrays.len()).map(move |index| Self { buffer: buffer.clone(), first: index * count }))
+    }
+
+    /// The first of several, of the shape of `like`, if all others lie behind it in their order.
+    fn first_of_stack<'a>(parts: &[Option<&'a Self>], like: Array<'a>) -> Result<Option<Array<'a>>> {
+        let Some(first) = parts[0] else { return Ok(None) };
+        let is_behind = |(index, part): (usize, &Option<&Self>)| {
+            part.is_some_and(|part| {
+                Arc::ptr_eq(&first.buffer, &part.buffer) && part.first == first.first + index * like.count()
+            })
+        };
+        parts.iter().enumerate().all(is_behind).then(|| first.array(like.shape)).transpose()
+    }
 }
 
 impl GpuWeight {
@@ -27,48 +59,170 @@ impl GpuWeight {
             Precision::F32 | Precision::Tf32 => Element::F32,
             Precision::Bf16 => Element::Bf16,
         };
-        Self { element, precision, is_frozen, rounded: OnceLock::new() }
+        Self { element, precision, is_frozen, rounded: OnceLock::new(), bias: OnceLock::new() }
+    }
+
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Whether it is frozen, and hidden states of that type are multiplied by it as they are.
+    pub(crate) fn is_frozen_for(&self, hidden: DType) -> bool {
+        self.is_frozen && self.element == if hidden == DType::BF16 { Element::Bf16 } else { Element::F32 }
+    }
+
+    /// Frozen weights of one shape as products take them, one behind the other: the first one. Nothing where they were rounded apart
+    /// before. In f32 there is one only.
+    pub(crate) fn stack<'a>(gpu: &Gpu, weights: &[&'a Self], arrays: &[Array<'a>]) -> Result<Option<Array<'a>>> {
+        if weights[0].element == Element::F32 {
+            return Ok((weights.len() == 1).then_some(arrays[0]));
+        }
+        if weights.iter().all(|weight| weight.rounded.get().is_none()) {
+            let parts = Rounded::stack(gpu, arrays)?;
+            // What another thread has rounded meanwhile stays.
+            weights.iter().zip(parts).for_each(|(weight, part)| drop(weight.rounded.set(part)));
+        }
+        let rounded: Vec<_> = weights.iter().map(|weight| weight.rounded.get()).collect();
+        Rounded::first_of_stack(&rounded, arrays[0])
+    }
+
+    /// The same of their frozen biases.
+    pub(crate) fn stack_biases<'a>(
+        gpu: &Gpu,
+        weights: &[&'a Self],
+        biases: &[(TensorId, Array<'a>)],
+    ) -> Result<Option<Array<'a>>> {
+        if weights[0].element == Element::F32 {
+            return Ok((weights.len() == 1).then_some(biases[0].1));
+        }
+        if weights.iter().all(|weight| weight.bias.get().is_none()) {
+            let arrays: Vec<Array> = biases.iter().map(|(_, array)| *array).collect();
+            let parts = biases.iter().map(|(id, _)| *id).zip(Rounded::stack(gpu, &arrays)?);
+            weights.iter().zip(parts).for_each(|(weight, part)| drop(weight.bias.set(part)));
+        }
+        let of = |(weight, (id, _)): (&&'a Self, &(TensorId, Array))| {
+            weight.bias.get().filter(|(kept, _)| kept == id).map(|(_, rounded)| rounded)
+        };
+        let rounded: Vec<_> = weights.iter().zip(biases).map(of).collect();
+        Rounded::first_of_stack(&rounded, biases[0].1)
     }
 
     /// The weight as its products take it.
-    fn factor<'a>(&'a self, gpu: &Gpu, weight: Array<'a>) -> Result<Converted<'a>> {
+    pub(crate) fn factor<'a>(&'a self, gpu: &Gpu, weight: Array<'a>) -> Result<Converted<'a>> {
         if let Some(rounded) = self.rounded.get() {
             return Ok(Converted::Same(rounded.array(weight.shape)?));
         }
         match gpu.convert(weight, self.element)? {
             Converted::Copy(rounded, shape) if self.is_frozen => {
-                Ok(Converted::Same(self.rounded.get_or_init(|| rounded).array(shape)?))
+                let rounded = || Rounded { buffer: Arc::new(rounded), first: 0 };
+                Ok(Converted::Same(self.rounded.get_or_init(rounded).array(shape)?))
             }
             converted => Ok(converted),
         }
     }
 
-    /// `x Wᵀ + b` with what is to be added, in the type of x: `(tokens, out)`.
-    fn forward(&self, gpu: &Gpu, x: Array, weight: Array, bias: Option<Array>) -> Result<Buffer> {
-        let (factor, weight) = (gpu.convert(x, self.element)?, self.factor(gpu, weight)?);
-        gpu.product(self.precision, 1.0, factor.array()?.into(), weight.array()?.t(), bias, x.element)
+    /// A bias as products take it whose result has the type `element`; `frozen`: which tensor it is, if that is frozen.
+    fn bias<'a>(
+        &'a self,
+        gpu: &Gpu,
+        bias: Array<'a>,
+        frozen: Option<TensorId>,
+        element: Element,
+    ) -> Result<Converted<'a>> {
+        let (Some(id), Element::Bf16, Element::Bf16) = (frozen, self.element, element) else {
+            // A product in f32 adds it before its result is rounded.
+            return Ok(Converted::Same(bias));
+        };
+        if self.bias.get().is_none()
+            && let Converted::Copy(buffer, _) = gpu.convert(bias, element)?
+        {
+            self.bias.get_or_init(|| (id, Rounded { buffer: Arc::new(buffer), first: 0 }));
+        }
+        Ok(Converted::Same(match self.bias.get().filter(|(kept, _)| *kept == id) {
+            Some((_, rounded)) => rounded.array(bias.shape)?,
+            None => bias,
+        }))
     }
 
-    /// `g W`, in the type of g: `(tokens, in)`.
-    fn backward(&self, gpu: &Gpu, gradient: Array, weight: Array) -> Result<Buffer> {
-        let (factor, weight) = (gpu.convert(gradient, self.element)?, self.factor(gpu, weight)?);
-        gpu.product(self.precision, 1.0, factor.array()?.into(), weight.array()?.into(), None, gradient.element)
+    /// What training changes of a layer, rounded for one pass: the weight, and a bias that is given.
+    fn trained(&self, gpu: &Gpu, weight: Array, bias: Option<Array>) -> Result<Option<Buffer>> {
+        let arrays: Vec<Array> = (!self.is_frozen).then_some(weight).into_iter().chain(bias).collect();
+        (self.element == Element::Bf16 && !arrays.is_empty()).then(|| gpu.rounded(&arrays, 0)).transpose()
+    }
+
+    /// The weight as products take it; `trained`: rounded for this pass.
+    fn weight<'a>(&'a self, gpu: &Gpu, weight: Array<'a>, trained: Option<&'a Buffer>) -> Result<Converted<'a>> {
+        match trained.filter(|_| !self.is_frozen) {
+            Some(trained) => Ok(Converted::Same(trained.array(weight.shape)?)),
+            None => self.factor(gpu, weight),
+        }
+    }
+
+    /// `x Wᵀ + b` with a bias of the type that products add, in the type of x: `(tokens, out)`.
+    fn forward(&self, gpu: &Gpu, x: Array, weight: Array, bias: Option<Array>) -> Result<Buffer> {
+        let factor = gpu.convert(x, self.element)?;
+        gpu.product(self.precision, 1.0, factor.array()?.into(), weight.t(), bias, x.element)
+    }
+
+    /// `g W` and, if there is any, what was found of the input's gradient before, in the type of g: `(tokens, in)`.
+    fn backward(&self, gpu: &Gpu, gradient: Array, weight: Converted, earlier: Option<Array>) -> Result<InputSum> {
+        let factor = gpu.convert(gradient, self.element)?;
+        let (factor, weight) = (factor.array()?, weight.array()?);
+        // cuBLASLt adds what has the type of its result, which is not bf16 where its factors are f32.
+        let is_addable = |earlier: &Array| {
+            earlier.element == gradient.element && (self.element, gradient.element) != (Element::F32, Element::Bf16)
+        };
+        let plus = earlier.filter(is_addable).map_or(Plus::Nothing, Plus::Matrix);
+        let dx = gpu.empty(gradient.element, gradient.matrix().0 * weight.matrix().1)?;
+        gpu.multiply(self.precision, 1.0, factor.into(), weight.into(), plus, &dx)?;
+        Ok(InputSum { dx, is_sum: matches!(plus, Plus::Matrix(_)) })
+    }
+}
+
+/// The gradient of an input, `(tokens, in)`, and whether what was found of it before is in it.
+struct InputSum {
+    dx: Buffer,
+    is_sum: bool,
+}
+
+impl InputSum {
+    fn found(self) -> GpuGradient {
+        if self.is_sum { GpuGradient::Sum(self.dx) } else { GpuGradient::Values(self.dx) }
     }
 }
 
 impl GpuOperation for Linear {
     fn forward(&self, gpu: &Gpu, inputs: &[Array]) -> Result<Output<Buffer>> {
         let ((tokens, _), (outputs, _)) = (inputs[0].matrix(), inputs[1].matrix());
-        let weight: &GpuWeight = self.weight.of(Self::NAME)?;
-        let y = weight.forward(gpu, inputs[0], inputs[1], inputs.get(2).copied())?;
-        Ok(Output::new(y, vec![tokens, outputs]))
+        let (x, weight, bias) = (inputs[0], inputs[1], inputs.get(2).copied());
+        let products: &GpuWeight = self.weight.of(Self::NAME)?;
+        let trained_bias = bias.filter(|_| self.frozen_bias.is_none() && x.element == Element::Bf16);
+        let trained = products.trained(gpu, weight, trained_bias)?;
+        let factor = products.weight(gpu, weight, trained.as_ref())?;
+        let bias = match (trained_bias, &trained) {
+            (Some(bias), Some(trained)) => {
+                let first = if products.is_frozen { 0 } else { aligned(weight.count()) };
+                Some(Converted::Same(trained.part(first, bias.shape)?))
+            }
+            _ => bias.map(|bias| products.bias(gpu, bias, self.frozen_bias, x.element)).transpose()?,
+        };
+        let y = products.forward(gpu, x, factor.array()?, bias.as_ref().map(Converted::array).transpose()?)?;
+        let output = Output::new(y, vec![tokens, outputs]);
+        Ok(match trained.filter(|_| !products.is_frozen) {
+            Some(trained) => output.saving(trained),
+            None => output,
+        })
     }
 
     fn backward(&self, gpu: &Gpu, pass: GpuBackward) -> Result<Vec<GpuGradient>> {
-        let GpuBackward { inputs, needed, gradient, .. } = pass;
+        let &GpuBackward { inputs, needed, gradient, .. } = &pass;
         let weight: &GpuWeight = self.weight.of(Self::NAME)?;
         let mut gradients = vec![if needed[0] {
-            GpuGradient::Values(weight.backward(gpu, gradient, inputs[1])?) // (tokens, in)
+            // Rounded once for both passes.
+            let is_rounded = !weight.is_frozen && weight.element == Element::Bf16;
+            let trained = is_rounded.then(|| pass.saved()).transpose()?;
+            let factor = weight.weight(gpu, inputs[1], trained)?;
+            weight.backward(gpu, gradient, factor, pass.earlier(0).copied())?.found() // (tokens, in)
         } else {
             GpuGradient::None
         }];
@@ -87,6 +241,37 @@ impl GpuOperation for Linear {
             });
         }
         Ok(gradients)
+    }
+}
+
+/// A branch's factors as its products take them, which the forward pass leaves for the backward pass with
+/// `scaling * dropout(x) Aᵀ`, `(tokens, r)`: rounded copies of A and B lie before it where hidden states are bf16.
+struct Branch<'a> {
+    a: Array<'a>,
+    b: Array<'a>,
+    down: Array<'a>,
+}
+
+impl<'a> Branch<'a> {
+    /// The memory for one.
+    fn buffer(gpu: &Gpu, x: Array, [a, b]: [Array; 2]) -> Result<Buffer> {
+        let down = x.matrix().0 * a.matrix().0;
+        match x.element {
+            Element::F32 => gpu.empty(Element::F32, down),
+            Element::Bf16 => gpu.rounded(&[a, b], down),
+        }
+    }
+
+    /// What lies there.
+    fn of(buffer: &'a Buffer, [a, b]: [Array<'a>; 2], thin: &'a [usize; 2]) -> Result<Self> {
+        Ok(match buffer.element() {
+            Element::F32 => Self { a, b, down: buffer.array(thin)? },
+            Element::Bf16 => Self {
+                a: buffer.part(0, a.shape)?,
+                b: buffer.part(aligned(a.count()), b.shape)?,
+                down: buffer.part(aligned(a.count()) + aligned(b.count()), thin)?,
+            },
+        })
     }
 }
 
@@ -111,39 +296,49 @@ impl GpuOperation for LoraLinear {
     fn forward(&self, gpu: &Gpu, inputs: &[Array]) -> Result<Output<Buffer>> {
         let [x, a, b] = [inputs[0], inputs[1], inputs[2]];
         let ((tokens, _), (rank, _), (outputs, _)) = (x.matrix(), a.matrix(), b.matrix());
-        let (a, b) = (gpu.convert(a, x.element)?, gpu.convert(b, x.element)?);
-        let input = self.gpu_input(gpu, x)?;
         let (precision, scaling) = (self.prepared.of::<GpuWeight>(Self::NAME)?.precision, self.scaling as f32);
-        let down = gpu.product(precision, scaling, input.array()?.into(), a.array()?.t(), None, x.element)?; // (tokens, r)
-        let y = self.with_frozen(|gpu, products, weight, bias| products.forward(gpu, x, weight, bias))?;
-        gpu.multiply(precision, 1.0, down.array(&[tokens, rank])?.into(), b.array()?.t(), Plus::Output, &y)?; // (tokens, out)
-        Ok(Output::new(y, vec![tokens, outputs]).saving(down))
+        let (saved, thin) = (Branch::buffer(gpu, x, [a, b])?, [tokens, rank]);
+        let branch = Branch::of(&saved, [a, b], &thin)?;
+        let input = self.gpu_input(gpu, x)?;
+        let factors = [input.array()?.into(), branch.a.t()];
+        gpu.multiply_batch(precision, scaling, factors, Plus::Nothing, Target::new(branch.down), 1)?; // (tokens, r)
+        let frozen_bias = self.bias.as_ref().map(|bias| bias.id());
+        let y = self.with_frozen(|gpu, products, weight, bias| {
+            let weight = products.factor(gpu, weight)?;
+            let bias = bias.map(|bias| products.bias(gpu, bias, frozen_bias, x.element)).transpose()?;
+            products.forward(gpu, x, weight.array()?, bias.as_ref().map(Converted::array).transpose()?)
+        })?;
+        gpu.multiply(precision, 1.0, branch.down.into(), branch.b.t(), Plus::Output, &y)?; // (tokens, out)
+        Ok(Output::new(y, vec![tokens, outputs]).saving(saved))
     }
 
     fn backward(&self, gpu: &Gpu, pass: GpuBackward) -> Result<Vec<GpuGradient>> {
         let &GpuBackward { inputs, needed, gradient, .. } = &pass;
         let [x, a, b] = [inputs[0], inputs[1], inputs[2]];
         let ((tokens, columns), (rank, _)) = (x.matrix(), a.matrix());
-        let (a, b) = (gpu.convert(a, x.element)?, gpu.convert(b, x.element)?);
         let (precision, scaling) = (self.prepared.of::<GpuWeight>(Self::NAME)?.precision, self.scaling as f32);
         let thin = [tokens, rank];
-        let down_gradient = gpu.product(precision, scaling, gradient.into(), b.array()?.into(), None, x.element)?; // scaling * g B
+        let branch = Branch::of(pass.saved()?, [a, b], &thin)?;
+        let down_gradient = gpu.product(precision, scaling, gradient.into(), branch.b.into(), None, x.element)?; // scaling * g B
         let down_gradient = down_gradient.array(&thin)?; // (tokens, r)
         let mut gradients = [GpuGradient::None, GpuGradient::None, GpuGradient::None];
         if needed[0] {
-            let dx = self.with_frozen(|gpu, products, weight, _| products.backward(gpu, gradient, weight))?;
-            gradients[0] = GpuGradient::Values(match self.dropout {
+            let earlier = pass.earlier(0).copied();
+            let sum = self.with_frozen(|gpu, products, weight, _| {
+                products.backward(gpu, gradient, products.factor(gpu, weight)?, earlier)
+            })?;
+            let dx = match self.dropout {
                 None => {
-                    gpu.multiply(precision, 1.0, down_gradient.into(), a.array()?.into(), Plus::Output, &dx)?;
-                    dx
+                    gpu.multiply(precision, 1.0, down_gradient.into(), branch.a.into(), Plus::Output, &sum.dx)?;
+                    sum.dx
                 }
                 Some(dropout) => {
                     let shape = [tokens, columns];
-                    let branch =
-                        gpu.product(precision, 1.0, down_gradient.into(), a.array()?.into(), None, x.element)?;
-                    gpu.add_masked(branch.array(&shape)?, dx.array(&shape)?, dropout)?
+                    let branch = gpu.product(precision, 1.0, down_gradient.into(), branch.a.into(), None, x.element)?;
+                    gpu.add_masked(branch.array(&shape)?, sum.dx.array(&shape)?, dropout)?
                 }
-            }); // (tokens, in)
+            };
+            gradients[0] = InputSum { dx, ..sum }.found(); // (tokens, in)
         }
         if needed[1] {
             let input = self.gpu_input(gpu, x)?;
@@ -151,8 +346,7 @@ impl GpuOperation for LoraLinear {
             gradients[1] = GpuGradient::Values(product); // (r, in)
         }
         if needed[2] {
-            let down = pass.saved()?.array(&thin)?;
-            let product = gpu.product(precision, 1.0, gradient.t(), down.into(), None, Element::F32)?;
+            let product = gpu.product(precision, 1.0, gradient.t(), branch.down.into(), None, Element::F32)?;
             gradients[2] = GpuGradient::Values(product); // (out, r)
         }
         Ok(gradients.into())

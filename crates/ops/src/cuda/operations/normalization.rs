@@ -1,4 +1,4 @@
-//! Layer normalisation on a GPU, alone and of a sum with a residual.
+//! Layer normalization on a GPU, alone and of a sum with a residual.
 
 use candle_core::Result;
 
@@ -16,15 +16,48 @@ struct Rows<'a> {
     epsilon: f64,
 }
 
+/// The kernels of normalization.cu for rows that registers have room for, of up to so many numbers; the first is for all others.
+const WIDTHS: [usize; 5] = [0, 256, 512, 768, 1024];
+type ByWidth = [&'static str; 5];
+const FORWARD: ByWidth = ["layer_norm_0", "layer_norm_256", "layer_norm_512", "layer_norm_768", "layer_norm_1024"];
+const BACKWARD: ByWidth = [
+    "layer_norm_backward_0",
+    "layer_norm_backward_256",
+    "layer_norm_backward_512",
+    "layer_norm_backward_768",
+    "layer_norm_backward_1024",
+];
+const NORMALIZE: ByWidth =
+    ["normalize_rows_0", "normalize_rows_256", "normalize_rows_512", "normalize_rows_768", "normalize_rows_1024"];
+/// What these kernels read and write at once, and so where rows must begin.
+const PACK_BYTES: usize = 16;
+
 impl Rows<'_> {
+    fn residual(&self) -> Result<Option<Array<'_>>> {
+        self.residual.as_ref().map(Converted::array).transpose()
+    }
+
+    /// The one of these kernels for rows of this width, all of which begin in an array at one of these addresses or in these rows.
+    fn kernel<'k>(&self, kernels: ByWidth, addresses: &[u64]) -> Result<Kernel<'k>> {
+        let (_, columns) = self.x.matrix();
+        let residual = self.residual()?.map(|residual| residual.pointer);
+        let is_aligned = (columns * self.x.element.bytes()).is_multiple_of(PACK_BYTES)
+            && addresses
+                .iter()
+                .chain([&self.x.pointer])
+                .chain(&residual)
+                .all(|address| address.is_multiple_of(PACK_BYTES as u64));
+        let width = WIDTHS.iter().position(|&width| is_aligned && columns <= width).unwrap_or(0);
+        Ok(Kernel::of(kernels[width], self.x.element))
+    }
+
     /// Launches a kernel on these rows, after the arguments that come first.
     ///
     /// # Safety
     /// As [`Kernel::launch`], for a kernel of normalization.cu whose other arguments are ROWS_PARAMETERS.
     unsafe fn launch(&self, gpu: &Gpu, kernel: Kernel) -> Result<()> {
         let ((rows, columns), n) = (self.x.matrix(), self.x.count());
-        let residual = self.residual.as_ref().map(Converted::array).transpose()?;
-        let kernel = kernel.read(self.x, n).read_if(residual, n).counts([rows, columns]);
+        let kernel = kernel.read(self.x, n).read_if(self.residual()?, n).counts([rows, columns]);
         // SAFETY: as the caller promises.
         unsafe { kernel.float(self.epsilon as f32).dropout(self.dropout).launch(gpu, Grid::rows(rows)) }
     }
@@ -32,7 +65,7 @@ impl Rows<'_> {
     fn forward(&self, gpu: &Gpu, gamma: Array, beta: Array) -> Result<Output<Buffer>> {
         let (n, (_, columns)) = (self.x.count(), self.x.matrix());
         let y = gpu.empty(self.x.element, n)?;
-        let kernel = Kernel::of("layer_norm", self.x.element).write(&y, n);
+        let kernel = self.kernel(FORWARD, &[y.pointer(), gamma.pointer, beta.pointer])?.write(&y, n);
         // SAFETY: y as x, gamma and beta a number for each column.
         unsafe { self.launch(gpu, kernel.read_f32(gamma, columns).read_f32(beta, columns)) }?;
         Ok(Output::new(y, self.x.shape.to_vec()))
@@ -43,7 +76,9 @@ impl Rows<'_> {
         let (n, (_, columns)) = (self.x.count(), self.x.matrix());
         let of_rows = gpu.empty(self.x.element, n)?;
         let masked = masked.then(|| gpu.empty(self.x.element, n)).transpose()?;
-        let kernel = Kernel::of("layer_norm_backward", self.x.element).write(&of_rows, n);
+        let to_masked = masked.as_ref().map_or(0, Buffer::pointer);
+        let addresses = [of_rows.pointer(), to_masked, gamma.pointer, gradient.pointer];
+        let kernel = self.kernel(BACKWARD, &addresses)?.write(&of_rows, n);
         let kernel = match &masked {
             Some(masked) => kernel.write(masked, n),
             None => kernel.nothing(),
@@ -58,7 +93,8 @@ impl Rows<'_> {
         let mut gradients = vec![GpuGradient::None, GpuGradient::None];
         if needed[0] {
             let normalized = gpu.empty(Element::F32, self.x.count())?;
-            let kernel = Kernel::of("normalize_rows", self.x.element).write_f32(&normalized, self.x.count());
+            let kernel = self.kernel(NORMALIZE, &[normalized.pointer()])?;
+            let kernel = kernel.write_f32(&normalized, self.x.count());
             // SAFETY: the result has as many numbers as x.
             unsafe { self.launch(gpu, kernel) }?;
             let gradient = gpu.convert(gradient, Element::F32)?;

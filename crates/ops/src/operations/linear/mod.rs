@@ -1,19 +1,21 @@
 //! Linear layers: plain, and with a LoRA branch.
 
+mod layers;
 pub(crate) mod lora;
 mod precision;
 mod shared;
 mod weight;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Tensor, TensorId, bail};
 
-use crate::autograd::{Backward, Gradient, Operation, Output, View, apply};
-use crate::backend::Prepared;
+use crate::autograd::{Backward, Gradient, Operation, Output, View, apply, tape};
+use crate::backend::{self, Prepared};
 use crate::cpu::float::Float;
 use crate::cpu::products::gemm::Matrix;
 use crate::cpu::products::{Term, sum_of_products};
 use crate::cpu::reductions::column_sums;
 
+pub use layers::{LinearLayer, linear_layers};
 pub use lora::{Lora, lora_linear};
 pub use precision::Precision;
 pub use shared::SharedWeights;
@@ -25,7 +27,11 @@ pub use weight::Weight;
 /// A frozen weight costs the backward pass nothing but its product with the gradient.
 pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
     check(x, &weight.tensor, bias)?;
-    let operation = Linear { weight: weight.prepared.clone() };
+    if let Some(outputs) = backend::linear_layers(x, &[LinearLayer { weight, bias, lora: None }])? {
+        return Ok(outputs[0].clone());
+    }
+    let frozen_bias = bias.filter(|bias| !tape::is_trained(bias)).map(Tensor::id);
+    let operation = Linear { weight: weight.prepared.clone(), frozen_bias };
     match bias {
         Some(bias) => apply(operation, &[x, &weight.tensor, bias]),
         None => apply(operation, &[x, &weight.tensor]),
@@ -44,6 +50,9 @@ fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
 
 pub(crate) struct Linear {
     pub(crate) weight: Prepared,
+    /// Which tensor the bias is, if it is frozen: a GPU rounds it once.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU rounds no bias"))]
+    pub(crate) frozen_bias: Option<TensorId>,
 }
 
 impl Operation for Linear {

@@ -40,6 +40,12 @@ impl Weight {
         Self { tensor, precision, prepared }
     }
 
+    /// As its device multiplies by it.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn prepared(&self) -> &Prepared {
+        &self.prepared
+    }
+
     /// Its numbers, `(out, in)`, as they were given: unrounded.
     pub fn tensor(&self) -> &Tensor {
         &self.tensor

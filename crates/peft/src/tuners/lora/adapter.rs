@@ -2,12 +2,12 @@
 //! merging.
 
 use candle_core::{DType, Device, Tensor};
-use ops::{Precision, Weight};
+use ops::{Lora, Precision, Weight};
 
 use super::config::InitLoraWeights;
 use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::layers::{BaseLayer, LinearAdapter, Pass};
+use crate::layers::{BaseLayer, LinearAdapter, LowRankBranch, Pass};
 use crate::numerics::{qr, svd};
 use crate::parameters::Initializer;
 
@@ -95,8 +95,8 @@ struct LoraBranch {
 }
 
 impl LoraBranch {
-    fn operation(&self, dropout: Option<ops::Dropout>) -> ops::Lora<'_> {
-        ops::Lora { a: &self.a, b: &self.b, scaling: self.scaling, dropout }
+    fn without_dropout(&self) -> Lora<'_> {
+        Lora { a: &self.a, b: &self.b, scaling: self.scaling, dropout: None }
     }
 
     /// `W + scaling B A`, `(out, in)`, without a gradient.
@@ -113,11 +113,21 @@ impl LoraBranch {
 impl LinearAdapter for LoraBranch {
     /// `x Wᵀ + b + scaling * dropout(x) Aᵀ Bᵀ`.
     fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        base.forward_with_branch(x, self.operation(pass.dropout(self.dropout)))
+        base.forward_with_branch(x, self.operation(pass))
+    }
+
+    fn branch(&self) -> Option<&dyn LowRankBranch> {
+        Some(self)
     }
 
     fn merge(&self, base: BaseLayer) -> Result<BaseLayer> {
-        Ok(BaseLayer { weight: base.weight.merge(&self.operation(None))?, ..base })
+        Ok(BaseLayer { weight: base.weight.merge(&self.without_dropout())?, ..base })
+    }
+}
+
+impl LowRankBranch for LoraBranch {
+    fn operation(&self, pass: &Pass) -> Lora<'_> {
+        Lora { dropout: pass.dropout(self.dropout), ..self.without_dropout() }
     }
 }
 
@@ -137,7 +147,7 @@ impl LinearAdapter for DoraBranch {
         let norm = self.branch.adapted_norm(&self.weight)?; // (out)
         let dropout = pass.dropout(self.branch.dropout);
         let input = ops::dropout(x, dropout)?;
-        let adapted = ops::lora_linear(&input, &base.weight, None, self.branch.operation(None))?; // (tokens, out)
+        let adapted = ops::lora_linear(&input, &base.weight, None, self.branch.without_dropout())?; // (tokens, out)
         let y = ops::scale_columns(&adapted, &self.magnitude, Some(&norm))?;
         if dropout.is_none() {
             return base.bias.as_ref().map_or(Ok(y.clone()), |bias| Ok(ops::add_bias(&y, bias)?));

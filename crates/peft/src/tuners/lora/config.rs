@@ -79,7 +79,8 @@ pub enum InitLoraWeights {
     /// `"gaussian"`: A normal with standard deviation `1 / r`, B zero.
     Gaussian,
     /// `"pissa"` (Meng et al. 2024): from `W = U S Vᵀ` the r largest singular values, `A = sqrt(S / scaling) Vᵀ` and
-    /// `B = U sqrt(S / scaling)`; W is replaced by the residual `W - scaling B A` (`pissa_init`).
+    /// `B = U sqrt(S / scaling)`; W is replaced by the residual `W - scaling B A` (`pissa_init`). `"pissa_niter_N"`, which reads as the
+    /// same, comes near these values by N random iterations, other ones each time that PEFT loads such an adapter; here they are exact.
     Pissa,
     /// `"olora"` (Büyükakyüz 2024): from `W = Q R` the first r columns of Q as B and rows of R as A; W is replaced by the
     /// residual `W - scaling B A` (`olora_init`).
@@ -110,6 +111,9 @@ impl TryFrom<JsonInit> for InitLoraWeights {
                 "pissa" => Ok(Self::Pissa),
                 "olora" => Ok(Self::Olora),
                 "eva" => Ok(Self::Eva),
+                near if near.strip_prefix("pissa_niter_").is_some_and(|n| n.parse::<usize>().is_ok()) => {
+                    Ok(Self::Pissa)
+                }
                 _ => Err(format!(
                     "init_lora_weights {name:?} is not known; expected true, false, \"gaussian\", \"pissa\", \"olora\" or \"eva\""
                 )),
@@ -214,16 +218,19 @@ impl Lora {
     pub(super) fn check(&self) -> Result<()> {
         let wrong = |field, found: String, expected| Err(Error::Adapter { method: "LoRA", field, found, expected });
         let is_alpha = |alpha: f64| alpha.is_finite() && alpha != 0.0;
-        let rank_of_zero = self.rank_pattern.iter().find(|(_, r)| **r == 0);
+        let rank_of_zero = self.rank_pattern.iter().find(|(_, r)| **r == 0).map(|(name, r)| format!("{name}={r}"));
         let wrong_alpha = self.alpha_pattern.iter().find(|(_, alpha)| !is_alpha(**alpha));
+        let wrong_alpha = wrong_alpha.map(|(name, alpha)| format!("{name}={alpha}"));
         match self {
             Self { r: 0, .. } => wrong("r", "0".into(), "at least 1"),
-            _ if rank_of_zero.is_some() => wrong("rank_pattern", format!("{rank_of_zero:?}"), "ranks of at least 1"),
+            _ if rank_of_zero.is_some() => {
+                wrong("rank_pattern", rank_of_zero.unwrap_or_default(), "ranks of at least 1")
+            }
             Self { lora_alpha, .. } if !is_alpha(*lora_alpha) => {
                 wrong("lora_alpha", lora_alpha.to_string(), "a finite number other than 0")
             }
             _ if wrong_alpha.is_some() => {
-                wrong("alpha_pattern", format!("{wrong_alpha:?}"), "finite numbers other than 0")
+                wrong("alpha_pattern", wrong_alpha.unwrap_or_default(), "finite numbers other than 0")
             }
             Self { init_lora_weights: InitLoraWeights::Pissa, .. }
                 if self.lora_alpha < 0.0 || self.alpha_pattern.values().any(|alpha| *alpha < 0.0) =>

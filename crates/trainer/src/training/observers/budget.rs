@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::error::Result;
 use crate::record::Stop;
@@ -11,19 +11,18 @@ use crate::training::observers::Observer;
 
 /// What may stop a run from outside.
 pub(crate) struct Budget {
-    began: Instant,
-    time: Option<Duration>,
+    deadline: Option<Instant>,
     stop_files: Vec<PathBuf>,
 }
 
 impl Budget {
-    /// A budget of so much time from now on, if it is limited, and until one of the files exists.
-    pub(crate) fn new(time: Option<Duration>, stop_files: Vec<PathBuf>) -> Self {
-        Self { began: Instant::now(), time, stop_files }
+    /// A budget until the deadline, if there is one, and until one of the files exists.
+    pub(crate) fn new(deadline: Option<Instant>, stop_files: Vec<PathBuf>) -> Self {
+        Self { deadline, stop_files }
     }
 
     fn stop(&self) -> Option<Stop> {
-        if self.time.is_some_and(|time| self.began.elapsed() >= time) {
+        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Some(Stop::TimeBudget);
         }
         self.stop_files.iter().any(|file| file.exists()).then_some(Stop::StopFile)
@@ -50,10 +49,11 @@ mod tests {
     fn time_that_is_spent_or_a_stop_file_stops_a_run_but_not_after_its_last_step() {
         let folder = tempfile::tempdir().unwrap();
         let stop_file = folder.path().join("stop");
-        let budget = |time| Budget::new(time, vec![folder.path().join("other"), stop_file.clone()]);
-        assert_eq!((budget(None).stop(), budget(Some(Duration::MAX)).stop()), (None, None));
+        let budget = |deadline| Budget::new(deadline, vec![folder.path().join("other"), stop_file.clone()]);
+        let later = Instant::now() + std::time::Duration::from_secs(3600);
+        assert_eq!((budget(None).stop(), budget(Some(later)).stop()), (None, None));
         assert!(!budget(None).is_due(1, 10));
-        assert_eq!(budget(Some(Duration::ZERO)).stop(), Some(Stop::TimeBudget));
+        assert_eq!(budget(Some(Instant::now())).stop(), Some(Stop::TimeBudget));
         std::fs::write(&stop_file, "").unwrap();
         assert_eq!(budget(None).stop(), Some(Stop::StopFile));
         assert!(budget(None).is_due(9, 10) && !budget(None).is_due(10, 10));

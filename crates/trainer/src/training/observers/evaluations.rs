@@ -1,4 +1,5 @@
-//! Measures the model on validation data while it trains, and keeps the weights of the best evaluation.
+//! Measures the model on validation data while it trains, and keeps the weights of the best evaluation; of the last one as long as none
+//! has a score.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -37,7 +38,7 @@ impl Evaluations {
         }
         let evaluation = self.measure(training)?;
         training.logger.log(&Event::Evaluated { evaluation: &evaluation, is_best: false });
-        if training.state.evaluations.is_empty() {
+        if best_evaluation(&training.state.evaluations).is_none() {
             self.keep_weights(training)?;
         }
         training.state.evaluations.push(evaluation);
@@ -73,9 +74,10 @@ impl Observer for Evaluations {
     fn after_step(&mut self, training: &mut Training) -> Result<ControlFlow<Stop>> {
         let evaluation = self.measure(training)?;
         training.state.evaluations.push(evaluation.clone());
-        let is_best = best_evaluation(&training.state.evaluations).is_some_and(|best| best.step == evaluation.step);
+        let best = best_evaluation(&training.state.evaluations).map(|best| best.step);
+        let is_best = best == Some(evaluation.step);
         training.logger.log(&Event::Evaluated { evaluation: &evaluation, is_best });
-        if is_best {
+        if is_best || best.is_none() {
             self.keep_weights(training)?;
         }
         Ok(ControlFlow::Continue(()))
