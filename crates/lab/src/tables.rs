@@ -304,7 +304,7 @@ pub fn findings(searches: &[Search], compared: &[Record], ranked: &[Record]) -> 
         for group in groups.iter().filter(|group| group.task == full.task && *group.method != Method::Full) {
             let (mean, _) = group.mean_and_deviation(metric);
             let share = 100.0 * group.parameters() as f64 / full.parameters() as f64;
-            let answer = format!("{:+.3} {metric} with {share:.2} % of the parameters", mean - reference);
+            let answer = format!("{} {metric} with {share:.2} % of the parameters", text::difference(mean - reference));
             table.push([format!("{}: {} against full fine-tuning", full.task, group.name()), answer]);
         }
     }

@@ -10,6 +10,11 @@ pub fn mean_and_deviation(mean: f64, deviation: f64, count: usize) -> String {
     if count > 1 && mean.is_finite() { format!("{mean:.3} ± {deviation:.3}") } else { score(mean) }
 }
 
+/// How much more one score is than another, with its sign unless it is 0 to three decimals.
+pub fn difference(value: f64) -> String {
+    if value.abs() < 0.0005 { "0.000".into() } else { format!("{value:+.3}") }
+}
+
 /// The answer to a question.
 pub fn yes_or_no(is_so: bool) -> &'static str {
     if is_so { "yes" } else { "no" }
@@ -39,6 +44,7 @@ mod tests {
     fn numbers_are_written_as_people_write_them() {
         assert_eq!([small(1e-3), small(2.5e-5), small(0.06), small(0.0)], ["1e-3", "2.5e-5", "0.06", "0"]);
         assert_eq!([duration(4.25), duration(75.0), duration(600.0)], ["4.2 s", "75 s", "10.0 min"]);
+        assert_eq!([difference(0.012), difference(-0.008), difference(-0.0004)], ["+0.012", "-0.008", "0.000"]);
         assert_eq!(mean_and_deviation(0.8614, 0.0042, 3), "0.861 ± 0.004");
         assert_eq!(mean_and_deviation(0.8614, 0.0, 1), "0.861");
         assert_eq!(mean_and_deviation(f64::NAN, f64::NAN, 3), "–");
