@@ -75,6 +75,7 @@ TESTS = {
     "trainer-cuda": ([], {}),
     "trainer-replay": ([], {}),
     "trainer-cuda_memory": ([], {}),
+    "trainer-cuda_step": ([], {}),
     "trainer-cuda_replicas": ([], {}),
     "trainer-concurrent_runs": ([], {}),
     "peft-model": (
