@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use candle_core::Device;
+use tokenizers::utils::parallelism;
 
 use crate::error::{Error, Result};
 
@@ -73,16 +74,26 @@ impl DeviceName {
     /// # Errors
     /// When there is no such GPU, its driver or the card itself is too old, or this was built without `cuda`.
     pub fn open(&self) -> Result<Vec<Device>> {
-        ops::keep_freed_memory();
         match self {
-            Self::Cpu => Ok(vec![Device::Cpu]),
+            Self::Cpu => Ok(vec![cpu()]),
             Self::Cuda(number) => Ok(vec![gpu(*number)?]),
             Self::Cards(numbers) if numbers.is_empty() || !are_different(numbers) => Err(unknown(&self.to_string())),
             Self::Cards(numbers) => numbers.iter().map(|&number| gpu(number)).collect(),
             Self::Auto if gpus() > 0 => Ok(vec![gpu(0)?]),
-            Self::Auto => Ok(vec![Device::Cpu]),
+            Self::Auto => Ok(vec![cpu()]),
         }
     }
+}
+
+/// The CPU. All threads take their memory from one place from then on, as the large pieces of training want it. Tokenizing takes many
+/// small ones, for which its threads would wait for each other longer than one thread works: it has one, unless `TOKENIZERS_PARALLELISM`
+/// says otherwise. Training on a GPU needs no such memory.
+fn cpu() -> Device {
+    ops::keep_freed_memory();
+    if !parallelism::is_parallelism_configured() {
+        parallelism::set_parallelism(false);
+    }
+    Device::Cpu
 }
 
 #[cfg(feature = "cuda")]
