@@ -1,7 +1,7 @@
 """The arithmetic that LoRA needs: floating-point operations of a training step, counted from the shapes.
 
 A multiplication and the addition that follows it are 2 operations. Matrix products are counted and nothing else: norms, activations,
-softmax and the optimiser are less than one part in a hundred. Padding is not counted; it takes no part in the result.
+softmax and the optimizer are less than one part in a hundred. Padding is not counted; it takes no part in the result.
 """
 
 import json

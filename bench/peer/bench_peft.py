@@ -7,7 +7,7 @@ it was written for are in bench/requirements.txt; `make bench` installs them and
   bench_peft.py --model DIR --task rte --data GLUE_DIR --method lora --rank 8 --lr 1e-3 --epochs 5
 
 GLUE_DIR holds CoLA/ SST-2/ MRPC/ STS-B/ QQP/ MNLI/ QNLI/ RTE/ WNLI/, each with train.tsv and dev.tsv in the
-official layout (parsed with csv.QUOTE_NONE).  Where MRPC has only the labelled msr_paraphrase_test.txt or test.tsv,
+official layout (parsed with csv.QUOTE_NONE).  Where MRPC has only the labeled msr_paraphrase_test.txt or test.tsv,
 name it with --dev-file.
 
 To let another implementation repeat a run step by step:

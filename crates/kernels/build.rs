@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 /// Compute capabilities, as in CMake's variable `CUDAARCHS`, which chooses others: Ampere (A100; the rest), Ada, Hopper and
-/// Blackwell (data centres; the rest). candle's `CUDA_COMPUTE_CAP` names one only, so that it cannot serve here too.
+/// Blackwell (data centers; the rest). candle's `CUDA_COMPUTE_CAP` names one only, so that it cannot serve here too.
 const ARCHITECTURES: &str = "80;86;89;90;100;120";
 
 fn main() -> ExitCode {

@@ -38,7 +38,7 @@ struct Card {
     std::vector<float> read(size_t count) const {
         std::vector<float> values(count);
         use_card(number);
-        check(cuStreamSynchronize(stream) == SUCCESS, "not synchronised");
+        check(cuStreamSynchronize(stream) == SUCCESS, "not synchronized");
         check(cuMemcpyDtoH_v2(values.data(), numbers, count * sizeof(float)) == SUCCESS, "not copied");
         return values;
     }

@@ -105,7 +105,7 @@ void test_driver() {
         cuEventCreate(&event, 0);
         check(cuStreamBeginCapture_v2(nullptr, 0) == CAPTURE_UNSUPPORTED, "the default stream");
         check(cuStreamBeginCapture_v2(stream, 0) == SUCCESS, "begin");
-        check(cuStreamSynchronize(stream) == CAPTURE_UNSUPPORTED, "a synchronisation meanwhile");
+        check(cuStreamSynchronize(stream) == CAPTURE_UNSUPPORTED, "a synchronization meanwhile");
         uint64_t between;
         check(cuMemAllocAsync(&between, 16, stream) == SUCCESS, "memory of the graph");
         reverse(between, x.address, stream);

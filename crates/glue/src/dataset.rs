@@ -142,14 +142,14 @@ impl Dataset {
     /// Reads the file of a split from its bytes.
     pub(crate) fn parse(task: Task, split: Split, path: &Path, bytes: &[u8]) -> Result<Self> {
         let mut lines = tsv::lines(path, bytes)?;
-        let labelled = matches!(split, Split::Train | Split::Validation | Split::ValidationMismatched);
-        let format = if task == Task::Cola && labelled {
+        let labeled = matches!(split, Split::Train | Split::Validation | Split::ValidationMismatched);
+        let format = if task == Task::Cola && labeled {
             Format::cola()
         } else {
             let header = lines.remove(0);
-            Format::from_header(task, labelled, path, &header)?
+            Format::from_header(task, labeled, path, &header)?
         };
-        let own = if labelled { None } else { format.own_index(&lines) };
+        let own = if labeled { None } else { format.own_index(&lines) };
         let ends_in_newline = bytes.ends_with(b"\n");
         let last = lines.len();
         let mut rows = Rows::default();
@@ -184,7 +184,7 @@ impl Dataset {
         let completeness = Completeness { found, official: task.official_rows(split), extra: None };
         let dropped = torn + without_question;
         rows.index = own.unwrap_or(rows.index);
-        let frame = rows.into_frame(task, labelled)?;
+        let frame = rows.into_frame(task, labeled)?;
         Ok(Self { task, split, frame, completeness, dropped, path: path.into() })
     }
 }
@@ -199,13 +199,13 @@ struct Format {
 }
 
 impl Format {
-    /// CoLA's labelled files have no header: source, label, the author's mark, sentence.
+    /// CoLA's labeled files have no header: source, label, the author's mark, sentence.
     fn cola() -> Self {
         Self { columns: 4, first: 3, second: None, label: Some(1), index: None }
     }
 
     /// By name: official files and shortened copies of them differ in the columns around.
-    fn from_header(task: Task, labelled: bool, path: &Path, header: &Line) -> Result<Self> {
+    fn from_header(task: Task, labeled: bool, path: &Path, header: &Line) -> Result<Self> {
         let (first, second, label) = match task {
             Task::Cola | Task::Sst2 => ("sentence", None, "label"),
             Task::Mrpc => ("#1 String", Some("#2 String"), "Quality"),
@@ -225,7 +225,7 @@ impl Format {
             columns: header.fields.len(),
             first: position(first)?,
             second: second.map(position).transpose()?,
-            label: if labelled { Some(position(label)?) } else { None },
+            label: if labeled { Some(position(label)?) } else { None },
             index: ["index", "id"].into_iter().find_map(|name| position(name).ok()),
         })
     }
@@ -300,15 +300,15 @@ impl Rows {
         Ok(())
     }
 
-    fn into_frame(self, task: Task, labelled: bool) -> Result<DataFrame> {
+    fn into_frame(self, task: Task, labeled: bool) -> Result<DataFrame> {
         let rows = self.first.len();
         let mut columns = vec![Column::new("index".into(), self.index), Column::new("sentence1".into(), self.first)];
         if task.has_pairs() {
             columns.push(Column::new("sentence2".into(), self.second));
         }
-        if labelled && task.is_regression() {
+        if labeled && task.is_regression() {
             columns.push(Column::new("label".into(), self.scores));
-        } else if labelled {
+        } else if labeled {
             let names: Vec<&str> = self.classes.iter().map(|&class| task.labels()[class as usize]).collect();
             columns.push(Column::new("label".into(), &self.classes));
             columns.push(Column::new("label_name".into(), names));

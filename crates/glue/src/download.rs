@@ -191,12 +191,12 @@ fn mrpc(train: &[u8], test: &[u8], validation_ids: &[u8]) -> Result<Vec<(String,
             parts[usize::from(validation)].push_str(&line);
         }
     }
-    let mut unlabelled = String::from("index\t#1 ID\t#2 ID\t#1 String\t#2 String\n");
+    let mut unlabeled = String::from("index\t#1 ID\t#2 ID\t#1 String\t#2 String\n");
     for (index, row) in crate::tsv::lines(Path::new("msr_paraphrase_test.txt"), test)?.iter().skip(1).enumerate() {
-        unlabelled += &format!("{index}\t{}\n", row.fields[1..].join("\t"));
+        unlabeled += &format!("{index}\t{}\n", row.fields[1..].join("\t"));
     }
     let [train, validation] = parts;
-    Ok([("train.tsv", train), ("dev.tsv", validation), ("test.tsv", unlabelled)]
+    Ok([("train.tsv", train), ("dev.tsv", validation), ("test.tsv", unlabeled)]
         .map(|(name, text)| (name.to_string(), text.into_bytes()))
         .into())
 }

@@ -214,7 +214,7 @@ impl Glue {
         let mut train = self.load(task, Split::Train)?;
         let path = train.path.with_file_name("train_extra.tsv");
         let expected =
-            format!("labelled rows for {task} that are not GLUE's; to do without them, train on train.tsv alone");
+            format!("labeled rows for {task} that are not GLUE's; to do without them, train on train.tsv alone");
         let or = "";
         let bytes =
             std::fs::read(&path).map_err(|source| Error::Missing { path: path.clone(), expected, or, source })?;

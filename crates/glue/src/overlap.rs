@@ -22,11 +22,11 @@ pub struct Overlap {
     /// The accuracy of the label of the nearest training example. Nearness is the Jaccard similarity of the words of all
     /// sentences of an example as multisets: the sum over words of the smaller of the two counts, divided by that of the larger.
     /// A word is a run of letters and digits, in lower case. Of equally near examples the first in the file counts.
-    pub nearest_neighbour: f64,
+    pub nearest_neighbor: f64,
     /// The accuracy of the opposite of that label; none when there are more than two classes. It tells how the pairs were parted
     /// into the two sets, not how they are understood, and does not carry over to WNLI's test set: of its 146 first sentences 8 are
     /// in the training set.
-    pub inverted_nearest_neighbour: Option<f64>,
+    pub inverted_nearest_neighbor: Option<f64>,
     /// The share of validation examples whose first sentence is, character by character, that of a training example.
     pub shared_first_sentence: f64,
     /// Of the pairs of a validation and a training example with the same first sentence, the share with different labels; none
@@ -69,8 +69,8 @@ impl Overlap {
 
         Ok(Self {
             majority: accuracy(&vec![majority(&train_labels); gold.len()], &gold),
-            nearest_neighbour: accuracy(&nearest, &gold),
-            inverted_nearest_neighbour: inverted.map(|inverted| accuracy(&inverted, &gold)),
+            nearest_neighbor: accuracy(&nearest, &gold),
+            inverted_nearest_neighbor: inverted.map(|inverted| accuracy(&inverted, &gold)),
             shared_first_sentence: shared as f64 / gold.len() as f64,
             opposite_label: (twins > 0).then(|| opposite as f64 / twins as f64),
         })
@@ -196,8 +196,8 @@ mod tests {
         let overlap = Overlap::of(&glue, Task::Wnli).unwrap();
         let expected = Overlap {
             majority: 2.0 / 3.0,
-            nearest_neighbour: 2.0 / 3.0,
-            inverted_nearest_neighbour: Some(1.0 / 3.0),
+            nearest_neighbor: 2.0 / 3.0,
+            inverted_nearest_neighbor: Some(1.0 / 3.0),
             shared_first_sentence: 2.0 / 3.0,
             opposite_label: Some(2.0 / 3.0),
         };

@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn bert_has_a_score_in_every_metric_of_every_labelled_set() {
+    fn bert_has_a_score_in_every_metric_of_every_labeled_set() {
         for task in Task::ALL {
             for &split in task.validation_splits() {
                 for &metric in task.metrics() {

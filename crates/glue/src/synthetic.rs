@@ -50,14 +50,14 @@ const SLOTS: [&[[&str; 2]]; 4] = [SUBJECTS, VERBS, OBJECTS, TIMES];
 /// The split's file. Half of the pairs say the same in other words; in the other half one or two of the four parts differ in
 /// meaning.
 pub(crate) fn text(split: Split) -> String {
-    let (rows, seed, labelled) = match split {
+    let (rows, seed, labeled) = match split {
         Split::Train => (800, 1, true),
         Split::Validation | Split::ValidationMismatched => (200, 2, true),
         Split::Test | Split::TestMismatched => (200, 3, false),
     };
     let mut generator = ChaCha8Rng::seed_from_u64(seed);
     let mut text =
-        String::from(if labelled { "index\tsentence1\tsentence2\tlabel\n" } else { "index\tsentence1\tsentence2\n" });
+        String::from(if labeled { "index\tsentence1\tsentence2\tlabel\n" } else { "index\tsentence1\tsentence2\n" });
     let mut labels: Vec<usize> = (0..rows).map(|row| row % 2).collect();
     labels.shuffle(&mut generator);
     for (index, label) in labels.into_iter().enumerate() {
@@ -79,7 +79,7 @@ pub(crate) fn text(split: Split) -> String {
         };
         let (first, second) = (sentence(first), sentence(second));
         text += &format!("{index}\t{first}\t{second}");
-        text += &if labelled { format!("\t{label}\n") } else { "\n".to_string() };
+        text += &if labeled { format!("\t{label}\n") } else { "\n".to_string() };
     }
     text
 }

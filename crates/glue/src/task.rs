@@ -204,7 +204,7 @@ impl Task {
         (rows > 0).then_some(rows)
     }
 
-    /// The labelled splits that are not for training; the first is the one a model is chosen by.
+    /// The labeled splits that are not for training; the first is the one a model is chosen by.
     pub fn validation_splits(self) -> &'static [Split] {
         match self {
             Self::Ax => &[],

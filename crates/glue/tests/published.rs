@@ -74,12 +74,12 @@ fn whole_validation_sets_have_the_published_label_counts() {
 /// sentence, in 96 pairs of a validation and a training example.
 #[test]
 #[ignore = "needs GLUE: make test"]
-fn wnlis_nearest_neighbours_have_the_wrong_label() {
+fn wnlis_nearest_neighbors_have_the_wrong_label() {
     let glue = glue();
     let expected = Overlap {
         majority: 40.0 / 71.0,
-        nearest_neighbour: 3.0 / 71.0,
-        inverted_nearest_neighbour: Some(68.0 / 71.0),
+        nearest_neighbor: 3.0 / 71.0,
+        inverted_nearest_neighbor: Some(68.0 / 71.0),
         shared_first_sentence: 65.0 / 71.0,
         opposite_label: Some(77.0 / 96.0),
     };

@@ -44,7 +44,7 @@ fn seeds(seeds: &[u64]) -> String {
     seeds.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// One row for each labelled set, method and metric: the score against its baseline, what was trained, and how long it took.
+/// One row for each labeled set, method and metric: the score against its baseline, what was trained, and how long it took.
 pub fn scores(recipes: &[Recipe], records: &[Record]) -> Table {
     let mut table = Table::new([
         "task",
@@ -86,7 +86,7 @@ pub fn scores(recipes: &[Recipe], records: &[Record]) -> Table {
     noted(table, records)
 }
 
-/// One row for each labelled set and metric: the scores of the methods beside published ones of full fine-tuning.
+/// One row for each labeled set and metric: the scores of the methods beside published ones of full fine-tuning.
 pub fn published(recipes: &[Recipe], records: &[Record]) -> Table {
     let methods = across_tasks(methods(recipes, records));
     let groups = by_method(records);
@@ -194,8 +194,8 @@ pub fn wnli(glue: &Glue, records: &[Record]) -> glue::Result<Table> {
     for published in task.published() {
         push(&format!("right on the validation set: {}, as published", published.model), Some(published.value));
     }
-    push("right on the validation set: the label of the nearest training pair", of(|o| Some(o.nearest_neighbour)));
-    push("right on the validation set: the opposite of that label", of(|o| o.inverted_nearest_neighbour));
+    push("right on the validation set: the label of the nearest training pair", of(|o| Some(o.nearest_neighbor)));
+    push("right on the validation set: the opposite of that label", of(|o| o.inverted_nearest_neighbor));
     for baseline in task.baselines() {
         push("the baseline", Some(baseline.value));
     }
@@ -288,7 +288,7 @@ const NO_RECORD: &str = "– (no record)";
 const PUBLISHED: &str =
     "published: full fine-tuning on whole sets; where our data is partial, the scores do not compare";
 
-/// GLUE's ten rows: the labelled sets that are not for training.
+/// GLUE's ten rows: the labeled sets that are not for training.
 fn sets() -> impl Iterator<Item = (Task, Split)> {
     Task::ALL.into_iter().flat_map(|task| task.validation_splits().iter().map(move |&split| (task, split)))
 }

@@ -118,7 +118,7 @@ impl Plan {
             let speed = trainer.speed(&self.budgeted(self.tasks[0], method, self.search))?;
             for &task in &self.tasks {
                 let data = trainer.data(&self.budgeted(task, method, Budget { train_limit: None, ..self.search }))?;
-                let validation = data.validation.iter().flat_map(|(_, labelled)| labelled.lengths()).sum();
+                let validation = data.validation.iter().flat_map(|(_, labeled)| labeled.lengths()).sum();
                 let tokens: usize = data.train.lengths().iter().sum();
                 costs.push(Cost::new(task, method, tokens as f64 / data.train.len() as f64, validation, speed));
             }
@@ -248,7 +248,7 @@ impl Plan {
         SearchSpace { learning_rates, batch_sizes: vec![batch_size], warmup_ratios: vec![warmup_ratio] }
     }
 
-    /// A run with the settings that searches on these encoders favour. The mean of the tokens is what MiniLM was pretrained to give,
+    /// A run with the settings that searches on these encoders favor. The mean of the tokens is what MiniLM was pretrained to give,
     /// and serves single sentences; pairs do better on BERT's pooler, and MPNet's head is of the first token.
     fn budgeted(&self, task: Task, method: &Method, budget: Budget) -> Run {
         let batch_size = self.batch_size(budget);

@@ -169,9 +169,9 @@ fn lora_refuses_a_trainable_weight_because_its_gradient_would_be_lost() {
 fn layer_norm_is_the_slow_formula_and_its_gradients_are_exact() -> Result<()> {
     let inputs = variables(&[&[5, 20], &[20], &[20]]);
     let mean = inputs[0].mean_keepdim(1)?;
-    let centred = inputs[0].broadcast_sub(&mean)?;
-    let scale = (centred.sqr()?.mean_keepdim(1)? + 1e-5)?.sqrt()?;
-    let expected = centred.broadcast_div(&scale)?.broadcast_mul(&inputs[1])?.broadcast_add(&inputs[2])?;
+    let centered = inputs[0].broadcast_sub(&mean)?;
+    let scale = (centered.sqr()?.mean_keepdim(1)? + 1e-5)?.sqrt()?;
+    let expected = centered.broadcast_div(&scale)?.broadcast_mul(&inputs[1])?.broadcast_add(&inputs[2])?;
     close(&ops::layer_norm(&inputs[0], &inputs[1], &inputs[2], 1e-5)?, &expected, 1e-13);
     agrees_with_finite_differences(&inputs, |v| ops::layer_norm(&v[0], &v[1], &v[2], 1e-5));
     Ok(())

@@ -4,7 +4,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use crate::data::Labelled;
+use crate::data::Labeled;
 use crate::error::Result;
 use crate::run::Run;
 use crate::training::step::Shard;
@@ -12,14 +12,14 @@ use crate::training::step::Shard;
 /// The batch of each step of a run.
 pub(crate) struct RunBatches<'a> {
     run: &'a Run,
-    examples: &'a Labelled,
+    examples: &'a Labeled,
     lengths: Vec<usize>,
     /// The epoch that is under way, and its batches.
     epoch: Option<(usize, Vec<Vec<usize>>)>,
 }
 
 impl<'a> RunBatches<'a> {
-    pub(crate) fn new(run: &'a Run, examples: &'a Labelled) -> Self {
+    pub(crate) fn new(run: &'a Run, examples: &'a Labeled) -> Self {
         Self { run, examples, lengths: examples.lengths(), epoch: None }
     }
 

@@ -76,7 +76,7 @@ pub(crate) fn save(path: &Path, optimizer: &mut Optimizer, state: &State) -> Res
     for (name, values) in optimizer.after_step.iter_mut().flat_map(|after_step| after_step.state()) {
         tensors.insert(name, (vec![values.len()], bytes(values)));
     }
-    let progress = serde_json::to_string(state).map_err(|error| content(path, "a progress that serialises", error))?;
+    let progress = serde_json::to_string(state).map_err(|error| content(path, "a progress that serializes", error))?;
     write(path, tensors, HashMap::from([("progress".to_string(), progress)]))
 }
 

@@ -15,14 +15,14 @@ use crate::run::Settings;
 use crate::tokenizer::Tokenizer;
 
 /// Tokenised examples with their labels.
-pub struct Labelled {
+pub struct Labeled {
     /// The examples.
     pub sequences: Vec<Sequence>,
     /// One label each.
     pub targets: Targets,
 }
 
-impl Labelled {
+impl Labeled {
     /// The examples of these rows, all where none are named.
     fn new(
         dataset: &Dataset,
@@ -30,7 +30,7 @@ impl Labelled {
         tokenizer: &Tokenizer,
         deadline: Option<Instant>,
     ) -> Result<Self> {
-        let targets = dataset.targets()?.ok_or_else(|| no(dataset.task, "labels", "choose a labelled split"))?;
+        let targets = dataset.targets()?.ok_or_else(|| no(dataset.task, "labels", "choose a labeled split"))?;
         let (examples, targets) = match rows {
             Some(rows) => (dataset.examples_of(rows.iter().copied())?, selected(&targets, rows)),
             None => (dataset.examples()?, targets),
@@ -90,9 +90,9 @@ pub struct TaskData {
     /// The task.
     pub task: Task,
     /// Training examples.
-    pub train: Labelled,
+    pub train: Labeled,
     /// Validation examples, split by split; the first decides which step is the best.
-    pub validation: Vec<(Split, Labelled)>,
+    pub validation: Vec<(Split, Labeled)>,
     /// How complete they are.
     pub summary: DataSummary,
 }
@@ -119,12 +119,12 @@ impl TaskData {
             order.sort_unstable();
             order
         });
-        let train = Labelled::new(&rows, limited.as_deref(), tokenizer, deadline)?;
+        let train = Labeled::new(&rows, limited.as_deref(), tokenizer, deadline)?;
         let mut validation = Vec::new();
         let mut validation_rows = Vec::new();
         for &split in task.validation_splits() {
             let rows = glue.load(task, split)?;
-            validation.push((split, Labelled::new(&rows, None, tokenizer, deadline)?));
+            validation.push((split, Labeled::new(&rows, None, tokenizer, deadline)?));
             validation_rows.push((split, rows.completeness));
         }
         let summary = DataSummary {

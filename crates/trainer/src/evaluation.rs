@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use glue::{Scores, Targets, Task};
 use peft::{Batch, Model, Sequence};
 
-use crate::data::Labelled;
+use crate::data::Labeled;
 use crate::error::Result;
 
 /// Sequences of one forward pass.
@@ -26,8 +26,8 @@ fn by_length(sequences: &[Sequence]) -> Vec<usize> {
     order
 }
 
-/// The model's mean loss on labelled examples, and the task's metrics.
-pub fn evaluate(model: &Model, task: Task, data: &Labelled) -> Result<(f64, Scores)> {
+/// The model's mean loss on labeled examples, and the task's metrics.
+pub fn evaluate(model: &Model, task: Task, data: &Labeled) -> Result<(f64, Scores)> {
     let mut rows = vec![Vec::new(); data.len()];
     let mut total = 0.0;
     for indices in by_length(&data.sequences).chunks(BATCH_SIZE) {
@@ -41,7 +41,7 @@ pub fn evaluate(model: &Model, task: Task, data: &Labelled) -> Result<(f64, Scor
     Ok((total / data.len() as f64, task.score(&decide(task, &rows), &data.targets)?))
 }
 
-/// The model's predictions for unlabelled examples, in their order.
+/// The model's predictions for unlabeled examples, in their order.
 pub fn predict(model: &Model, task: Task, sequences: &[Sequence]) -> Result<Targets> {
     let mut rows = vec![Vec::new(); sequences.len()];
     for indices in by_length(sequences).chunks(BATCH_SIZE) {

@@ -51,7 +51,7 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let unwritable = |error: serde_json::Error| Error::Content {
         path: path.into(),
-        expected: "what serialises",
+        expected: "what serializes",
         found: error.to_string(),
     };
     write_atomically(path, &serde_json::to_vec_pretty(value).map_err(unwritable)?)

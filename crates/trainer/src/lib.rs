@@ -56,7 +56,7 @@ mod tokenizer;
 mod trainer;
 mod training;
 
-pub use data::{Labelled, TaskData};
+pub use data::{Labeled, TaskData};
 pub use device::DeviceName;
 pub use environment::environment;
 pub use error::{Error, Result};

@@ -184,7 +184,7 @@ impl Run {
 
     /// A name for the run's folder: task, method, and a hash of everything else.
     pub fn key(&self) -> String {
-        // Serialising a plain value of numbers and strings does not fail; if it did, the debug form is as unique.
+        // Serializing a plain value of numbers and strings does not fail; if it did, the debug form is as unique.
         let text = serde_json::to_string(self).unwrap_or_else(|_| format!("{self:?}"));
         let hash: String = Sha256::digest(text).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
         format!("{}-{}-{hash}", self.task.id(), self.method.id())

@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn masks_of_neighbouring_seeds_are_uncorrelated() {
+    fn masks_of_neighboring_seeds_are_uncorrelated() {
         let count = 1_000_000;
         for (a, b) in [(7, 8), (7, 7 + (1 << 32)), (0, 1)] {
             let (first, second) = (Dropout::new(0.5, a).unwrap(), Dropout::new(0.5, b).unwrap());

@@ -1,4 +1,4 @@
-//! Layer normalisation.
+//! Layer normalization.
 
 use candle_core::{Result, Tensor, bail};
 use multiversion::multiversion;

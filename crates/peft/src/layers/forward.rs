@@ -60,7 +60,7 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// SplitMix64's output function (Steele et al. 2014): neighbouring inputs give unrelated outputs.
+/// SplitMix64's output function (Steele et al. 2014): neighboring inputs give unrelated outputs.
 fn split_mix(x: u64) -> u64 {
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -5,7 +5,7 @@ use ops::Dropout;
 
 use crate::error::Result;
 
-/// Layer normalisation over the hidden dimension.
+/// Layer normalization over the hidden dimension.
 #[derive(Clone)]
 pub(crate) struct LayerNorm {
     weight: Tensor, // (hidden)

@@ -34,16 +34,16 @@ impl IncrementalPca {
         let new = rows.dims2()?.0 as f64;
         let new_mean = rows.mean_keepdim(0)?; // (1, columns)
         let new_squares = rows.sqr()?.sum_all()?.to_scalar::<f64>()?;
-        let centred = rows.broadcast_sub(&new_mean)?;
+        let centered = rows.broadcast_sub(&new_mean)?;
         let (stacked, count, mean, squares) = match &self.found {
-            None => (centred, new, new_mean, new_squares),
+            None => (centered, new, new_mean, new_squares),
             Some(before) => {
                 let count = before.rows + new;
                 // What is known of the rows before stands for them, and a row for how far the two means are apart.
                 let known = before.components.broadcast_mul(&before.singular_values.unsqueeze(1)?)?;
                 let apart = ((&before.mean - &new_mean)? * (before.rows / count * new).sqrt())?;
                 let mean = (((&before.mean * before.rows)? + (&new_mean * new)?)? / count)?;
-                (Tensor::cat(&[known, centred, apart], 0)?, count, mean, before.squares + new_squares)
+                (Tensor::cat(&[known, centered, apart], 0)?, count, mean, before.squares + new_squares)
             }
         };
         let (_, singular_values, components) = svd(&stacked, self.count)?;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Tensor, Var};
 
-/// The parameters of a model. Only those that are trained exist as variables; a frozen one has no gradient, no optimiser
+/// The parameters of a model. Only those that are trained exist as variables; a frozen one has no gradient, no optimizer
 /// state and no copy.
 #[derive(Clone, Debug, Default)]
 pub struct Parameters {

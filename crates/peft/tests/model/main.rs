@@ -6,7 +6,7 @@
 mod adapters;
 mod allocation;
 mod bad_adapters;
-mod behaviour;
+mod behavior;
 mod bottleneck;
 mod checkpoints;
 mod configuration;

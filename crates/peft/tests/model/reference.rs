@@ -43,9 +43,9 @@ impl Reference {
     }
 
     fn layer_norm(&self, x: &Tensor, path: &str) -> Result<Tensor> {
-        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-        let deviation = (centred.sqr()?.mean_keepdim(D::Minus1)? + self.config.layer_norm_eps)?.sqrt()?;
-        centred
+        let centered = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+        let deviation = (centered.sqr()?.mean_keepdim(D::Minus1)? + self.config.layer_norm_eps)?.sqrt()?;
+        centered
             .broadcast_div(&deviation)?
             .broadcast_mul(self.parameter(&format!("{path}.weight")))?
             .broadcast_add(self.parameter(&format!("{path}.bias")))

@@ -119,7 +119,7 @@ impl Unit {
         assert!(stream.left.len() > (MOST_ROWS - 1) * stream.row_stride + steps - 1);
         assert!(stream.panel_stride == WIDTH && stream.panel.len() >= steps * WIDTH);
         // Six tiles of sums (0 to 5), one of the left side (6) and one of the panel (7). Upper and lower half of the rows take turns,
-        // so that of two neighbouring products one factor is there already. Beside each product a sixth of what the next round reads is
+        // so that of two neighboring products one factor is there already. Beside each product a sixth of what the next round reads is
         // fetched: five rows of the left side, and eight cache lines of the panel.
         //
         // SAFETY: rows, panel and target are as long as is read and written (asserted above, and promised). Every register that is written

@@ -83,7 +83,7 @@ pub(crate) fn multiply<T: Float>(
 ///
 /// # Safety
 /// `output` must have the rows of `a`, `row_stride` elements apart, and the columns of `b`, and nobody else may read or write them. To
-/// be overwritten they need not be initialised.
+/// be overwritten they need not be initialized.
 pub(crate) unsafe fn write_product<T: Float>(
     output: *mut T,
     row_stride: usize,

@@ -67,7 +67,7 @@ pub(crate) fn sum_of_products<T: Float>(scale: f64, terms: &[Term<T>], bias: Opt
 /// there are many.
 ///
 /// # Safety
-/// `output` must have the rows of `a` and the columns of `b`, and nobody else may read or write them. They need not be initialised.
+/// `output` must have the rows of `a` and the columns of `b`, and nobody else may read or write them. They need not be initialized.
 pub(crate) unsafe fn write_product<T: Float>(output: *mut T, stride: usize, scale: f64, a: Matrix<T>, b: Matrix<T>) {
     // SAFETY: as the caller promises; a type that lends its numbers as f32 is f32.
     unsafe {

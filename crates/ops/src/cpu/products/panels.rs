@@ -21,7 +21,7 @@ use crate::cpu::products::transpose::transpose;
 const TASK_ROWS: usize = 64;
 /// A left side of no more rows reads a right side once or twice: then ordering it does not pay.
 const FEW_ROWS: usize = 16;
-/// A left side whose neighbours along the inner dimension are further apart is first brought together: memory is fetched ahead in
+/// A left side whose neighbors along the inner dimension are further apart is first brought together: memory is fetched ahead in
 /// order only.
 const FAR: usize = 256;
 
@@ -71,7 +71,7 @@ fn round(value: f32) -> u32 {
     if value.is_nan() { (bits >> 16) | 0x40 } else { rounded }
 }
 
-/// Two neighbours along the inner dimension: what one instruction multiplies by another pair, and adds.
+/// Two neighbors along the inner dimension: what one instruction multiplies by another pair, and adds.
 #[inline(always)]
 fn pair(first: f32, second: f32) -> u32 {
     round(first) | round(second) << 16
@@ -249,7 +249,7 @@ impl<'a> Left<'a> {
         if number == Number::F32 && a.column_stride <= FAR {
             return Self::InPlace(a);
         }
-        // An odd number of cache lines, so that neighbouring rows are kept in different parts of the cache.
+        // An odd number of cache lines, so that neighboring rows are kept in different parts of the cache.
         let stride = (number.steps(a.columns).div_ceil(LANES) | 1) * LANES;
         let mut words = BUFFER.take();
         words.resize(stride * a.rows.next_multiple_of(MOST_ROWS));
@@ -444,7 +444,7 @@ pub(crate) fn sum_of_products(scale: f32, terms: &[(Matrix<f32>, Right)], bias: 
     // SAFETY: that is the size of the values.
     let sum = unsafe { Sum::new(terms, scale, bias, values.as_mut_ptr(), columns) };
     let tasks_down = rows.div_ceil(TASK_ROWS);
-    // Neighbouring tasks share a panel, which then stays in the cache of the core that takes them.
+    // Neighboring tasks share a panel, which then stays in the cache of the core that takes them.
     (0..tasks_down * columns.div_ceil(WIDTH)).into_par_iter().for_each_init(
         || sum.tile.ready(),
         |tile, task| {
@@ -463,7 +463,7 @@ pub(crate) fn sum_of_products(scale: f32, terms: &[(Matrix<f32>, Right)], bias: 
 /// there are many.
 ///
 /// # Safety
-/// `output` must have the rows of `a` and the columns of `b`, and nobody else may read or write them. They need not be initialised.
+/// `output` must have the rows of `a` and the columns of `b`, and nobody else may read or write them. They need not be initialized.
 pub(crate) unsafe fn write_product(output: *mut f32, stride: usize, scale: f32, a: Matrix<f32>, b: Matrix<f32>) {
     assert_eq!(a.columns, b.rows, "inner dimensions differ");
     let (inner, columns) = (a.columns, b.columns);

@@ -20,7 +20,7 @@ pub(crate) const MOST_ROWS: usize = 32;
 /// The most products that are added up.
 pub(crate) const TERMS: usize = 2;
 
-/// How factors are written: a 32-bit word holds one f32, or two neighbours along the inner dimension as bf16.
+/// How factors are written: a 32-bit word holds one f32, or two neighbors along the inner dimension as bf16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Number {
     F32,
