@@ -107,7 +107,7 @@ pub fn published(recipes: &[Recipe], records: &[Record]) -> Table {
             row.push(baseline.map_or("–".into(), |baseline| baseline.value.to_string()));
             row.extend(methods.iter().map(|run| {
                 let score = |group: &Group| text::score(group.mean_and_deviation_on(split, metric).0);
-                of(&groups, task, run).map_or("–".into(), score)
+                by_name(&groups, task, &run.method_name()).map_or("–".into(), score)
             }));
             row.extend(PublishedModel::ALL.map(|model| {
                 let mut published = task.published().iter();
@@ -135,11 +135,12 @@ pub fn chart(records: &[Record]) -> Figure {
     let x = |place: usize, mark: usize| place as f64 + 0.18 * (mark as f64 - (marks - 1) as f64 / 2.0);
     for (mark, run) in methods.iter().enumerate() {
         let point = |(place, (task, b)): (usize, &(Task, Baseline))| {
-            let (mean, deviation) = of(&groups, *task, run)?.mean_and_deviation_on(b.split, b.metric);
+            let (mean, deviation) =
+                by_name(&groups, *task, &run.method_name())?.mean_and_deviation_on(b.split, b.metric);
             Some(Point::new(x(place, mark), mean).deviation(deviation))
         };
         let points = places.iter().enumerate().filter_map(point).collect();
-        let group = groups.iter().find(|group| group.records[0].run.has_method_of(run));
+        let group = groups.iter().find(|group| group.name() == run.method_name());
         let style = group.map_or_else(|| Style::of(&run.method), |group| group.style.clone());
         chart = chart.series(Series::new(run.method_name(), Mark::Markers, style, points));
     }
@@ -227,7 +228,7 @@ pub fn costs(records: &[Record]) -> Table {
     ]);
     let groups = by_method(records);
     for run in across_tasks(methods(&[], records)) {
-        let of_method: Vec<&Group> = groups.iter().filter(|group| group.records[0].run.has_method_of(run)).collect();
+        let of_method: Vec<&Group> = groups.iter().filter(|group| group.name() == run.method_name()).collect();
         let runs: Vec<&Record> = of_method.iter().flat_map(|group| group.records.iter().copied()).collect();
         // The classifier has as many outputs as the task has labels; the task with the most stands for all.
         let Some(largest) = of_method.iter().max_by_key(|group| group.records[0].parameters.trainable) else {
@@ -314,15 +315,20 @@ fn methods<'a>(recipes: &'a [Recipe], records: &'a [Record]) -> Vec<&'a Run> {
     methods
 }
 
-/// The first of each method.
+/// The first of each method by its name: its options may differ from task to task, such as dropout.
 fn across_tasks(methods: Vec<&Run>) -> Vec<&Run> {
     let mut first: Vec<&Run> = Vec::new();
     for run in methods {
-        if !first.iter().any(|other| other.has_method_of(run)) {
+        if !first.iter().any(|other| other.method_name() == run.method_name()) {
             first.push(run);
         }
     }
     first
+}
+
+/// The records of a task with a method of that name.
+fn by_name<'a>(groups: &'a [Group], task: Task, name: &str) -> Option<&'a Group<'a>> {
+    groups.iter().find(|group| group.task == task && group.name() == name)
 }
 
 /// The records of a task with a run's method.
@@ -458,6 +464,18 @@ mod tests {
         let layout = &figure.plotly_json().unwrap()["layout"];
         assert!(layout["title"]["subtitle"]["text"].to_string().contains("no record yet: CoLA"));
         assert_eq!(layout["xaxis"]["ticktext"][3], "STS-B<br>Pearson");
+    }
+
+    #[test]
+    fn a_method_whose_options_differ_from_task_to_task_is_one_column_and_one_series() {
+        let with_dropout = Method::Lora(peft::Lora { lora_dropout: 0.1, ..peft::Lora::rank(8) });
+        let records = [record(Task::Cola, with_dropout, 1, 0.6), record(Task::Rte, Method::lora(8), 1, 0.8)];
+        let table = published(&[], &records);
+        let (tasks, ours) = (column(&table, "task"), column(&table, "LoRA r=8"));
+        let row = |name: &str| tasks.iter().position(|task| task == name).unwrap();
+        assert_eq!((ours[row("CoLA")].as_str(), ours[row("RTE")].as_str()), ("0.600", "0.800"));
+        assert_eq!(chart(&records).panels[0].series[0].points.len(), 2);
+        assert_eq!(column(&costs(&records), "tasks"), ["2"]);
     }
 
     #[test]
