@@ -2,7 +2,7 @@
 
   scripts/with_cuda.sh python3 scripts/gather_cuda.py [FOLDER]      FOLDER: target/cuda
 
-  binaries.tar.xz   peft-glue and the test binaries; `python3 -m tarfile --extract` unpacks it where xz is not installed. In stand-ins/
+  binaries.tar.xz   peft-glue and the test binaries that gpu_check.py runs; `python3 -m tarfile --extract` unpacks it where xz is not installed. In stand-ins/
                     a library in cuRAND's place, for machines whose torch does not bring it
   tests.tsv         for each test binary its name and the folder it is run in
   checkout.txt      below this path the tests look for what they read: a copy elsewhere is to be linked to from there
@@ -18,6 +18,8 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+
+import gpu_check
 
 ROOT = Path(__file__).resolve().parent.parent
 # Each binary holds the same 30 MB of candle's kernels: a dictionary that reaches back over a whole one finds them again.
@@ -35,20 +37,20 @@ def build():
 def executables(messages, root=ROOT):
     """Of cargo's messages: for each executable its name, its file, and, if it holds tests, the folder that cargo runs it in.
 
-    Tests of a library are named CRATE-tests, those of a file in tests/ CRATE-FILE. Those of the command line are left out: they
-    start peft-glue from where it was built. So are examples, which need no GPU.
+    Tests of a library are named CRATE-tests, those of a file in tests/ CRATE-FILE. What a GPU has no part in is left out.
     """
     found = []
     for message in map(json.loads, messages):
-        if message["reason"] != "compiler-artifact" or not message["executable"] or "example" in message["target"]["kind"]:
+        if message["reason"] != "compiler-artifact" or not message["executable"]:
             continue
         file, target = Path(message["executable"]), message["target"]
         folder = Path(message["manifest_path"]).parent.relative_to(root)
         if not message["profile"]["test"]:
             found.append((target["name"], file, None))
-        elif folder.name != "cli":
+        elif "example" not in target["kind"]:
             name = f"{folder.name}-{target['name'] if 'test' in target['kind'] else 'tests'}"
-            found.append((name, file, str(folder)))
+            if name in gpu_check.BINARIES:
+                found.append((name, file, str(folder)))
     return sorted(found)
 
 

@@ -88,6 +88,10 @@ TESTS = {
 }
 
 
+# The test binaries that are run here; those of the library of operations have attention's times.
+BINARIES = {*TESTS, "ops-tests"}
+
+
 class Failure(Exception):
     """What a step did not do, in a line."""
 

@@ -287,11 +287,12 @@ class Gathering(unittest.TestCase):
         message = {"reason": "compiler-artifact", "manifest_path": manifest, "target": target, "profile": profile}
         return json.dumps(message | {"executable": executable})
 
-    def test_the_program_and_the_tests_of_the_libraries_are_named_by_crate_and_file(self):
+    def test_the_program_and_the_tests_that_run_on_a_gpu_are_named_by_crate_and_file(self):
         messages = [
             self.artifact("ops", "lib", "ops", None, False),
             self.artifact("ops", "lib", "ops", "/target/ops-1", True),
             self.artifact("trainer", "test", "runs", "/target/runs-2", True),
+            self.artifact("trainer", "test", "replay", "/target/replay-5", True),
             self.artifact("cli", "bin", "peft-glue", "/target/peft-glue", False),
             self.artifact("cli", "test", "command_line", "/target/command_line-3", True),
             self.artifact("ops", "example", "packed_attention", "/target/packed_attention-4", True),
@@ -302,7 +303,7 @@ class Gathering(unittest.TestCase):
             [
                 ("ops-tests", Path("/target/ops-1"), "crates/ops"),
                 ("peft-glue", Path("/target/peft-glue"), None),
-                ("trainer-runs", Path("/target/runs-2"), "crates/trainer"),
+                ("trainer-replay", Path("/target/replay-5"), "crates/trainer"),
             ],
         )
 
