@@ -131,18 +131,26 @@ pub enum Event<'a> {
     },
 }
 
+/// A path as it reads from the project's root, if it is below that: a notebook that shows it is the same wherever the project lies.
+fn below_project(path: &Path) -> &Path {
+    path.strip_prefix(glue::project_root()).unwrap_or(path)
+}
+
 impl fmt::Display for Event<'_> {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Changed { run, changed, before } => {
-                let (run, changed, before) = (run.description(), changed.join(" and "), before.display());
+                let (run, changed, before) =
+                    (run.description(), changed.join(" and "), below_project(before).display());
                 write!(f, "{run}: the {changed} changed since what lies in {before}, which stays; the run is made anew")
             }
             Self::Predicted { path, completeness } if completeness.is_partial() => {
-                let path = path.display();
+                let path = below_project(path).display();
                 write!(f, "{path} predicts {completeness} rows; GLUE's server takes predictions of all")
             }
-            Self::Predicted { path, completeness } => write!(f, "{} predicts {completeness} rows", path.display()),
+            Self::Predicted { path, completeness } => {
+                write!(f, "{} predicts {completeness} rows", below_project(path).display())
+            }
             Self::Found { run } => write!(f, "{}: found its record", run.description()),
             Self::Remark { remark } => write!(f, "note: {remark}"),
             Self::Begun { run, start, model_made_by } => write_begin(f, run, start.as_ref(), *model_made_by),
@@ -219,5 +227,17 @@ impl JobLogger for Silent {
 impl<L: Logger + ?Sized> Logger for Box<L> {
     fn job(&self, place: Option<Place>) -> Box<dyn JobLogger> {
         (**self).job(place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_below_the_project_is_told_from_its_root() {
+        let below = glue::project_root().join("predictions/SST-2.tsv");
+        assert_eq!(below_project(&below), Path::new("predictions/SST-2.tsv"));
+        assert_eq!(below_project(Path::new("/elsewhere/SST-2.tsv")), Path::new("/elsewhere/SST-2.tsv"));
     }
 }
