@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::files;
+use crate::numbers::hexadecimal;
 use crate::run::{Run, StartsFrom};
 
 /// The SHA-256 digests of what a run is made from, in hexadecimal digits. One is absent where its files are not on this machine.
@@ -124,9 +125,8 @@ impl Digests {
             let now = Known { size: about.len(), modified, sha256: sha256(&path).ok()? };
             known.insert(path.clone(), now);
             // Where there are no runs yet nothing is written; without the file digests are computed again, which costs time and nothing else.
-            let has_place = self.path.parent().is_some_and(Path::is_dir);
-            if let (true, Ok(json)) = (has_place, serde_json::to_vec_pretty(known)) {
-                let _ = files::write_atomically(&self.path, &json);
+            if self.path.parent().is_some_and(Path::is_dir) {
+                let _ = files::write_json(&self.path, known);
             }
         }
         known.get(&path).map(|known| known.sha256.as_str())
@@ -147,10 +147,6 @@ fn sha256(path: &Path) -> std::io::Result<String> {
             read => digest.update(&part[..read]),
         }
     }
-}
-
-fn hexadecimal(digest: impl AsRef<[u8]>) -> String {
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

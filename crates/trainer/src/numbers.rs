@@ -1,4 +1,4 @@
-//! Scores, learning rates and durations as text.
+//! Scores, learning rates, durations and digests as text.
 
 /// A score, to three decimals; `–` if there is none.
 pub fn score(value: f64) -> String {
@@ -13,6 +13,11 @@ pub fn mean_and_deviation(mean: f64, deviation: f64, count: usize) -> String {
 /// How much more one score is than another, with its sign unless it is 0 to three decimals.
 pub fn difference(value: f64) -> String {
     if value.abs() < 0.0005 { "0.000".into() } else { format!("{value:+.3}") }
+}
+
+/// Bytes as hexadecimal digits, two for each.
+pub(crate) fn hexadecimal(bytes: impl AsRef<[u8]>) -> String {
+    bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The answer to a question.

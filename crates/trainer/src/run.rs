@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::numbers::hexadecimal;
 use crate::provenance;
 
 /// A small encoder: all-MiniLM-L6-v2, 6 layers of width 384. What runs where nothing else is named.
@@ -98,7 +99,7 @@ impl SavedAdapter {
             let path = folder.join(name);
             digest.update(std::fs::read(&path).map_err(|source| Error::File { path, source })?);
         }
-        Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hexadecimal(digest.finalize()))
     }
 
     /// Fails if the folder holds another adapter by now.
@@ -186,7 +187,7 @@ impl Run {
     pub fn key(&self) -> String {
         // Serializing a plain value of numbers and strings does not fail; if it did, the debug form is as unique.
         let text = serde_json::to_string(self).unwrap_or_else(|_| format!("{self:?}"));
-        let hash: String = Sha256::digest(text).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        let hash = hexadecimal(&Sha256::digest(text)[..6]);
         format!("{}-{}-{hash}", self.task.id(), self.method.id())
     }
 }
