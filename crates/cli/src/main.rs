@@ -121,6 +121,12 @@ fn trainer(arguments: &RunArguments, glue: Glue) -> Result<Trainer> {
     Ok(trainer.logger(if arguments.json { progress::notes() } else { progress::logger() }))
 }
 
+/// The same for a run whose model is made and not trained: only some methods look at data for that.
+fn trainer_of_model(arguments: &RunArguments, run: &Run) -> Result<Trainer> {
+    let needs_data = run.method.needs_total_steps() || run.method.starts_from_data();
+    trainer(arguments, glue_for(run, needs_data)?)
+}
+
 fn run(arguments: &RunArguments, several: &SeveralArguments, save_adapter: Option<&Path>) -> Result<ExitCode> {
     if arguments.print_config {
         print!("{}", arguments.config()?);
@@ -250,8 +256,7 @@ fn replay(
     save_adapter: Option<&Path>,
 ) -> Result<()> {
     let run = arguments.run()?;
-    let needs_data = run.method.needs_total_steps() || run.method.starts_from_data();
-    let mut trainer = trainer(arguments, glue_for(&run, needs_data)?)?;
+    let mut trainer = trainer_of_model(arguments, &run)?;
     let replayed = trainer::replay(&mut trainer, &run, batches, start, passes, save_adapter)?;
     println!("{}", serde_json::to_string(&replayed)?);
     Ok(())
@@ -280,8 +285,7 @@ fn data(download: bool) -> Result<ExitCode> {
 
 fn parameters(arguments: &RunArguments, tree: bool) -> Result<()> {
     let run = arguments.run()?;
-    let needs_data = run.method.needs_total_steps() || run.method.starts_from_data();
-    let mut trainer = trainer(arguments, glue_for(&run, needs_data)?)?;
+    let mut trainer = trainer_of_model(arguments, &run)?;
     let model = match &arguments.adapter {
         Some(adapter) => trainer.adapter_model(&run, adapter)?.0,
         None => trainer.untrained_model(&run)?,
