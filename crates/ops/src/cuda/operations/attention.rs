@@ -450,14 +450,24 @@ impl Batch<'_> {
         Ok((output, logarithms))
     }
 
-    fn forward_by_tiles(&self, gpu: &Gpu, inputs: &Inputs, (output, logarithms): (&Buffer, &Buffer)) -> Result<()> {
+    /// A kernel of the forward pass, with what it writes and the inputs.
+    fn forward_of<'k>(
+        &self,
+        kernel: Kernel<'k>,
+        inputs: &Inputs<'k>,
+        (output, logarithms): (&'k Buffer, &'k Buffer),
+    ) -> Kernel<'k> {
         let (query, (queries, _)) = (inputs.query, inputs.query.matrix());
+        let kernel = kernel.write(output, query.count()).write_f32(logarithms, self.heads * queries);
+        kernel.read(query, query.count()).address(inputs.key).address(inputs.value)
+    }
+
+    fn forward_by_tiles(&self, gpu: &Gpu, inputs: &Inputs, (output, logarithms): (&Buffer, &Buffer)) -> Result<()> {
         gpu.with_plan(self, self.cut(inputs)?, |plan| {
             for heads in self.groups(plan) {
                 let group = self.group(gpu, plan, inputs, heads)?;
-                let kernel = self.kernel("attention_forward", inputs)?.write(output, query.count());
-                let kernel = kernel.write_f32(logarithms, self.heads * queries).read(query, query.count());
-                let kernel = kernel.address(inputs.key).address(inputs.value);
+                let kernel = self.kernel("attention_forward", inputs)?;
+                let kernel = self.forward_of(kernel, inputs, (output, logarithms));
                 // SAFETY: attention.cu, attention_forward: keys and values are those of `Inputs`.
                 unsafe { self.run(gpu, plan, &group, inputs, Work::on(&plan.query_tiles, (3, 1, 1, 1)), kernel) }?;
             }

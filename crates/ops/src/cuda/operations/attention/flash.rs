@@ -69,10 +69,7 @@ impl Flash {
         (output, logarithms): (&Buffer, &Buffer),
     ) -> Result<()> {
         gpu.with_plan(batch, self.cut(), |plan| {
-            let (query, (queries, _)) = (inputs.query, inputs.query.matrix());
-            let kernel = self.kernel("forward").write(output, query.count());
-            let kernel = kernel.write_f32(logarithms, batch.heads * queries).read(query, query.count());
-            let kernel = kernel.address(inputs.key).address(inputs.value);
+            let kernel = batch.forward_of(self.kernel("forward"), inputs, (output, logarithms));
             let shared = self.shared_memory(5 * TILE, 2 * 2 * TILE);
             let work = (&plan.query_tiles, Self::grid(batch, &plan.query_tiles, TILE / SQUARE * WARP, shared));
             // SAFETY: flash_attention.cu, flash_forward: keys and values are those of `Inputs`.
