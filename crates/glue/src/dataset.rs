@@ -2,15 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
-use polars::prelude::{Column, DataFrame, StringChunked};
+use polars::prelude::{Column, DataFrame, IntoColumn, StringChunked, StringChunkedBuilder};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::metrics::Targets;
 use crate::task::{Split, Task};
-use crate::tsv::{self, Line};
+use crate::tsv::{self, Line, Lines};
 
 /// A split in a polars frame.
 ///
@@ -139,52 +140,58 @@ impl Dataset {
         Ok(())
     }
 
-    /// Reads the file of a split from its bytes.
-    pub(crate) fn parse(task: Task, split: Split, path: &Path, bytes: &[u8]) -> Result<Self> {
-        let mut lines = tsv::lines(path, bytes)?;
+    /// Reads the file of a split, line by line.
+    pub(crate) fn read(task: Task, split: Split, path: &Path, file: impl BufRead) -> Result<Self> {
+        let mut lines = Lines::new(path, file);
         let labeled = matches!(split, Split::Train | Split::Validation | Split::ValidationMismatched);
         let format = if task == Task::Cola && labeled {
             Format::cola()
         } else {
-            let header = lines.remove(0);
+            let Some(header) = lines.next()? else { return Err(lines.missing("rows", "an empty file")) };
             Format::from_header(task, labeled, path, &header)?
         };
-        let own = if labeled { None } else { format.own_index(&lines) };
-        let ends_in_newline = bytes.ends_with(b"\n");
-        let last = lines.len();
-        let mut rows = Rows::default();
-        let (mut torn, mut without_question) = (0, 0);
-        for (index, line) in lines.iter().enumerate() {
+        let mut rows = Rows::new(task, format);
+        let mut own = (!labeled).then(OwnIndex::default);
+        let (mut torn, mut without_question, mut index) = (0, 0, 0);
+        while let Some(line) = lines.next()? {
+            index += 1;
             // Official files may lack the last line's end, so that alone is no error.
-            let truncated = index + 1 == last && !ends_in_newline;
-            if task == Task::Qqp && split == Split::Train && !truncated {
-                if format.is_torn(line) {
+            if task == Task::Qqp && split == Split::Train && !line.is_open {
+                if rows.format.is_torn(&line) {
                     torn += 1;
                     continue;
                 }
-                if format.empty_sentence(line).is_some() {
+                if rows.format.empty_sentence(&line).is_some() {
                     without_question += 1;
                     continue;
                 }
             }
-            rows.push(task, split, &format, path, index, line).map_err(|error| match error {
-                Error::Line { path, line, expected, found } if truncated => {
+            if let Some(own) = &mut own {
+                own.push(&rows.format, &line);
+            }
+            let is_open = line.is_open;
+            rows.push(split, path, index - 1, &line).map_err(|error| match error {
+                Error::Line { path, line, expected, found } if is_open => {
                     Error::Line { path, line, expected, found: format!("{found} in a truncated last line") }
                 }
                 other => other,
             })?;
         }
-        if rows.first.is_empty() {
-            let line = lines.last().map_or(1, |line| line.number);
-            return Err(tsv::error(path, line, "rows after the header", "none that is whole"));
+        if rows.index.is_empty() {
+            return Err(match index {
+                0 if task == Task::Cola && labeled => lines.missing("rows", "an empty file"),
+                _ => lines.missing("rows after the header", "none that is whole"),
+            });
         }
         // The official 363846 rows of QQP's training file count the rows without a question and not the torn lines
         // (huggingface/datasets issue 277 gives the rows of both).
-        let found = rows.first.len() + without_question;
+        let found = rows.index.len() + without_question;
         let completeness = Completeness { found, official: task.official_rows(split), extra: None };
         let dropped = torn + without_question;
-        rows.index = own.unwrap_or(rows.index);
-        let frame = rows.into_frame(task, labeled)?;
+        if let Some(own) = own.and_then(OwnIndex::numbers) {
+            rows.index = own;
+        }
+        let frame = rows.into_frame(labeled)?;
         Ok(Self { task, split, frame, completeness, dropped, path: path.into() })
     }
 }
@@ -230,15 +237,6 @@ impl Format {
         })
     }
 
-    /// The numbers that the file gives its rows, if each has one of its own.
-    fn own_index(&self, lines: &[Line]) -> Option<Vec<i64>> {
-        let number =
-            |line: &Line| line.fields.get(self.index?)?.trim().parse().ok().filter(|&number: &i64| number >= 0);
-        let numbers: Vec<i64> = lines.iter().map(number).collect::<Option<_>>()?;
-        let different = numbers.iter().collect::<BTreeSet<_>>().len();
-        (different == numbers.len()).then_some(numbers)
-    }
-
     /// Whether the line is a part of a row: fields are missing, or the label is.
     fn is_torn(&self, line: &Line) -> bool {
         line.fields.len() != self.columns || self.label.is_some_and(|label| line.fields[label].trim().is_empty())
@@ -250,25 +248,50 @@ impl Format {
     }
 }
 
-#[derive(Default)]
+/// The numbers that a file gives its rows.
+struct OwnIndex(Option<Vec<i64>>);
+
+impl Default for OwnIndex {
+    fn default() -> Self {
+        Self(Some(Vec::new()))
+    }
+}
+
+impl OwnIndex {
+    fn push(&mut self, format: &Format, line: &Line) {
+        let number = format.index.and_then(|index| line.fields.get(index)?.trim().parse().ok());
+        match (&mut self.0, number.filter(|&number: &i64| number >= 0)) {
+            (Some(numbers), Some(number)) => numbers.push(number),
+            _ => self.0 = None,
+        }
+    }
+
+    /// Them, if each row has one of its own.
+    fn numbers(self) -> Option<Vec<i64>> {
+        self.0.filter(|numbers| numbers.iter().collect::<BTreeSet<_>>().len() == numbers.len())
+    }
+}
+
+/// The rows read so far, as the columns of a frame.
 struct Rows {
+    task: Task,
+    format: Format,
     index: Vec<i64>,
-    first: Vec<String>,
-    second: Vec<String>,
+    first: StringChunkedBuilder,
+    second: StringChunkedBuilder,
     classes: Vec<i64>,
     scores: Vec<f64>,
 }
 
 impl Rows {
-    fn push(
-        &mut self,
-        task: Task,
-        split: Split,
-        format: &Format,
-        path: &Path,
-        index: usize,
-        line: &Line,
-    ) -> Result<()> {
+    fn new(task: Task, format: Format) -> Self {
+        let text = |name: &str| StringChunkedBuilder::new(name.into(), 0);
+        let (first, second) = (text("sentence1"), text("sentence2"));
+        Self { task, format, index: Vec::new(), first, second, classes: Vec::new(), scores: Vec::new() }
+    }
+
+    fn push(&mut self, split: Split, path: &Path, index: usize, line: &Line) -> Result<()> {
+        let Self { task, format, .. } = self;
         let wrong = |expected: String, found: String| Err(tsv::error(path, line.number, expected, found));
         if line.fields.len() != format.columns {
             return wrong(format!("{} columns", format.columns), format!("{} columns", line.fields.len()));
@@ -286,30 +309,30 @@ impl Rows {
                     _ => return wrong("a score from 0 to 5".into(), format!("{text:?}")),
                 }
             } else {
-                match class(task, text) {
+                match class(*task, text) {
                     Some(class) => self.classes.push(class as i64),
-                    None => return wrong(format!("a label: {}", label_texts(task).join(", ")), format!("{text:?}")),
+                    None => return wrong(format!("a label: {}", label_texts(*task).join(", ")), format!("{text:?}")),
                 }
             }
         }
         self.index.push(index as i64);
-        self.first.push(line.fields[format.first].into());
+        self.first.append_value(line.fields[format.first]);
         if let Some(second) = format.second {
-            self.second.push(line.fields[second].into());
+            self.second.append_value(line.fields[second]);
         }
         Ok(())
     }
 
-    fn into_frame(self, task: Task, labeled: bool) -> Result<DataFrame> {
-        let rows = self.first.len();
-        let mut columns = vec![Column::new("index".into(), self.index), Column::new("sentence1".into(), self.first)];
-        if task.has_pairs() {
-            columns.push(Column::new("sentence2".into(), self.second));
+    fn into_frame(self, labeled: bool) -> Result<DataFrame> {
+        let rows = self.index.len();
+        let mut columns = vec![Column::new("index".into(), self.index), self.first.finish().into_column()];
+        if self.task.has_pairs() {
+            columns.push(self.second.finish().into_column());
         }
-        if labeled && task.is_regression() {
+        if labeled && self.task.is_regression() {
             columns.push(Column::new("label".into(), self.scores));
         } else if labeled {
-            let names: Vec<&str> = self.classes.iter().map(|&class| task.labels()[class as usize]).collect();
+            let names: Vec<&str> = self.classes.iter().map(|&class| self.task.labels()[class as usize]).collect();
             columns.push(Column::new("label".into(), &self.classes));
             columns.push(Column::new("label_name".into(), names));
         }
@@ -344,7 +367,7 @@ mod tests {
     use super::*;
 
     fn parse(task: Task, split: Split, text: impl AsRef<[u8]>) -> Result<Dataset> {
-        Dataset::parse(task, split, Path::new("task.tsv"), text.as_ref())
+        Dataset::read(task, split, Path::new("task.tsv"), text.as_ref())
     }
 
     fn message(task: Task, text: impl AsRef<[u8]>) -> String {

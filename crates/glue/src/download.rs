@@ -179,21 +179,22 @@ fn put_into_place(root: &Path, task: Task, files: Vec<(String, Vec<u8>)>) -> Res
 /// MRPC as GLUE cuts it: its training file parted by the ids of GLUE's validation pairs, and its test file without labels.
 fn mrpc(train: &[u8], test: &[u8], validation_ids: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
     let source = Path::new("msr_paraphrase_train.txt");
-    let rows = crate::tsv::lines(source, train)?;
-    let ids = crate::tsv::lines(Path::new("mrpc_dev_ids.tsv"), validation_ids)?;
+    let rows = crate::tsv::rows(source, train)?;
+    let ids = crate::tsv::rows(Path::new("mrpc_dev_ids.tsv"), validation_ids)?;
     let mut parts = [String::new(), String::new()];
-    for row in &rows {
-        let line = row.fields.join("\t") + "\n";
-        if row.number == 1 {
+    for (number, fields) in &rows {
+        let line = fields.join("\t") + "\n";
+        if *number == 1 {
             parts.iter_mut().for_each(|part| part.push_str(&line));
         } else {
-            let validation = ids.iter().any(|id| id.fields.get(..2) == row.fields.get(1..3));
+            let validation = ids.iter().any(|(_, id)| id.get(..2) == fields.get(1..3));
             parts[usize::from(validation)].push_str(&line);
         }
     }
     let mut unlabeled = String::from("index\t#1 ID\t#2 ID\t#1 String\t#2 String\n");
-    for (index, row) in crate::tsv::lines(Path::new("msr_paraphrase_test.txt"), test)?.iter().skip(1).enumerate() {
-        unlabeled += &format!("{index}\t{}\n", row.fields[1..].join("\t"));
+    let test = crate::tsv::rows(Path::new("msr_paraphrase_test.txt"), test)?;
+    for (index, (_, fields)) in test.iter().skip(1).enumerate() {
+        unlabeled += &format!("{index}\t{}\n", fields[1..].join("\t"));
     }
     let [train, validation] = parts;
     Ok([("train.tsv", train), ("dev.tsv", validation), ("test.tsv", unlabeled)]

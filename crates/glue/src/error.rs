@@ -32,6 +32,14 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// A file that cannot be read to its end.
+    #[error("{path}: cannot be read to its end ({source}); compare the file with GLUE's own, or fetch it again")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A folder without GLUE.
     #[error(
         "{path}: expected a folder with GLUE's task folders (CoLA, SST-2, MRPC, ...), found {found}; correct GLUE_DIR, or unset it"

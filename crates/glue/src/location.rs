@@ -1,6 +1,8 @@
 //! Where the data is.
 
 use std::fmt;
+use std::fs::File;
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use crate::dataset::Dataset;
@@ -196,13 +198,11 @@ impl Glue {
     /// When the task has no such split or it is not here, or its file is broken; the message names file and line.
     pub fn load(&self, task: Task, split: Split) -> Result<Dataset> {
         if task == Task::Synthetic && task.splits().contains(&split) {
-            return Dataset::parse(task, split, Path::new("synthetic"), synthetic::text(split).as_bytes());
+            return Dataset::read(task, split, Path::new("synthetic"), synthetic::text(split).as_bytes());
         }
         let (path, expected) = self.expected(task, split)?;
-        let or = self.or_download();
-        let bytes =
-            std::fs::read(&path).map_err(|source| Error::Missing { path: path.clone(), expected, or, source })?;
-        Dataset::parse(task, split, &path, &bytes)
+        let file = open(&path, expected, self.or_download())?;
+        Dataset::read(task, split, &path, file)
     }
 
     /// Loads the training set with the rows of `train_extra.tsv`, which lies beside `train.tsv` and has its columns, after
@@ -215,10 +215,8 @@ impl Glue {
         let path = train.path.with_file_name("train_extra.tsv");
         let expected =
             format!("labeled rows for {task} that are not GLUE's; to do without them, train on train.tsv alone");
-        let or = "";
-        let bytes =
-            std::fs::read(&path).map_err(|source| Error::Missing { path: path.clone(), expected, or, source })?;
-        train.append_extra(Dataset::parse(task, Split::Train, &path, &bytes)?)?;
+        let file = open(&path, expected, "")?;
+        train.append_extra(Dataset::read(task, Split::Train, &path, file)?)?;
         Ok(train)
     }
 
@@ -248,6 +246,12 @@ impl Glue {
         };
         Some(root.join(task.name()).join(file))
     }
+}
+
+/// Opens a data file; `or` is what else can be done about one that is missing.
+fn open(path: &Path, expected: String, or: &'static str) -> Result<BufReader<File>> {
+    let missing = |source| Error::Missing { path: path.into(), expected, or, source };
+    Ok(BufReader::with_capacity(1 << 20, File::open(path).map_err(missing)?))
 }
 
 /// Where the project's own copy of GLUE lies.
