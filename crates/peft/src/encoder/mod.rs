@@ -79,6 +79,17 @@ impl Encoder {
     /// The last hidden states: `(tokens, hidden)`, or `(sequences, hidden)` of the first tokens. The pass is over
     /// [`Encoder::lengthened`] sequences.
     pub(crate) fn forward(&self, batch: &Batch, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
+        self.forward_observed(batch, pass, wanted, |_| ())
+    }
+
+    /// The same; `each` is given what goes into the first layer and what comes out of every layer but the last, `(tokens, hidden)`.
+    pub(crate) fn forward_observed(
+        &self,
+        batch: &Batch,
+        pass: &Pass,
+        wanted: Wanted,
+        mut each: impl FnMut(&Tensor),
+    ) -> Result<Tensor> {
         let embedded = self.embeddings.forward(batch, pass)?;
         let mut hidden = ops::to_precision(&embedded, self.precision)?; // (tokens, hidden)
         let prefix = self.prefix.as_ref().map(VirtualTokens::forward).transpose()?;
@@ -86,6 +97,7 @@ impl Encoder {
             let is_last = index + 1 == self.layers.len();
             let prefix = prefix.as_ref().map(|all| Prefix::of_layer(all, index, self.hidden_size)).transpose()?;
             let wanted = if is_last { wanted } else { Wanted::AllTokens };
+            each(&hidden);
             hidden = layer.forward(&hidden, prefix.as_ref(), pass, wanted)?;
         }
         if let Some(norm) = &self.last_norm {

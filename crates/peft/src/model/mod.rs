@@ -207,6 +207,27 @@ impl Model {
         head.forward(&pooled, pass)
     }
 
+    /// What goes into the first layer and what comes out of each, without dropout, as transformers' `output_hidden_states` gives them:
+    /// `(tokens, hidden)` each, of virtual tokens too.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn hidden_states(&self, batch: &Batch) -> Result<Vec<Tensor>> {
+        batch.check(self.positions, self.method.virtual_tokens())?;
+        ops::on_workers(self.device(), || {
+            ops::without_gradients(|| {
+                let encoder = &self.network.encoder;
+                let lengthened = encoder.lengthened(&batch.segments);
+                let pass = Pass::evaluation(lengthened.as_ref().unwrap_or(&batch.segments));
+                let mut states = Vec::new();
+                let last =
+                    encoder.forward_observed(batch, &pass, Wanted::AllTokens, |state| states.push(state.clone()))?;
+                states.push(last);
+                states.iter().map(|state| Ok(ops::to_f32(state)?)).collect()
+            })
+        })
+    }
+
     /// What flows into each layer that has an adapter, `(tokens, in)`, by its path; one tensor for all that it flows into.
     fn adapted_inputs(&self, batch: &Batch) -> Result<BTreeMap<String, Tensor>> {
         batch.check(self.positions, self.method.virtual_tokens())?;

@@ -221,6 +221,24 @@ fn logits_and_gradients_equal_those_of_the_model_in_basic_operations() {
     }
 }
 
+#[test]
+fn what_comes_out_of_each_layer_equals_that_of_the_model_in_basic_operations() {
+    let sequences = sequences(&LENGTHS, 100);
+    let lora = lora_everywhere();
+    let scaling = lora.lora_alpha / lora.r as f64;
+    let model = started(&exact(Method::Lora(lora)));
+    let (states, kept) = Reference::of(&model, scaling, Pooling::Cls).unwrap().hidden_states(&sequences).unwrap();
+    let kept: Vec<f64> = flat(&kept);
+    let found = model.hidden_states(&batch(&sequences)).unwrap();
+    assert_eq!((found.len(), states.len()), (3, 3));
+    for (found, expected) in found.iter().zip(states) {
+        let rows = expected.flatten_to(1).unwrap().to_vec2::<f64>().unwrap();
+        let expected: Vec<f64> =
+            rows.into_iter().zip(&kept).filter(|(_, kept)| **kept == 1.0).flat_map(|(row, _)| row).collect();
+        close("hidden states", &flat(found), &expected, 1e-12);
+    }
+}
+
 /// A product of bf16 numbers is off by up to a 128th, to either side; a chain of the 20 that lie between the loss and the first
 /// layer, there and back, by about `sqrt(20) / 128`, 3.5 %. Of a hundred tensors one may be off by five times that, 17.5 %,
 /// which turns a vector by a cosine of 0.984; the loss is one number, and stays within four times, 14 %.

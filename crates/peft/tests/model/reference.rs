@@ -77,8 +77,8 @@ impl Reference {
         self.layer_norm(&(output + hidden)?, &format!("{path}.output.LayerNorm"))
     }
 
-    /// The logits, `(batch, labels)`.
-    pub(crate) fn forward(&self, sequences: &[Sequence]) -> Result<Tensor> {
+    /// What goes into the first layer and what comes out of each, `(batch, longest, hidden)`; and 1 for each token that is one.
+    pub(crate) fn hidden_states(&self, sequences: &[Sequence]) -> Result<(Vec<Tensor>, Tensor)> {
         let (batch, longest) = (sequences.len(), sequences.iter().map(Sequence::len).max().unwrap_or(0));
         let pad = |ids: &dyn Fn(&Sequence) -> Vec<u32>| -> Vec<u32> {
             sequences.iter().flat_map(|s| ids(s).into_iter().chain(std::iter::repeat(0)).take(longest)).collect()
@@ -91,14 +91,23 @@ impl Reference {
 
         let kept = Tensor::new(pad(&|s| vec![1; s.len()]), &Device::Cpu)?.to_dtype(DType::F64)?;
         let mask = ((kept.reshape((batch, 1, 1, longest))? - 1.0)? * 1e30)?; // 0, or what no score outweighs
+        let mut states = vec![hidden.clone()];
         for layer in 0..self.config.num_hidden_layers {
             let path = format!("bert.encoder.layer.{layer}");
             let attended = self.attention(&hidden, &mask, &format!("{path}.attention"))?;
             let inner = Self::gelu(&self.linear(&attended, &format!("{path}.intermediate.dense"))?)?;
             let output = self.linear(&inner, &format!("{path}.output.dense"))?;
             hidden = self.layer_norm(&(output + attended)?, &format!("{path}.output.LayerNorm"))?;
+            states.push(hidden.clone());
         }
+        Ok((states, kept.reshape((batch, longest))?))
+    }
 
+    /// The logits, `(batch, labels)`.
+    pub(crate) fn forward(&self, sequences: &[Sequence]) -> Result<Tensor> {
+        let (mut states, kept) = self.hidden_states(sequences)?;
+        let (batch, longest) = kept.dims2()?;
+        let hidden = states.swap_remove(states.len() - 1);
         let pooled = match self.pooling {
             Pooling::Cls => self.linear(&hidden.narrow(1, 0, 1)?.squeeze(1)?, "bert.pooler.dense")?.tanh()?,
             Pooling::Mean => {
