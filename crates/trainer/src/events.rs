@@ -230,6 +230,20 @@ impl<L: Logger + ?Sized> Logger for Box<L> {
     }
 }
 
+/// Tells both.
+impl<A: Logger, B: Logger> Logger for (A, B) {
+    fn job(&self, place: Option<Place>) -> Box<dyn JobLogger> {
+        Box::new((self.0.job(place), self.1.job(place)))
+    }
+}
+
+impl JobLogger for (Box<dyn JobLogger>, Box<dyn JobLogger>) {
+    fn log(&mut self, event: &Event) {
+        self.0.log(event);
+        self.1.log(event);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
