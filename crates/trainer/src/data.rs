@@ -1,9 +1,9 @@
-//! The tokenised training and validation data of a task, and packed batches of it.
+//! The tokenized training and validation data of a task, and packed batches of it.
 
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
-use glue::{Dataset, Glue, Split, Targets, Task};
+use glue::{Completeness, Dataset, Glue, Split, Targets, Task};
 use peft::{Batch, Sequence};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -12,9 +12,13 @@ use rand_chacha::ChaCha8Rng;
 use crate::error::{Error, Result};
 use crate::record::DataSummary;
 use crate::run::Settings;
+use crate::token_cache::TokenCache;
 use crate::tokenizer::Tokenizer;
 
-/// Tokenised examples with their labels.
+/// One in so many training rows is held out.
+const HELD_OUT: usize = 10;
+
+/// Tokenized examples with their labels.
 pub struct Labeled {
     /// The examples.
     pub sequences: Vec<Sequence>,
@@ -23,19 +27,29 @@ pub struct Labeled {
 }
 
 impl Labeled {
-    /// The examples of these rows, all where none are named.
-    fn new(
+    /// All examples, their tokens from the cache where they are kept.
+    fn whole(
         dataset: &Dataset,
-        rows: Option<&[usize]>,
         tokenizer: &Tokenizer,
+        cache: Option<&TokenCache>,
         deadline: Option<Instant>,
     ) -> Result<Self> {
-        let targets = dataset.targets()?.ok_or_else(|| no(dataset.task, "labels", "choose a labeled split"))?;
-        let (examples, targets) = match rows {
-            Some(rows) => (dataset.examples_of(rows.iter().copied())?, selected(&targets, rows)),
-            None => (dataset.examples()?, targets),
-        };
-        Ok(Self { sequences: tokenizer.encode_until(&examples, deadline)?, targets })
+        let targets = targets(dataset)?;
+        if let Some(sequences) = cache.and_then(|cache| cache.read(dataset.split, dataset.len())) {
+            return Ok(Self { sequences, targets });
+        }
+        let rows: Vec<usize> = (0..dataset.len()).collect();
+        let sequences = tokenizer.encode_rows(dataset, &rows, deadline)?;
+        if let Some(cache) = cache {
+            cache.write(dataset.split, &sequences);
+        }
+        Ok(Self { sequences, targets })
+    }
+
+    /// The examples of these rows. They cost what they are, however many there are beside them.
+    fn of_rows(dataset: &Dataset, rows: &[usize], tokenizer: &Tokenizer, deadline: Option<Instant>) -> Result<Self> {
+        let targets = selected(&targets(dataset)?, rows);
+        Ok(Self { sequences: tokenizer.encode_rows(dataset, rows, deadline)?, targets })
     }
 
     /// How many examples.
@@ -77,6 +91,10 @@ impl Labeled {
     }
 }
 
+fn targets(dataset: &Dataset) -> Result<Targets> {
+    dataset.targets()?.ok_or_else(|| no(dataset.task, "labels", "choose a labeled split"))
+}
+
 /// The labels at `indices`.
 fn selected(targets: &Targets, indices: &[usize]) -> Targets {
     match targets {
@@ -98,34 +116,39 @@ pub struct TaskData {
 }
 
 impl TaskData {
-    /// Loads and tokenises a task, as these settings say: with `train_limit`, a random subset of the training set, the same for every
-    /// run; with `train_extra`, that of GLUE's rows and further ones.
+    /// Loads and tokenizes a task, as these settings say: with `train_limit`, a random subset of the training set, the same for every
+    /// run; with `train_extra`, that of GLUE's rows and further ones; with `held_out`, the validation data is a part of the training set that
+    /// is not trained on.
     ///
     /// # Errors
-    /// When a file is missing or broken, the task has nothing to train on (AX), or the deadline passes before all is tokenised.
-    pub fn load(
+    /// When a file is missing or broken, the task has nothing to train on (AX), or the deadline passes before all is tokenized.
+    pub(crate) fn load(
         glue: &Glue,
         task: Task,
         tokenizer: &Tokenizer,
         settings: &Settings,
+        cache: Option<&TokenCache>,
         deadline: Option<Instant>,
     ) -> Result<Self> {
         check_trainable(task)?;
         let rows = if settings.train_extra { glue.load_with_extra(task)? } else { glue.load(task, Split::Train)? };
-        let limited = settings.train_limit.filter(|&limit| limit < rows.len()).map(|limit| {
-            let mut order: Vec<usize> = (0..rows.len()).collect();
-            order.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
-            order.truncate(limit);
-            order.sort_unstable();
-            order
-        });
-        let train = Labeled::new(&rows, limited.as_deref(), tokenizer, deadline)?;
+        let (trained_on, held_out) = parted(rows.len(), settings);
+        let train = match trained_on {
+            Some(trained_on) => Labeled::of_rows(&rows, &trained_on, tokenizer, deadline)?,
+            None => Labeled::whole(&rows, tokenizer, cache, deadline)?,
+        };
         let mut validation = Vec::new();
         let mut validation_rows = Vec::new();
-        for &split in task.validation_splits() {
-            let rows = glue.load(task, split)?;
-            validation.push((split, Labeled::new(&rows, None, tokenizer, deadline)?));
-            validation_rows.push((split, rows.completeness));
+        if let Some(held_out) = held_out {
+            let completeness = Completeness { found: held_out.len(), official: None, extra: None };
+            validation.push((Split::Train, Labeled::of_rows(&rows, &held_out, tokenizer, deadline)?));
+            validation_rows.push((Split::Train, completeness));
+        } else {
+            for &split in task.validation_splits() {
+                let rows = glue.load(task, split)?;
+                validation.push((split, Labeled::whole(&rows, tokenizer, cache, deadline)?));
+                validation_rows.push((split, rows.completeness));
+            }
         }
         let summary = DataSummary {
             train_used: train.len(),
@@ -139,6 +162,34 @@ impl TaskData {
     }
 }
 
+/// Of so many training rows those that are trained on, none where that is all, and those held out to validate on. Both are drawn at random,
+/// the same for every run, and stand in the order of the file.
+fn parted(rows: usize, settings: &Settings) -> (Option<Vec<usize>>, Option<Vec<usize>>) {
+    let shuffled = |mut rows: Vec<usize>, seed| {
+        rows.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        rows
+    };
+    let sorted = |mut rows: Vec<usize>| {
+        rows.sort_unstable();
+        rows
+    };
+    let (pool, held_out) = if settings.held_out {
+        let mut order = shuffled((0..rows).collect(), 1);
+        let pool = order.split_off(rows.div_ceil(HELD_OUT));
+        (sorted(pool), Some(sorted(order)))
+    } else {
+        ((0..rows).collect(), None)
+    };
+    match settings.train_limit.filter(|&limit| limit < pool.len()) {
+        Some(limit) => {
+            let mut order = shuffled(pool, 0);
+            order.truncate(limit);
+            (Some(sorted(order)), held_out)
+        }
+        None => (held_out.is_some().then_some(pool), held_out),
+    }
+}
+
 /// Fails for a task that has nothing to train on.
 pub(crate) fn check_trainable(task: Task) -> Result<()> {
     match task.validation_splits() {
@@ -149,4 +200,38 @@ pub(crate) fn check_trainable(task: Task) -> Result<()> {
 
 fn no(task: Task, what: &'static str, hint: &'static str) -> Error {
     Error::NotTrainable { task: task.to_string(), what, hint }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+    use super::*;
+
+    #[test]
+    fn rows_held_out_are_a_tenth_that_no_run_trains_on_and_the_same_for_all() {
+        let of = |train_limit| parted(1001, &Settings { held_out: true, train_limit, ..Settings::default() });
+        let (all, held_out) = of(None);
+        let (all, held_out) = (all.unwrap(), held_out.unwrap());
+        assert_eq!((all.len(), held_out.len()), (900, 101));
+        let mut together = [all.clone(), held_out.clone()].concat();
+        together.sort_unstable();
+        assert_eq!(together, (0..1001).collect::<Vec<_>>());
+        let (limited, again) = of(Some(50));
+        let limited = limited.unwrap();
+        assert_eq!((limited.len(), again.unwrap()), (50, held_out));
+        assert!(limited.is_sorted() && limited.iter().all(|row| all.contains(row)));
+    }
+
+    #[test]
+    fn a_run_that_holds_nothing_out_trains_on_the_rows_of_ever() {
+        let of = |train_limit| parted(100, &Settings { train_limit, ..Settings::default() });
+        assert_eq!((of(None), of(Some(100))), ((None, None), (None, None)));
+        // As they were drawn before rows could be held out: shuffled by ChaCha8 with seed 0.
+        let mut order: Vec<usize> = (0..100).collect();
+        order.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
+        order.truncate(7);
+        order.sort_unstable();
+        assert_eq!(of(Some(7)), (Some(order), None));
+    }
 }

@@ -104,7 +104,14 @@ pub struct DataSummary {
 impl DataSummary {
     /// Whether a set was not whole, so that a score does not compare with a published one.
     pub fn is_partial(&self) -> bool {
-        self.train.is_partial() || self.validation.iter().any(|(_, completeness)| completeness.is_partial())
+        self.held_out().is_some()
+            || self.train.is_partial()
+            || self.validation.iter().any(|(_, completeness)| completeness.is_partial())
+    }
+
+    /// How many training examples the run was validated on, if not on GLUE's validation set.
+    pub fn held_out(&self) -> Option<usize> {
+        self.validation.iter().find(|(split, _)| *split == Split::Train).map(|(_, completeness)| completeness.found)
     }
 
     /// What must stand beside a score: `synthetic`, `partial data: ...`, `10000 of 67349 training examples`, or nothing.
@@ -119,7 +126,10 @@ impl DataSummary {
         for (split, completeness) in self.validation.iter().filter(|(_, completeness)| completeness.is_partial()) {
             parts.push(format!("{split} {completeness}"));
         }
-        if self.train_used < self.train.rows() {
+        if let Some(held_out) = self.held_out() {
+            parts.push(format!("validated on {held_out} held-out training examples"));
+        }
+        if self.train_used + self.held_out().unwrap_or(0) < self.train.rows() {
             parts.push(format!("trained on {} of {} examples", self.train_used, self.train.rows()));
         }
         (!parts.is_empty()).then(|| parts.join("; "))

@@ -243,6 +243,10 @@ pub struct Settings {
     /// Train on the rows of `train_extra.tsv` too, further examples that are not GLUE's; QQP may have such a file.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub train_extra: bool,
+    /// Validate on a tenth of the training set, which is then not trained on, in the place of GLUE's validation set: what is chosen by
+    /// such scores, as by a search, is not chosen by the score that is reported of it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub held_out: bool,
     /// When to evaluate.
     pub evaluate: Evaluate,
     /// Stop after this many evaluations without a better score; `None`: never.
@@ -268,6 +272,7 @@ impl Default for Settings {
             group_by_length: false,
             train_limit: None,
             train_extra: false,
+            held_out: false,
             evaluate: Evaluate::Epoch,
             patience: None,
         }

@@ -23,6 +23,7 @@ use crate::record::{Record, Stop};
 use crate::run::{Run, Settings, StartsFrom};
 use crate::scheduler::{self, Slot};
 use crate::speed::{self, Speed};
+use crate::token_cache::TokenCache;
 use crate::tokenizer::Tokenizer;
 
 /// Turns runs into records. A run that has a finished record is not run again; one that was interrupted goes on.
@@ -48,7 +49,7 @@ pub struct Trainer {
     data: HashMap<DataKey, Arc<TaskData>>,
 }
 
-/// What the tokenised data of a run depends on.
+/// What the tokenized data of a run depends on.
 #[derive(PartialEq, Eq, Hash)]
 struct DataKey {
     task: Task,
@@ -56,6 +57,7 @@ struct DataKey {
     max_length: usize,
     train_limit: Option<usize>,
     train_extra: bool,
+    held_out: bool,
     inputs: Inputs,
 }
 
@@ -111,7 +113,7 @@ impl Trainer {
         self
     }
 
-    /// Stop after this much time from now on, in which data are tokenised and all runs are made. A run that is under way then takes its
+    /// Stop after this much time from now on, in which data are tokenized and all runs are made. A run that is under way then takes its
     /// step to the end and is measured; each that follows takes one. Asked for again, they go on.
     pub fn time_budget(mut self, budget: Option<Duration>) -> Self {
         self.deadline = budget.and_then(|budget| Instant::now().checked_add(budget));
@@ -196,7 +198,8 @@ impl Trainer {
             if self.finished(run, Need::Record)?.is_some() {
                 continue;
             }
-            for &split in [Split::Train].iter().chain(run.task.validation_splits()) {
+            let validation = if run.settings.held_out { &[] } else { run.task.validation_splits() };
+            for &split in [Split::Train].iter().chain(validation) {
                 self.glue.require(run.task, split)?;
             }
             files::check_writable(self.files(run).path())?;
@@ -534,42 +537,34 @@ impl Trainer {
     /// `max_length` other than the default.
     pub fn tokenizer(&mut self, run: &Run) -> Result<Tokenizer> {
         let pretrained = self.pretrained(&run.model)?;
-        let (found, virtual_tokens) = (run.settings.max_length, run.method.virtual_tokens());
-        let left = pretrained.max_length().saturating_sub(virtual_tokens);
-        let default = Settings::default().max_length;
-        let tokenizer = match found <= left {
-            true => Tokenizer::load(&pretrained, found)?,
-            false if found == default => {
-                let folder = pretrained.folder().to_path_buf();
-                self.tell(&[Remark::Shortened { folder, taken: left, default }]);
-                Tokenizer::load(&pretrained, left)?
-            }
-            false => {
-                let expected = match virtual_tokens {
-                    0 => format!("at most {left}, the positions of the model"),
-                    taken => format!("at most {left}, the positions that {taken} virtual tokens leave"),
-                };
-                return Err(Error::Setting { name: "max_length", found: found.to_string(), expected });
-            }
-        };
+        let taken = max_length(&pretrained, run)?;
+        if taken < run.settings.max_length {
+            let folder = pretrained.folder().to_path_buf();
+            self.tell(&[Remark::Shortened { folder, taken, default: run.settings.max_length }]);
+        }
+        let tokenizer = Tokenizer::load(&pretrained, taken)?;
         self.tell(tokenizer.remarks());
         Ok(tokenizer)
     }
 
-    /// A run's tokenised data. It is kept for the runs that follow.
+    /// A run's tokenized data. It is kept for the runs that follow.
     ///
     /// # Errors
     /// When a file is missing or broken.
     pub fn data(&mut self, run: &Run) -> Result<Arc<TaskData>> {
         let settings = &run.settings;
-        let Settings { max_length, train_limit, train_extra, .. } = *settings;
+        let Settings { train_limit, train_extra, held_out, .. } = *settings;
+        let pretrained = self.pretrained(&run.model)?;
+        let max_length = max_length(&pretrained, run)?;
         let inputs = lock(&self.digests).of_run(&self.glue, run);
-        let key = DataKey { task: run.task, model: run.model.clone(), max_length, train_limit, train_extra, inputs };
+        let cache = TokenCache::new(&self.runs, &inputs, max_length, train_extra);
+        let (task, model) = (run.task, run.model.clone());
+        let key = DataKey { task, model, max_length, train_limit, train_extra, held_out, inputs };
         if let Some(data) = self.data.get(&key) {
             return Ok(data.clone());
         }
         let tokenizer = self.tokenizer(run)?;
-        let data = Arc::new(TaskData::load(&self.glue, run.task, &tokenizer, settings, self.deadline)?);
+        let data = Arc::new(TaskData::load(&self.glue, run.task, &tokenizer, settings, cache.as_ref(), self.deadline)?);
         self.data.insert(key, data.clone());
         Ok(data)
     }
@@ -588,6 +583,21 @@ impl Trainer {
         self.pretrained.insert(key, pretrained.clone());
         Ok(pretrained)
     }
+}
+
+/// The tokens of a run's longest sequences: as many as its settings say, or, where those say nothing else than the default, as many as the
+/// model has positions for beside the method's virtual tokens.
+fn max_length(pretrained: &Pretrained, run: &Run) -> Result<usize> {
+    let (found, virtual_tokens) = (run.settings.max_length, run.method.virtual_tokens());
+    let left = pretrained.max_length().saturating_sub(virtual_tokens);
+    if found <= left || found == Settings::default().max_length {
+        return Ok(found.min(left));
+    }
+    let expected = match virtual_tokens {
+        0 => format!("at most {left}, the positions of the model"),
+        taken => format!("at most {left}, the positions that {taken} virtual tokens leave"),
+    };
+    Err(Error::Setting { name: "max_length", found: found.to_string(), expected })
 }
 
 /// A job that panicked left the trainer whole.

@@ -120,7 +120,7 @@ fn what_can_be_known_at_the_start_is_refused_there() {
 }
 
 #[test]
-fn a_budget_that_is_spent_while_sentences_are_tokenised_ends_there() {
+fn a_budget_that_is_spent_while_sentences_are_tokenized_ends_there() {
     let (data, runs, model) = (TempDir::new().unwrap(), TempDir::new().unwrap(), support::model());
     let row = |index| format!("the cat {index}\ta dog sleeps\t{}\n", index % 6);
     let rows = format!("sentence1\tsentence2\tscore\n{}", (0..10_000).map(row).collect::<String>());

@@ -1,4 +1,4 @@
-//! Tokenisation of examples by a model's own `tokenizer.json`, as transformers uses it for that folder.
+//! Tokenization of examples by a model's own `tokenizer.json`, as transformers uses it for that folder.
 
 mod folder;
 mod special_tokens;
@@ -7,7 +7,7 @@ mod vocabulary;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use glue::Example;
+use glue::{Dataset, Example};
 use peft::{Pretrained, Remark, Sequence};
 use tokenizers::{EncodeInput, TruncationParams};
 
@@ -65,20 +65,28 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer fails, or gives a token that the model has no vector for.
     pub fn encode(&self, examples: &[Example]) -> Result<Vec<Sequence>> {
-        self.encode_until(examples, None)
+        let mut sequences = Vec::with_capacity(examples.len());
+        examples.chunks(AT_ONCE).try_for_each(|part| self.encode_part(part, &mut sequences))?;
+        self.check_ids(&sequences)?;
+        Ok(sequences)
     }
 
-    /// The same, by a deadline, if there is one; a first part is always encoded.
+    /// One sequence for each of these rows, by a deadline, if there is one; a first part is always encoded.
     ///
     /// # Errors
-    /// Besides, when the deadline passes before the last part.
-    pub(crate) fn encode_until(&self, examples: &[Example], deadline: Option<Instant>) -> Result<Vec<Sequence>> {
-        let mut sequences = Vec::with_capacity(examples.len());
-        for part in examples.chunks(AT_ONCE) {
+    /// As [`Tokenizer::encode`], and when the deadline passes before the last part.
+    pub(crate) fn encode_rows(
+        &self,
+        dataset: &Dataset,
+        rows: &[usize],
+        deadline: Option<Instant>,
+    ) -> Result<Vec<Sequence>> {
+        let mut sequences = Vec::with_capacity(rows.len());
+        for part in rows.chunks(AT_ONCE) {
             if !sequences.is_empty() && deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(Error::OutOfTime { done: sequences.len(), of: examples.len() });
+                return Err(Error::OutOfTime { done: sequences.len(), of: rows.len() });
             }
-            self.encode_part(part, &mut sequences)?;
+            self.encode_part(&dataset.examples_of(part.iter().copied())?, &mut sequences)?;
         }
         self.check_ids(&sequences)?;
         Ok(sequences)
