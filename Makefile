@@ -37,7 +37,7 @@ PDF := report/report.pdf
 FIGURE := report/comparison.svg
 endif
 
-.PHONY: help setup data glue glue-notebook report export submission methods test test-rust lint docs test-crates deny package test-cuda test-scripts test-kernel test-report test-submission notebook cuda bench bench-host interop model-mpnet clean
+.PHONY: help setup data glue glue-notebook report export submission methods test test-rust lint docs test-crates deny package test-cuda test-scripts test-kernel test-report test-submission test-tensorboard test-cluster check check-targets notebook cuda bench bench-host interop model-mpnet clean
 # One step after the other: they share two cores and one kernel.
 .NOTPARALLEL:
 
@@ -80,6 +80,12 @@ glue-notebook: setup  ## run notebooks/glue.ipynb: every task of GLUE, from the 
 	@echo "[glue-notebook] running notebooks/glue.ipynb"
 	@$(WITH_KERNEL) $(PYTHON) scripts/execute_notebook.py notebooks/glue.ipynb --output $(TEN_ROWS) --profile $(PROFILE) $(BROWSER)
 
+check: lint  ## the inner loop: format, lints, and the tests that need neither GLUE nor an encoder
+	cargo test --workspace --locked
+
+check-targets:  ## that everything compiles for ARM on Linux and for Macs, without warnings (needs rustup)
+	@scripts/check_targets.sh
+
 test: setup test-rust test-cuda test-scripts test-kernel test-report test-submission  ## everything that tests the project (40 minutes the first time)
 	@echo "[test] every part passed: Rust, scripts, kernel, and the report from end to end"
 
@@ -121,6 +127,21 @@ test-scripts: setup  ## the scripts around the notebook, and the benchmark's ari
 test-kernel: setup  ## a real Rust kernel: what it shares between cells, and how fast it answers
 	$(TESTS_BUILD)
 	$(WITH_KERNEL) $(PYTHON) scripts/kernel_test.py
+
+# What TensorBoard and Ray read and run, in an environment of its own.
+target/services/.installed: scripts/services.txt
+	@echo "[test] installing TensorBoard and Ray in target/services (1 minute)"
+	@python3 -m venv target/services
+	@target/services/bin/python -m pip install --quiet --disable-pip-version-check --requirement scripts/services.txt
+	@touch $@
+
+test-tensorboard: setup target/services/.installed  ## TensorBoard itself reads what a run writes for it
+	$(TESTS_BUILD)
+	target/services/bin/python scripts/tensorboard_test.py target/debug/peft-glue
+
+test-cluster: setup target/services/.installed  ## a study on a cluster of three nodes, of which one is killed, has the records of one made alone
+	$(TESTS_BUILD)
+	target/services/bin/python scripts/cluster_test.py target/debug/peft-glue
 
 test-report: setup  ## the notebooks with the smallest budget, the report to the PDF
 	@$(MAKE) --no-print-directory report PROFILE=smoke

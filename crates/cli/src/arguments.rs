@@ -117,6 +117,9 @@ pub(crate) enum Command {
     },
     /// Make every run of the recipes that has no record, say first what that will take, and publish each record.
     Glue(GlueArguments),
+    /// Make the runs of a study, in any number of interrupted parts and processes; show how its candidates compare; or print what is to be
+    /// made next, for another program to make it.
+    Study(StudyArguments),
     /// Write the zip that GLUE's server takes, each file predicted by the best run of its task, and the majority where there is none.
     Submit(SubmitArguments),
     /// Print which data was found and how complete it is.
@@ -230,6 +233,9 @@ pub(crate) struct RunArguments {
     /// Train on the rows of train_extra.tsv too, which are not GLUE's; QQP may have such a file.
     #[arg(long)]
     train_extra: bool,
+    /// Validate on a tenth of the training set, which is not trained on then, in the place of the validation set.
+    #[arg(long)]
+    held_out: bool,
     /// Evaluate every so many steps [default: every epoch].
     #[arg(long)]
     eval_steps: Option<usize>,
@@ -248,6 +254,9 @@ pub(crate) struct RunArguments {
     /// The folder of the records.
     #[arg(long, default_value = "runs", value_parser = path())]
     pub runs: PathBuf,
+    /// Write event files for TensorBoard into this folder while a run trains: tensorboard --logdir FOLDER draws them.
+    #[arg(long, value_name = "FOLDER", value_parser = path())]
+    pub tensorboard: Option<PathBuf>,
     /// Print the record as JSON, and nothing else.
     #[arg(long)]
     pub json: bool,
@@ -260,8 +269,19 @@ pub(crate) struct RunArguments {
 }
 
 /// What may be typed beside a recipe.
-const BESIDE_RECIPE: [&str; 10] =
-    ["recipe", "print_config", "device", "seed", "seeds", "at_once", "time_budget", "keep_weights", "runs", "json"];
+const BESIDE_RECIPE: [&str; 11] = [
+    "recipe",
+    "print_config",
+    "device",
+    "seed",
+    "seeds",
+    "at_once",
+    "time_budget",
+    "keep_weights",
+    "runs",
+    "tensorboard",
+    "json",
+];
 
 /// Which recipes, and where records go.
 #[derive(Args)]
@@ -306,6 +326,39 @@ pub(crate) struct SubmitArguments {
     /// As for a run.
     #[arg(long, default_value_t = DeviceName::Auto)]
     pub device: DeviceName,
+}
+
+/// A study, and what to do with it.
+#[derive(Args)]
+pub(crate) struct StudyArguments {
+    /// run makes what has no record; show prints the candidates, the best first; next prints a line of JSON for each run to be made now.
+    #[arg(value_enum)]
+    pub action: StudyAction,
+    /// A .toml file, such as studies/learning-rates.toml.
+    #[arg(value_parser = path())]
+    pub study: PathBuf,
+    /// How many runs are under way at once, as for several runs.
+    #[arg(long, default_value = "1", value_name = "RUNS")]
+    pub at_once: NonZeroUsize,
+    /// Stop after so many seconds; the same command goes on from there.
+    #[arg(long)]
+    pub time_budget: Option<u64>,
+    /// The folder of the runs, which several processes may share.
+    #[arg(long, default_value = "runs", value_parser = path())]
+    pub runs: PathBuf,
+    /// The folder of published records, which count as well.
+    #[arg(long, default_value = "results", value_parser = path())]
+    pub results: PathBuf,
+    /// As for a run.
+    #[arg(long, default_value_t = DeviceName::Auto)]
+    pub device: DeviceName,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StudyAction {
+    Run,
+    Show,
+    Next,
 }
 
 /// Several runs in the place of one.
@@ -508,16 +561,7 @@ impl RunArguments {
             (Some(_), Some(name)) => Some(name.clone()),
             (Some(_), None) => recipe.and_then(|recipe| recipe.starts_from),
         };
-        let mut file = serde_json::json!({
-            "task": run.task,
-            "model": run.model,
-            "starts_from": starts_from,
-            "seeds": [run.seed],
-            "method": run.method,
-            "settings": run.settings,
-        });
-        remove_nulls(&mut file);
-        Ok(toml::to_string_pretty(&file)?)
+        Ok(Recipe::text(&run, starts_from.as_deref())?)
     }
 
     /// The settings that were typed, and those of `base` for every other.
@@ -552,16 +596,9 @@ impl RunArguments {
             group_by_length: self.group_by_length || base.group_by_length,
             train_limit: self.train_limit.or(base.train_limit),
             train_extra: self.train_extra || base.train_extra,
+            held_out: self.held_out || base.held_out,
             evaluate: self.eval_steps.map_or(base.evaluate, Evaluate::Steps),
             patience: self.patience.or(base.patience),
         }
-    }
-}
-
-/// TOML has no null: what is absent says the same.
-fn remove_nulls(value: &mut serde_json::Value) {
-    if let serde_json::Value::Object(fields) = value {
-        fields.retain(|_, value| !value.is_null());
-        fields.values_mut().for_each(remove_nulls);
     }
 }

@@ -9,6 +9,7 @@ mod method;
 mod output;
 mod progress;
 mod recipes;
+mod study;
 mod submit;
 
 use std::io::IsTerminal;
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use trainer::glue::{Glue, Scores, Task};
-use trainer::{Passes, Record, Run, Start, StartsFrom, Stop, Trainer};
+use trainer::{Passes, Record, Run, Start, StartsFrom, Stop, TensorBoard, Trainer};
 
 use crate::arguments::{Arguments, Command, RunArguments, SeveralArguments};
 use crate::output::check_output;
@@ -85,6 +86,7 @@ fn perform(arguments: Arguments) -> Result<ExitCode> {
             replay(&run, &batches, start, passes, save_adapter.as_deref())?;
         }
         Command::Glue(arguments) => return recipes::perform(&arguments),
+        Command::Study(arguments) => return study::perform(&arguments),
         Command::Submit(arguments) => submit::perform(&arguments)?,
         Command::Data { download } => return data(download),
         Command::Parameters { run, tree } => parameters(&run, tree)?,
@@ -118,7 +120,11 @@ fn trainer(arguments: &RunArguments, glue: Glue) -> Result<Trainer> {
         .keep_weights(arguments.keep_weights)
         .device(arguments.device.clone())
         .time_budget(arguments.time_budget.map(Duration::from_secs));
-    Ok(trainer.logger(if arguments.json { progress::notes() } else { progress::logger() }))
+    let logger = if arguments.json { progress::notes() } else { progress::logger() };
+    Ok(match &arguments.tensorboard {
+        Some(folder) => trainer.logger((logger, TensorBoard::new(folder)?)),
+        None => trainer.logger(logger),
+    })
 }
 
 /// The same for a run whose model is made and not trained: only some methods look at data for that.

@@ -75,12 +75,15 @@ pub enum Error {
     /// A recipe that cannot be read.
     #[error("{path}: {found}; expected {expected}")]
     Recipe { path: PathBuf, found: String, expected: String },
+    /// A study that cannot be read.
+    #[error("{path}: {found}; expected {expected}")]
+    Study { path: PathBuf, found: String, expected: String },
     /// A run that is to predict and has no end to predict from.
     #[error("{run}: expected a run that has come to its end, found {stop}")]
     Unfinished { run: String, stop: String },
     /// A run for which there was no time.
     #[error(
-        "the time budget was spent after {done} of {of} sentences were tokenised, and nothing is trained; give a longer one"
+        "the time budget was spent after {done} of {of} sentences were tokenized, and nothing is trained; give a longer one"
     )]
     OutOfTime { done: usize, of: usize },
     /// A run whose trained weights were not kept.

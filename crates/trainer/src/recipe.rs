@@ -83,24 +83,38 @@ impl Recipe {
             }
             Err(source) => return Err(Error::File { path, source }),
         };
-        let expected = "task, model, seeds, a [method] and [settings], as in the other recipes";
-        let written: Written = toml::from_str(&text).map_err(|error| wrong(error.to_string(), expected))?;
-        let table: Table = toml::from_str(&text).map_err(|error| wrong(error.to_string(), expected))?;
+        let table = toml::from_str(&text).map_err(|error| wrong(error.to_string(), EXPECTED))?;
+        Self::from_table(&path, table, |start| Self::load_after(start, &[after, &[name]].concat()))
+    }
+
+    /// What stands in the file of a recipe, without what it starts from.
+    pub(crate) fn table(name: &str) -> Result<Table> {
+        Self::load(name)?;
+        let path = path(name);
+        let text = std::fs::read_to_string(&path).map_err(|source| Error::File { path: path.clone(), source })?;
+        toml::from_str(&text).map_err(|error| Error::Recipe {
+            path,
+            found: error.to_string(),
+            expected: EXPECTED.into(),
+        })
+    }
+
+    /// The recipe that a table describes, as one of that file; `start` finds what it starts from.
+    pub(crate) fn from_table(path: &Path, table: Table, start: impl FnOnce(&str) -> Result<Self>) -> Result<Self> {
+        let wrong =
+            |found: String, expected: &str| Error::Recipe { path: path.into(), found, expected: expected.into() };
         let settings_given = table.get("settings").and_then(Value::as_table);
         let settings_given = settings_given.into_iter().flat_map(Table::keys).cloned().collect();
+        let written: Written = table.try_into().map_err(|error| wrong(error.to_string(), EXPECTED))?;
         let Some(&seed) = written.seeds.first() else { return Err(wrong("seeds = []".into(), "at least one seed")) };
         let method = method(&written.method).map_err(|found| wrong(found, "a method and options of its own"))?;
         let starts_from = match &written.starts_from {
-            Some(start) => {
-                let start = Self::load_after(start, &[after, &[name]].concat())?;
-                Some(StartsFrom::Run(Box::new(start.run)))
-            }
+            Some(name) => Some(StartsFrom::Run(Box::new(start(name)?.run))),
             None => None,
         };
         let Written { about, task, model, seeds, settings, starts_from: start, .. } = written;
-        let name = path.file_stem().map_or(name.into(), |stem| stem.to_string_lossy().into_owned());
         Ok(Self {
-            name,
+            name: path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
             about,
             run: Run { task, model, method, settings, seed, starts_from },
             starts_from: start,
@@ -108,7 +122,42 @@ impl Recipe {
             settings_given,
         })
     }
+
+    /// A run as the text of a recipe; `starts_from` is the recipe that it starts from, if it starts from one.
+    ///
+    /// # Errors
+    /// When the run starts from something that no recipe names.
+    pub fn text(run: &Run, starts_from: Option<&str>) -> Result<String> {
+        let wrong = |found: String| Error::Recipe {
+            path: run.key().into(),
+            found,
+            expected: "a run that starts from nothing or from a recipe".into(),
+        };
+        if run.starts_from.is_some() && starts_from.is_none() {
+            return Err(wrong("a start that is no recipe".into()));
+        }
+        let mut file = serde_json::json!({
+            "task": run.task,
+            "model": run.model,
+            "starts_from": starts_from,
+            "seeds": [run.seed],
+            "method": run.method,
+            "settings": run.settings,
+        });
+        remove_nulls(&mut file);
+        toml::to_string_pretty(&file).map_err(|error| wrong(error.to_string()))
+    }
 }
+
+/// TOML has no null: what is absent has its default.
+fn remove_nulls(value: &mut serde_json::Value) {
+    if let serde_json::Value::Object(fields) = value {
+        fields.retain(|_, value| !value.is_null());
+        fields.values_mut().for_each(remove_nulls);
+    }
+}
+
+const EXPECTED: &str = "task, model, seeds, a [method] and [settings], as in the other recipes";
 
 /// The names of the project's recipes.
 fn names() -> Result<Vec<String>> {

@@ -1,4 +1,12 @@
-//! Studies of many runs: hyper-parameter search, and runs over seeds or ranks.
+//! Studies of many runs: those of a file, hyper-parameter search in a notebook, and runs over seeds or ranks.
+
+mod file;
+mod halving;
+mod importance;
+mod space;
+
+pub use file::Study;
+pub use importance::importance;
 
 use glue::Task;
 use peft::Method;
@@ -6,8 +14,99 @@ use peft::Method;
 use crate::error::Result;
 use crate::record::Record;
 use crate::run::Run;
-use crate::statistics::best_by;
+use crate::statistics::{best_by, mean_and_deviation};
 use crate::trainer::Trainer;
+
+/// What a study compares: a recipe with other values, over seeds.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// The recipe's name.
+    pub recipe: String,
+    /// Of each field that the study varies, as they would be typed.
+    pub values: Vec<String>,
+    /// The recipe that its runs start from, if they start from one.
+    pub starts_from: Option<String>,
+    /// One for each seed.
+    pub runs: Vec<Run>,
+}
+
+/// The scores of a candidate's runs: the mean of the task's metrics at the best evaluation; not a number for a run without a score.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CandidateScores(pub Vec<f64>);
+
+impl CandidateScores {
+    /// Their mean; not a number if one of them is none, since a candidate that diverges with one of its seeds is no better for the others.
+    pub fn mean(&self) -> f64 {
+        self.0.iter().sum::<f64>() / self.0.len() as f64
+    }
+
+    /// Their standard deviation.
+    pub fn deviation(&self) -> f64 {
+        mean_and_deviation(&self.0).1
+    }
+}
+
+/// How far a study is.
+#[derive(Clone, Debug, Default)]
+pub struct Stage {
+    /// Counted from 1; a grid and a random search have one.
+    pub number: usize,
+    /// How many there are.
+    pub of: usize,
+    /// What is compared in it.
+    pub candidates: Vec<Candidate>,
+    /// Of each candidate those runs that have a record.
+    pub scores: Vec<CandidateScores>,
+    /// The runs that have none yet, with the candidates they are of.
+    pub missing: Vec<(usize, Run)>,
+}
+
+impl Stage {
+    fn new(candidates: Vec<Candidate>, record: &mut impl FnMut(&Run) -> Result<Option<Record>>) -> Result<Self> {
+        let (mut scores, mut missing) = (Vec::new(), Vec::new());
+        for (index, candidate) in candidates.iter().enumerate() {
+            let mut of_runs = Vec::new();
+            for run in &candidate.runs {
+                match record(run)? {
+                    Some(record) => of_runs.push(record.best_score()),
+                    None => missing.push((index, run.clone())),
+                }
+            }
+            scores.push(CandidateScores(of_runs));
+        }
+        Ok(Self { number: 1, of: 1, candidates, scores, missing })
+    }
+
+    fn numbered(self, number: usize, of: usize) -> Self {
+        Self { number, of, ..self }
+    }
+
+    /// The candidates, the best first; those without any score last.
+    pub fn ranking(&self) -> Vec<(&Candidate, &CandidateScores)> {
+        let mut ranking: Vec<_> = self.candidates.iter().zip(&self.scores).collect();
+        ranking.sort_by(|(_, a), (_, b)| {
+            let (a, b) = (a.mean(), b.mean());
+            a.is_nan().cmp(&b.is_nan()).then(b.total_cmp(&a))
+        });
+        ranking
+    }
+}
+
+/// Makes the runs of a study, stage by stage, until every one has its record or one of them is interrupted. Returns the last stage.
+///
+/// # Errors
+/// As [`Trainer::run_all`].
+pub fn make(trainer: &mut Trainer, study: &Study, mut told: impl FnMut(&Stage)) -> Result<Stage> {
+    loop {
+        let stage = study.stage(|run| trainer.record(run))?;
+        told(&stage);
+        let runs: Vec<Run> = stage.missing.iter().map(|(_, run)| run.clone()).collect();
+        let records = trainer.run_all(&runs)?;
+        if records.iter().any(|record| !record.stop.is_final()) || runs.is_empty() {
+            return study.stage(|run| trainer.record(run));
+        }
+    }
+}
 
 /// What a search tries for each of three settings.
 #[derive(Clone, Debug, PartialEq)]

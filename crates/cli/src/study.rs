@@ -1,0 +1,99 @@
+//! `peft-glue study`: the runs of a study's file, in any number of interrupted parts and processes.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use trainer::glue::Glue;
+use trainer::study::{self, Candidate, Stage, Study};
+use trainer::{Recipe, Trainer, results};
+
+use crate::arguments::{StudyAction, StudyArguments};
+use crate::progress;
+
+/// Makes a study's runs, shows how far it is, or hands out what is to be made.
+pub(crate) fn perform(arguments: &StudyArguments) -> Result<ExitCode> {
+    let study = Study::load(&arguments.study)?;
+    let published = results::load(&arguments.results)?;
+    let glue = match arguments.action {
+        StudyAction::Run => crate::locate_glue()?,
+        // Where the records are no data is needed.
+        StudyAction::Show | StudyAction::Next => Glue::find()?.unwrap_or_else(|| Glue::synthetic("no data is needed")),
+    };
+    let mut trainer = Trainer::new(glue, &arguments.runs)
+        .published(published)
+        .device(arguments.device.clone())
+        .at_once(arguments.at_once.get())
+        .time_budget(arguments.time_budget.map(std::time::Duration::from_secs))
+        .logger(progress::logger());
+    let stage = match arguments.action {
+        StudyAction::Run => study::make(&mut trainer, &study, |stage| println!("{}", told(stage)))?,
+        StudyAction::Show => study.stage(|run| trainer.record(run))?,
+        StudyAction::Next => {
+            let stage = study.stage(|run| trainer.record(run))?;
+            return next(&trainer, &stage);
+        }
+    };
+    show(&study, &stage);
+    Ok(if stage.missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(crate::UNFINISHED) })
+}
+
+/// How far a stage is, in a line.
+fn told(stage: &Stage) -> String {
+    let runs: usize = stage.candidates.iter().map(|candidate| candidate.runs.len()).sum();
+    let done = runs - stage.missing.len();
+    let Stage { number, of, candidates, .. } = stage;
+    let stages = if *of > 1 { format!("stage {number} of {of}: ") } else { String::new() };
+    format!("{stages}{} candidates, {done} of {runs} runs have their records", candidates.len())
+}
+
+/// One line of JSON for each run that has no record: the name of its folder, and the recipe that `peft-glue run --config` makes it of.
+fn next(trainer: &Trainer, stage: &Stage) -> Result<ExitCode> {
+    for (candidate, run) in &stage.missing {
+        let text = Recipe::text(run, stage.candidates[*candidate].starts_from.as_deref())?;
+        let folder = trainer.folder(run);
+        let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        println!("{}", serde_json::json!({ "name": name, "recipe": text }));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The candidates with a record, the best first, and which fields their scores depend on.
+fn show(study: &Study, stage: &Stage) {
+    if !study.about.is_empty() {
+        println!("{}", study.about);
+    }
+    println!("{}", told(stage));
+    let ranking: Vec<_> = stage.ranking().into_iter().filter(|(_, scores)| !scores.0.is_empty()).collect();
+    if ranking.is_empty() {
+        return;
+    }
+    let fields: Vec<&str> = study.fields.iter().map(|name| name.rsplit('.').next().unwrap_or(name)).collect();
+    println!("\n| | recipe | {}score | deviation | seeds |", columns(&fields));
+    println!("| ---: | --- | {}---: | ---: | ---: |", "---: | ".repeat(fields.len()));
+    for (place, (Candidate { recipe, values, runs, .. }, scores)) in ranking.iter().enumerate() {
+        let (mean, deviation) = (number(scores.mean()), number(scores.deviation()));
+        let seeds = if scores.0.len() == runs.len() {
+            runs.len().to_string()
+        } else {
+            format!("{} of {}", scores.0.len(), runs.len())
+        };
+        println!("| {} | {recipe} | {}{mean} | {deviation} | {seeds} |", place + 1, columns(values));
+    }
+    let points: Vec<(&[String], f64)> =
+        ranking.iter().map(|(candidate, scores)| (candidate.values.as_slice(), scores.mean())).collect();
+    let shares = study::importance(study.fields.len(), &points);
+    if shares.iter().any(Option::is_some) {
+        println!("\nThe share of the scores' variance that a field alone explains (epsilon squared):");
+        for (field, share) in study.fields.iter().zip(shares) {
+            println!("  {field}: {}", share.map_or("cannot be told".into(), |share| format!("{:.0} %", 100.0 * share)));
+        }
+    }
+}
+
+fn columns(cells: &[impl AsRef<str>]) -> String {
+    cells.iter().map(|cell| format!("{} | ", cell.as_ref())).collect()
+}
+
+fn number(value: f64) -> String {
+    if value.is_finite() { format!("{value:.4}") } else { "none".into() }
+}
