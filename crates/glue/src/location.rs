@@ -158,7 +158,25 @@ impl Glue {
         }
         let (path, expected) = self.expected(task, split)?;
         let or = self.or_download();
-        std::fs::File::open(&path).map_err(|source| Error::Missing { path, expected, or, source }).map(drop)
+        open(&path, expected, or).map(drop)
+    }
+
+    /// Fails if the further rows of [`Glue::load_with_extra`] are not here, without reading them.
+    ///
+    /// # Errors
+    /// When the training set or `train_extra.tsv` beside it is missing.
+    pub fn require_extra(&self, task: Task) -> Result<()> {
+        self.require(task, Split::Train)?;
+        self.open_extra(task).map(drop)
+    }
+
+    /// The file of further rows, and where it lies.
+    fn open_extra(&self, task: Task) -> Result<(PathBuf, BufReader<File>)> {
+        let path = self.expected(task, Split::Train)?.0.with_file_name("train_extra.tsv");
+        let expected =
+            format!("labeled rows for {task} that are not GLUE's; to do without them, train on train.tsv alone");
+        let file = open(&path, expected, "")?;
+        Ok((path, file))
     }
 
     /// The files that a task is trained on and measured by, as far as they are here: with `extra` those of
@@ -212,10 +230,7 @@ impl Glue {
     /// When one of the two files is missing or broken; the message names file and line.
     pub fn load_with_extra(&self, task: Task) -> Result<Dataset> {
         let mut train = self.load(task, Split::Train)?;
-        let path = train.path.with_file_name("train_extra.tsv");
-        let expected =
-            format!("labeled rows for {task} that are not GLUE's; to do without them, train on train.tsv alone");
-        let file = open(&path, expected, "")?;
+        let (path, file) = self.open_extra(task)?;
         train.append_extra(Dataset::read(task, Split::Train, &path, file)?)?;
         Ok(train)
     }

@@ -202,6 +202,9 @@ impl Trainer {
             for &split in [Split::Train].iter().chain(validation) {
                 self.glue.require(run.task, split)?;
             }
+            if run.settings.train_extra {
+                self.glue.require_extra(run.task)?;
+            }
             files::check_writable(self.files(run).path())?;
         }
         Ok(())
