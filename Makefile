@@ -124,6 +124,7 @@ test-kernel: setup  ## a real Rust kernel: what it shares between cells, and how
 
 test-report: setup  ## the notebooks with the smallest budget, the report to the PDF
 	@$(MAKE) --no-print-directory report PROFILE=smoke
+	@cd scripts && ../$(PYTHON) -m unittest test_report.SmokePaper
 	@$(MAKE) --no-print-directory methods PROFILE=smoke
 	@$(MAKE) --no-print-directory glue-notebook PROFILE=smoke
 
