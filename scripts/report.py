@@ -34,6 +34,9 @@ REFERENCE = re.compile(r"\]\(#([\w-]+)\)")
 # A score, a rate such as 3e-5, or a count with commas.
 FIGURE_IN_TEXT = re.compile(r"(?<![\w.,])(?:\d+(?:\.\d+)?e-\d+|\d[\d,]*\.\d+|\d{1,3}(?:,\d{3})+)(?![\w]|[.,]\d)")
 
+# Any number of an output, some of which are counts without commas.
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e-\d+)?")
+
 
 class ReportError(Exception):
     """What is wrong with a notebook, and what to do about it."""
@@ -156,7 +159,7 @@ class Report:
                 remarks.append(f"cell {cell.number}, the {cell.exhibit.kind} {cell.exhibit.name!r}, shows nothing: the report does without it")
         results = [output for cell in self.cells for output in cell.outputs]
         words = "\n".join(text_of(output.get("text") or output.get("data", {}).get("text/plain", "")) for output in results)
-        shown = {number.replace(",", "") for number in FIGURE_IN_TEXT.findall(words)}
+        shown = {number.replace(",", "") for number in NUMBER.findall(words)}
         for cell in self.cells:
             if cell.kind == "markdown" and {ABSTRACT, ANSWERS, *PROFILES} & set(cell.tags):
                 unshown = [number for number in FIGURE_IN_TEXT.findall(cell.source) if number.replace(",", "") not in shown]

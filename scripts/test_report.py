@@ -137,8 +137,8 @@ class Tags(unittest.TestCase):
                 self.assertEqual("So it was." in page(made, forms), shown, profile)
 
     def test_a_number_in_a_result_that_no_output_shows_is_a_remark_with_the_cell(self):
-        shown = new_code_cell("table()", outputs=[result(table("0.916 ± 0.007, 108,895,872 at 3e-5"))])
-        said = [text("0.916 ± 0.007 of 108,895,872 at 3e-5.", "standard"), text("Not 0.917, 3e-6 or 1,234.", "standard"), text("0.5")]
+        shown = new_code_cell("table()", outputs=[result(table("0.916 ± 0.007, 108,895,872 at 3e-5, 10000 rows"))])
+        said = [text("0.916 ± 0.007 of 108,895,872 at 3e-5, 10,000 rows.", "standard"), text("Not 0.917, 3e-6 or 1,234.", "standard"), text("0.5")]
         cells = [text("# T"), *said, shown]
         report = Report(new_notebook(cells=cells, metadata={"report": {"profile": "standard"}}))
         self.assertEqual(report.remarks(), ["cell 3 says 0.917, 3e-6, 1,234, which no output shows"])

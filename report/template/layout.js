@@ -10,6 +10,8 @@
   // A page with less room than this at its end, as a share of its height, looks full; the last may have more.
   const LITTLE_ROOM = 0.06;
   const LAST_ROOM = 0.3;
+  // The report proper has no more pages than this, if any of the sizes allows it.
+  const MOST_PAGES = 12;
   // So good an arrangement is taken at once: the sizes are listed from the best to the last resort.
   const LITTLE_BADNESS = 0.0005;
   // A figure or a table is taken past so many blocks at most.
@@ -45,11 +47,12 @@
     return Array.from(ends, (end) => 1 - (end ?? 0) / height);
   }
 
-  // A high power: one page half empty is worse than several a quarter empty.
+  // A high power: one page half empty is worse than several a quarter empty. A page too many is worse than anything.
   function badness() {
     const room = rooms();
+    const tooMany = Math.max(0, room.length - MOST_PAGES);
     const last = Math.max(0, room.pop() - LAST_ROOM);
-    return room.reduce((sum, share) => sum + share ** 4, last ** 2);
+    return room.reduce((sum, share) => sum + share ** 4, tooMany + last ** 2);
   }
 
   // The room before a figure or a table that begins a page.
