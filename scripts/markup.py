@@ -35,7 +35,8 @@ class ReportRenderer(IPythonRenderer):
         """Words."""
         if not self.typeset:
             return super().text(text)
-        return hyphenated(super().text(text.replace("'", "’").replace(" ± ", f"{NO_BREAK}±{NO_BREAK}")))
+        html = hyphenated(super().text(text.replace("'", "’").replace(" ± ", f"{NO_BREAK}±{NO_BREAK}")))
+        return re.sub(r"\d[\d.]*e-\d+", r'<span class="number">\g<0></span>', html)
 
     def heading(self, text, level, **attributes):
         """A heading, whole: its text is a bookmark of the PDF."""

@@ -236,6 +236,10 @@ class Pages(unittest.TestCase):
         other = '<svg id="drawn"></svg>'
         self.assertEqual(without_title(other), other)
 
+    def test_a_number_is_not_divided_between_two_lines_of_the_paper(self):
+        rate = page(new_notebook(cells=[text("# T\n\nAt 2e-3 it is 0.9 ± 0.1.")]), PAPER_FORMS)
+        self.assertIn('At <span class="number">2e-3</span> it is 0.9\u00a0±\u00a00.1.', rate)
+
     def test_the_list_of_references_is_told_from_other_lists(self):
         paper = page(new_notebook(cells=[text("# T\n\n* one\n\n## References\n\n* two")]), PAPER_FORMS)
         self.assertEqual((paper.count("<ul>"), paper.count('<ul class="references">')), (1, 1))
