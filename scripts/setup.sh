@@ -138,8 +138,9 @@ install_browser() {
             "notebooks or prints the report (make report, methods, glue-notebook) will say what to install"
     fi
     command -v pdftoppm >/dev/null || install_debian poppler-utils || say "warning: no pdftoppm; the test of the PDF's pages is skipped"
-    if ! fc-list 2>/dev/null | grep -qiE 'liberation|dejavu|noto'; then
-        install_debian fonts-liberation fontconfig || say "warning: no known font is found; the PDF's text may look odd"
+    # The faces that the report is set in.
+    if ! fc-list 2>/dev/null | grep -qi liberation; then
+        install_debian fonts-liberation fontconfig || say "warning: the Liberation fonts are not found; the PDF's text may look odd"
     fi
 }
 

@@ -37,7 +37,11 @@ TRACKED = [
     "scripts/export_report.py",
     "scripts/files.py",
     "scripts/find_browser.sh",
+    "scripts/hyphenation.py",
+    "scripts/markup.py",
     "scripts/model_mpnet.py",
+    "scripts/outputs.py",
+    "scripts/report.py",
     "scripts/rust_kernel.sh",
     "scripts/setup.sh",
     "scripts/stills.py",
@@ -72,7 +76,7 @@ report: setup  ## run main.ipynb from top to bottom, to rerun/main.ipynb and rer
 README = """\
 # Project 3 of {student}: parameter-efficient fine-tuning on GLUE, in Rust
 
-`main.ipynb` is the study with its results, and `report.pdf` the same on paper. They were made with the profile `{profile}`. The
+`main.ipynb` is the study with its results, and `report.pdf` the paper made of it. Both were made with the profile `{profile}`. The
 notebook runs on the Rust kernel evcxr, and what its cells call is in `crates/`.
 
 ## How to run it

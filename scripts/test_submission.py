@@ -105,6 +105,13 @@ class Contents(HandIn):
         self.assertLessEqual(named, set(self.names))
         self.assertIn("scripts/setup.sh", named)
 
+    def test_what_scripts_import_of_each_other_is_there(self):
+        modules = {path.stem for path in (submission.ROOT / "scripts").glob("*.py")}
+        for name in self.names:
+            if re.fullmatch(r"scripts/\w+\.py", name):
+                for module in re.findall(r"^(?:from|import) (\w+)", self.read(name), re.MULTILINE):
+                    self.assertTrue(module not in modules or f"scripts/{module}.py" in self.names, f"{name} imports {module}")
+
     def test_nothing_that_git_ignores_no_data_and_no_built_file_is_in_it(self):
         made = {"Makefile", "README.md", "crates.txt", "evcxr.toml", "main.ipynb", "report.pdf", "requirements.txt"}
         tracked = subprocess.run(["git", "ls-files"], cwd=submission.ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
