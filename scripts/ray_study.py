@@ -67,7 +67,10 @@ def main() -> None:
     task = ray.remote(num_cpus=given.cpus, num_gpus=given.gpus, max_retries=given.retries, retry_exceptions=True)(make_run)
     device, threads = ("cuda" if given.gpus else "cpu"), max(1, round(given.cpus))
     failed: set[str] = set()
+    made: set[str] = set()
     while todo := [run for run in missing(program, study, runs) if run["name"] not in failed]:
+        if again := made.intersection(run["name"] for run in todo):
+            sys.exit(f"[study] {', '.join(sorted(again))}: made, and without a record in {runs}; do all nodes share that folder?")
         print(f"[study] {len(todo)} runs to make", flush=True)
         waiting = {task.remote(program, run["name"], run["recipe"], runs, device, threads): run["name"] for run in todo}
         while waiting:
@@ -75,6 +78,7 @@ def main() -> None:
             name = waiting.pop(done)
             try:
                 ray.get(done)
+                made.add(name)
                 print(f"[study] {name}", flush=True)
             except ray.exceptions.RayError as error:
                 failed.add(name)

@@ -619,3 +619,20 @@ fn a_submission_says_where_each_file_comes_from_and_trains_again_what_has_no_wei
     let error = complaint(&submit, &[("GLUE_DIR", &path(""))]);
     assert!(error.contains("records of WNLI") && error.contains("GLUE_DIR"), "{error}");
 }
+
+#[test]
+fn a_model_that_is_a_link_below_models_has_the_name_of_the_link_however_it_is_spelled() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../peft/tests/oracle/tiny-bert");
+    std::fs::create_dir(folder.path().join("models")).unwrap();
+    std::os::unix::fs::symlink(tiny.canonicalize().unwrap(), folder.path().join("models/tiny")).unwrap();
+    for spelled in ["tiny", "models/tiny", "./models/tiny/"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_peft-glue"))
+            .args([&RUN[..], &["--model", spelled, "--max-length", "40", "--print-config"]].concat())
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
+        assert!(printed.contains("model = \"tiny\""), "{spelled}: {printed}");
+    }
+}

@@ -253,21 +253,34 @@ impl ModelFiles {
     }
 }
 
-/// One name for a model, however its folder is spelled: that of a folder below `models/` of the project, or else the path from the present
-/// folder, or else the whole path. A name that is no folder here, such as a hub id, stays as it is.
+/// One name for a model, however its folder is spelled: that of a folder below `models/` of the project, or of a link there that leads to
+/// it, or else the path from the present folder, or else the whole path. A name that is no folder here, such as a hub id, stays as it is.
 pub fn model_name(name: &str) -> String {
     let Some(folder) = find_folder(name) else { return name.into() };
     let (Ok(folder), Ok(here)) = (folder.canonicalize(), std::env::current_dir().and_then(|here| here.canonicalize()))
     else {
         return name.into();
     };
+    let models = || here.ancestors().map(|above| above.join("models"));
+    let linked = models().flat_map(|models| names_of(&models, &folder));
     let in_models =
-        here.ancestors().filter_map(|above| folder.strip_prefix(above.join("models").canonicalize().ok()?).ok());
-    let shorter =
-        in_models.chain(folder.strip_prefix(&here).ok()).filter_map(Path::to_str).filter(|name| !name.is_empty());
-    let is_same = |name: &&str| find_folder(name).and_then(|found| found.canonicalize().ok()).as_ref() == Some(&folder);
-    let whole = || folder.to_str().unwrap_or(name);
-    shorter.into_iter().find(is_same).unwrap_or_else(whole).into()
+        models().filter_map(|models| Some(folder.strip_prefix(models.canonicalize().ok()?).ok()?.to_path_buf()));
+    let below = folder.strip_prefix(&here).ok().map(Path::to_path_buf);
+    let shorter = linked.chain(in_models).chain(below);
+    let shorter = shorter.filter_map(|path| path.to_str().filter(|name| !name.is_empty()).map(String::from));
+    let is_same =
+        |name: &String| find_folder(name).and_then(|found| found.canonicalize().ok()).as_ref() == Some(&folder);
+    let whole = || folder.to_str().unwrap_or(name).to_string();
+    shorter.into_iter().find(is_same).unwrap_or_else(whole)
+}
+
+/// The names in a folder that lead to another, in their order.
+fn names_of(models: &Path, folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(models).into_iter().flatten().flatten();
+    let leads_there = |entry: &std::fs::DirEntry| entry.path().canonicalize().is_ok_and(|path| path == folder);
+    let mut names: Vec<PathBuf> = entries.filter(leads_there).map(|entry| entry.file_name().into()).collect();
+    names.sort();
+    names
 }
 
 impl Configuration {

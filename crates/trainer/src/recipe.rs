@@ -113,6 +113,7 @@ impl Recipe {
             None => None,
         };
         let Written { about, task, model, seeds, settings, starts_from: start, .. } = written;
+        let model = peft::model_name(&model);
         Ok(Self {
             name: path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
             about,
