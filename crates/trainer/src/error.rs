@@ -50,6 +50,15 @@ pub enum Error {
     /// A loss that is not a finite number where every step counts.
     #[error("the loss of step {step} is not a finite number; lower the learning rate")]
     Diverged { step: usize },
+    /// A model whose outputs are no predictions.
+    #[error(
+        "{count} of {of} examples of {task} have no prediction: the model's outputs are not finite numbers, as its training diverged or its \
+         weights are broken; predict with another adapter, or train with a lower learning rate"
+    )]
+    NoPrediction { task: String, count: usize, of: usize },
+    /// A run that diverged before any evaluation of a model with finite outputs.
+    #[error("{run}: expected trained weights, found a run that diverged {when}; lower the learning rate")]
+    DivergedRun { run: String, when: String },
     /// An error on one of the devices that share the batches of a run.
     #[error("{device}: {source}")]
     OnDevice { device: String, source: Box<Error> },

@@ -41,6 +41,7 @@ pub struct Record {
     pub tokens: usize,
     /// The highest memory use of the process so far, in bytes; on a GPU, of the card's memory; 0 where the system does not tell. It
     /// is of all runs together that were made concurrently.
+    #[serde(with = "glue::number")]
     pub peak_memory: u64,
     /// By what it was computed.
     pub environment: Environment,
@@ -54,7 +55,7 @@ impl Record {
 
     /// The best value of `metric` at the best evaluation; not a number if there was none.
     pub fn best_metric(&self, metric: Metric) -> f64 {
-        self.best.as_ref().and_then(|best| best.scores.get(metric)).unwrap_or(f64::NAN)
+        self.scored().and_then(|best| best.scores.get(metric)).unwrap_or(f64::NAN)
     }
 
     /// The value of `metric` on a validation split at the best evaluation; not a number if there was none.
@@ -62,16 +63,29 @@ impl Record {
         if self.run.task.validation_splits().first() == Some(&split) {
             return self.best_metric(metric);
         }
-        let others = self.best.iter().flat_map(|best| &best.other_scores);
+        let others = self.scored().into_iter().flat_map(|best| &best.other_scores);
         let scores = others.filter(|(other, _)| *other == split).find_map(|(_, scores)| scores.get(metric));
         scores.unwrap_or(f64::NAN)
     }
 
     /// The task's score, the mean of its metrics, at the best evaluation; not a number if there was none.
     pub fn best_score(&self) -> f64 {
-        self.best.as_ref().map_or(f64::NAN, |best| best.scores.mean())
+        self.scored().map_or(f64::NAN, |best| best.scores.mean())
+    }
+
+    /// The best evaluation. Records of before say some of models whose outputs were not finite, which counted as the first class.
+    fn scored(&self) -> Option<&Evaluation> {
+        self.best.as_ref().filter(|best| best.loss.is_finite())
     }
 }
+    /// Where a run that diverged did so, such as `at step 7`.
+    pub(crate) fn divergence(&self) -> String {
+        match self.evaluations.last() {
+            Some(last) if !last.loss.is_finite() => format!("at the evaluation after step {}", last.step),
+            _ => format!("at step {}", self.losses.last().map_or(1, |last| last.step + 1)),
+        }
+    }
+
 
 /// How many numbers a run trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,19 +151,24 @@ pub struct StepLoss {
     pub loss: f64,
     /// The learning rate of the step.
     pub learning_rate: f64,
+    #[serde(with = "glue::number")]
 }
 
+    #[serde(with = "glue::number")]
 /// The model on validation data, without dropout.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(with = "glue::number")]
 pub struct Evaluation {
     /// After this many steps.
     pub step: usize,
     /// After this many passes over the training set.
     pub epoch: f64,
-    /// The mean loss on the first validation split.
+    /// The mean loss on the first validation split; not a number where the model's outputs are not finite.
+    #[serde(with = "glue::number")]
     pub loss: f64,
     /// The metrics on the first validation split.
     pub scores: Scores,
+    #[serde(with = "glue::number")]
     /// The metrics on the others: MNLI's mismatched one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub other_scores: Vec<(Split, Scores)>,
@@ -157,7 +176,7 @@ pub struct Evaluation {
 
 /// The best evaluation: the highest score, the first of equals; never one that is not a number.
 pub(crate) fn best_evaluation(evaluations: &[Evaluation]) -> Option<&Evaluation> {
-    best_by(evaluations, |evaluation| evaluation.scores.mean())
+    best_by(evaluations.iter().filter(|evaluation| evaluation.loss.is_finite()), |evaluation| evaluation.scores.mean())
 }
 
 /// Why a run ended.
@@ -168,7 +187,7 @@ pub enum Stop {
     Finished,
     /// The score did not improve for `patience` evaluations.
     EarlyStopping,
-    /// The loss was not a finite number: the learning rate is too high.
+    /// The loss of a step or of an evaluation was not a finite number: the learning rate is too high.
     Diverged,
     /// The wall-clock budget was spent. Asked for again, the run goes on.
     TimeBudget,
@@ -240,3 +259,12 @@ mod tests {
         assert!(best_evaluation(&evaluations[..1]).is_none());
     }
 }
+
+    #[test]
+    fn a_score_of_before_of_a_model_without_finite_outputs_is_none() {
+        let mut record = crate::submission::tests::record(glue::Task::StsB, peft::Method::bitfit(), 1, 0.5);
+        assert_eq!((record.best_score(), record.best_metric(Metric::Pearson)), (0.5, 0.5));
+        record.best.as_mut().unwrap().loss = f64::NAN;
+        assert!(record.best_score().is_nan() && record.best_metric(Metric::Pearson).is_nan());
+        assert!(best_evaluation(&[record.best.unwrap()]).is_none());
+    }

@@ -319,8 +319,10 @@ impl Trainer {
     /// The record that a run has, if nothing of what is needed is missing.
     fn finished(&self, run: &Run, need: Need) -> Result<Option<Record>> {
         let weights_missing = self.needs_weights(need) && !self.has_weights(run)?;
-        // A run that diverged before its first evaluation has none, however often it is made.
-        let has_none = |record: &Record| record.stop == Stop::Diverged && record.evaluations.is_empty();
+        // A run that diverged before an evaluation of finite outputs has none, however often it is made.
+        let has_none = |record: &Record| {
+            record.stop == Stop::Diverged && record.evaluations.iter().all(|evaluation| !evaluation.loss.is_finite())
+        };
         Ok(self.record(run)?.filter(|record| !weights_missing || has_none(record)))
     }
 
@@ -461,7 +463,9 @@ impl Trainer {
             return Ok(model);
         }
         Err(match self.own_record(run)? {
-            Some(Record { stop: Stop::Diverged, losses, .. }) => Error::Diverged { step: losses.len() + 1 },
+            Some(record) if record.stop == Stop::Diverged => {
+                Error::DivergedRun { run: run.name(), when: record.divergence() }
+            }
             _ => Error::NoWeights { key: run.key() },
         })
     }
