@@ -65,9 +65,15 @@ pub enum Error {
     /// A file that cannot be read or written.
     #[error("{path}: {source}; check that the folder exists and may be written")]
     File { path: PathBuf, source: std::io::Error },
-    /// A record or checkpoint that does not parse.
+    /// A record or checkpoint that is not what it should be.
     #[error("{path}: expected {expected}, found {found}; remove the file to run again from the start")]
     Content { path: PathBuf, expected: &'static str, found: String },
+    /// A record or checkpoint of a later version of this program.
+    #[error(
+        "{path}: expected {expected} in a format up to version {known}, found version {found}, which a later version of this program wrote; \
+         take that program, or remove the file to run again from the start"
+    )]
+    LaterFormat { path: PathBuf, expected: &'static str, found: u64, known: u64 },
     /// A file of batches that cannot be replayed.
     #[error(
         "{path}: {found}; expected an npz file with `steps`, and input_ids, attention_mask and labels of each step"

@@ -1,6 +1,8 @@
 //! The record of a run: losses, evaluations, parameter counts, time, memory and environment. It is the one source of every table, chart
 //! and report.
 
+mod file;
+
 use std::fmt;
 
 use glue::{Completeness, Metric, Scores, Split};
@@ -9,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::inputs::Inputs;
 use crate::run::Run;
 use crate::statistics::best_by;
+
+pub use file::{Condition, check, migrate};
 
 /// Everything about a run: what it was, what it logged, what it reached, and under which conditions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,7 +29,8 @@ pub struct Record {
     pub parameters: ParameterCounts,
     /// How much data there was.
     pub data: DataSummary,
-    /// The loss of each training step.
+    /// The loss of each training step; of more than 2,000 steps the mean over each of at most 2,000 equal stretches, under the number of the
+    /// stretch's last. Then all of them lie beside the record ([`Trainer::losses`](crate::Trainer::losses)).
     pub losses: Vec<StepLoss>,
     /// Every evaluation, in order.
     pub evaluations: Vec<Evaluation>,
@@ -36,12 +41,12 @@ pub struct Record {
     pub stop: Stop,
     /// Seconds spent in training steps, those before the run was resumed among them. Where runs were made concurrently
     /// ([`Environment::at_once`]) each waited for the others at times.
+    #[serde(with = "glue::number")]
     pub train_seconds: f64,
     /// Tokens trained on, over all steps. There is no padding.
     pub tokens: usize,
     /// The highest memory use of the process so far, in bytes; on a GPU, of the card's memory; 0 where the system does not tell. It
     /// is of all runs together that were made concurrently.
-    #[serde(with = "glue::number")]
     pub peak_memory: u64,
     /// By what it was computed.
     pub environment: Environment,
@@ -68,6 +73,14 @@ impl Record {
         scores.unwrap_or(f64::NAN)
     }
 
+    /// Where a run that diverged did so, such as `at step 7`.
+    pub(crate) fn divergence(&self) -> String {
+        match self.evaluations.last() {
+            Some(last) if !last.loss.is_finite() => format!("at the evaluation after step {}", last.step),
+            _ => format!("at step {}", self.losses.last().map_or(1, |last| last.step + 1)),
+        }
+    }
+
     /// The task's score, the mean of its metrics, at the best evaluation; not a number if there was none.
     pub fn best_score(&self) -> f64 {
         self.scored().map_or(f64::NAN, |best| best.scores.mean())
@@ -78,14 +91,6 @@ impl Record {
         self.best.as_ref().filter(|best| best.loss.is_finite())
     }
 }
-    /// Where a run that diverged did so, such as `at step 7`.
-    pub(crate) fn divergence(&self) -> String {
-        match self.evaluations.last() {
-            Some(last) if !last.loss.is_finite() => format!("at the evaluation after step {}", last.step),
-            _ => format!("at step {}", self.losses.last().map_or(1, |last| last.step + 1)),
-        }
-    }
-
 
 /// How many numbers a run trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,29 +151,29 @@ pub struct StepLoss {
     /// From 1.
     pub step: usize,
     /// Passes over the training set, this step included: 1.0 after the first.
+    #[serde(with = "glue::number")]
     pub epoch: f64,
     /// The mean loss of the batch, before the step.
+    #[serde(with = "glue::number")]
     pub loss: f64,
     /// The learning rate of the step.
-    pub learning_rate: f64,
     #[serde(with = "glue::number")]
+    pub learning_rate: f64,
 }
 
-    #[serde(with = "glue::number")]
 /// The model on validation data, without dropout.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-    #[serde(with = "glue::number")]
 pub struct Evaluation {
     /// After this many steps.
     pub step: usize,
     /// After this many passes over the training set.
+    #[serde(with = "glue::number")]
     pub epoch: f64,
     /// The mean loss on the first validation split; not a number where the model's outputs are not finite.
     #[serde(with = "glue::number")]
     pub loss: f64,
     /// The metrics on the first validation split.
     pub scores: Scores,
-    #[serde(with = "glue::number")]
     /// The metrics on the others: MNLI's mismatched one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub other_scores: Vec<(Split, Scores)>,
@@ -242,10 +247,44 @@ pub struct Environment {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// Any number, finite or not.
+    pub(crate) fn number() -> impl Strategy<Value = f64> + Clone {
+        prop_oneof![proptest::num::f64::ANY, Just(f64::NAN), Just(f64::INFINITY), Just(f64::NEG_INFINITY), Just(-0.0)]
+    }
+
+    /// Any text: empty, of quotes and control characters, of other scripts.
+    pub(crate) fn text() -> impl Strategy<Value = String> {
+        let characters = prop_oneof![any::<char>(), Just('"'), Just('\\'), Just('\u{1f}'), Just('{'), Just(' ')];
+        proptest::collection::vec(characters, 0..12).prop_map(String::from_iter)
+    }
+
+    fn scores() -> impl Strategy<Value = Scores> {
+        let metric = prop_oneof![Just(Metric::Accuracy), Just(Metric::F1), Just(Metric::Pearson)];
+        proptest::collection::btree_map(metric, number(), 0..3).prop_map(Scores)
+    }
+
+    pub(crate) fn evaluation() -> impl Strategy<Value = Evaluation> {
+        let others = proptest::collection::vec((Just(Split::ValidationMismatched), scores()), 0..2);
+        (any::<usize>(), number(), number(), scores(), others).prop_map(|(step, epoch, loss, scores, other_scores)| {
+            Evaluation { step, epoch, loss, scores, other_scores }
+        })
+    }
+
+    pub(crate) fn step_loss() -> impl Strategy<Value = StepLoss> {
+        (any::<usize>(), number(), number(), number()).prop_map(|(step, epoch, loss, learning_rate)| StepLoss {
+            step,
+            epoch,
+            loss,
+            learning_rate,
+        })
+    }
 
     fn scored(step: usize, value: f64) -> Evaluation {
         let scores = Scores([(Metric::Pearson, value)].into());
@@ -258,7 +297,6 @@ mod tests {
         assert_eq!(best_evaluation(&evaluations).unwrap().step, 4);
         assert!(best_evaluation(&evaluations[..1]).is_none());
     }
-}
 
     #[test]
     fn a_score_of_before_of_a_model_without_finite_outputs_is_none() {
@@ -268,3 +306,4 @@ mod tests {
         assert!(record.best_score().is_nan() && record.best_metric(Metric::Pearson).is_nan());
         assert!(best_evaluation(&[record.best.unwrap()]).is_none());
     }
+}

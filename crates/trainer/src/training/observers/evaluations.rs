@@ -71,7 +71,8 @@ impl Evaluations {
     }
 
     fn keep_weights(&self, training: &Training) -> Result<()> {
-        self.weights.iter().try_for_each(|path| checkpoint::save_weights(path, training.learner.model.parameters()))
+        let (origin, parameters) = (&training.state.origin, training.learner.model.parameters());
+        self.weights.iter().try_for_each(|path| checkpoint::save_weights(path, origin, parameters))
     }
 }
 
