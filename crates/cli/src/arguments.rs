@@ -16,6 +16,7 @@ use trainer::{DeviceName, Evaluate, Recipe, Run, Settings, StartsFrom};
 use crate::adapter::AdapterCommand;
 use crate::given_adapter::GivenAdapter;
 use crate::method;
+use crate::records::RecordsCommand;
 
 impl Arguments {
     /// The arguments of this process. Ends it where they are wrong, or ask for help.
@@ -67,7 +68,7 @@ impl Arguments {
 #[command(
     name = "peft-glue",
     version,
-    after_help = "Exit status: 0 done, 1 an error, 2 wrong options, 3 a run that is not finished (the same command goes on), 130 interrupted."
+    after_help = "Exit status: 0 done, 1 an error, 2 wrong options, 3 a run that is not finished (the same command goes on), 4 a run that diverged, 130 interrupted."
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -139,6 +140,9 @@ pub(crate) enum Command {
     /// Make new adapters of others, or a checkpoint that needs none.
     #[command(subcommand)]
     Adapter(AdapterCommand),
+    /// Say whether records are as they were written, or write old ones in the present format.
+    #[command(subcommand)]
+    Records(RecordsCommand),
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -9,6 +9,7 @@ mod method;
 mod output;
 mod progress;
 mod recipes;
+mod records;
 mod study;
 mod submit;
 
@@ -26,6 +27,8 @@ use crate::output::check_output;
 
 /// The exit status of a command whose runs have not come to their end: the same command goes on.
 const UNFINISHED: u8 = 3;
+/// The exit status of a command of whose runs one diverged, which the same command would do again.
+const DIVERGED: u8 = 4;
 
 fn main() -> ExitCode {
     // A reader that has seen enough, such as `head`, ends the command without a word, as it ends others.
@@ -45,9 +48,17 @@ fn main() -> ExitCode {
         Ok(status) => status,
         Err(error) => {
             eprintln!("Error: {}", told(&error, &given));
-            let is_unfinished = matches!(error.downcast_ref(), Some(trainer::Error::OutOfTime { .. }));
-            if is_unfinished { ExitCode::from(UNFINISHED) } else { ExitCode::FAILURE }
+            status_of(&error)
         }
+    }
+}
+
+/// The exit status of a command that failed.
+fn status_of(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref() {
+        Some(trainer::Error::OutOfTime { .. }) => ExitCode::from(UNFINISHED),
+        Some(trainer::Error::Diverged { .. } | trainer::Error::DivergedRun { .. }) => ExitCode::from(DIVERGED),
+        _ => ExitCode::FAILURE,
     }
 }
 
@@ -91,6 +102,7 @@ fn perform(arguments: Arguments) -> Result<ExitCode> {
         Command::Data { download } => return data(download),
         Command::Parameters { run, tree } => parameters(&run, tree)?,
         Command::Adapter(command) => adapter::perform(&command)?,
+        Command::Records(command) => return records::perform(&command),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -174,7 +186,7 @@ fn run(arguments: &RunArguments, several: &SeveralArguments, save_adapter: Optio
     };
     for record in &records {
         if arguments.json {
-            println!("{}", serde_json::to_string(record)?);
+            println!("{}", record.to_json()?);
         } else {
             print_result(&trainer, record, records.len() > 1);
         }
@@ -188,13 +200,23 @@ fn run(arguments: &RunArguments, several: &SeveralArguments, save_adapter: Optio
     Ok(status(&records))
 }
 
-/// The exit status: of its own, with a line on the standard error, where a run has not come to its end.
-fn status(records: &[Record]) -> ExitCode {
-    let unfinished: Vec<&Record> = records.iter().filter(|record| !record.stop.is_final()).collect();
-    for record in &unfinished {
-        eprintln!("Note: {} is not finished: {}", record.run.name(), record.stop);
+/// The exit status: of its own, with a line on the standard error, where a run has not come to its end or diverged.
+fn status<'a>(records: impl IntoIterator<Item = &'a Record>) -> ExitCode {
+    let (mut is_unfinished, mut has_diverged) = (false, false);
+    for Record { run, stop, .. } in records {
+        match stop {
+            Stop::Diverged => eprintln!("Note: {} {stop}", run.name()),
+            stop if !stop.is_final() => eprintln!("Note: {} is not finished: {stop}", run.name()),
+            _ => {}
+        }
+        is_unfinished |= !stop.is_final();
+        has_diverged |= *stop == Stop::Diverged;
     }
-    if unfinished.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(UNFINISHED) }
+    match (is_unfinished, has_diverged) {
+        (true, _) => ExitCode::from(UNFINISHED),
+        (false, true) => ExitCode::from(DIVERGED),
+        (false, false) => ExitCode::SUCCESS,
+    }
 }
 
 /// What a run reached and where its record lies; under a line that says which run it was, where there are several.

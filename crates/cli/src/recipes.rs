@@ -39,7 +39,7 @@ pub(crate) fn perform(arguments: &GlueArguments) -> Result<ExitCode> {
         .iter()
         .flat_map(|recipe| recipe.runs().into_iter().map(|run| (format!("{}-{}", recipe.name, run.seed), run)))
         .map(|(name, run)| {
-            let record = published.iter().find(|record| record.run == run).cloned();
+            let record = published.iter().find(|record| record.run == run && trainer.has_inputs_of(record)).cloned();
             Planned { name, run, record }
         })
         .collect();
@@ -48,6 +48,7 @@ pub(crate) fn perform(arguments: &GlueArguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     check_writable(&arguments.results)?;
+    let mut made = Vec::new();
     for Planned { name, run, .. } in plan.iter().filter(|planned| planned.record.is_none()) {
         println!("{name}");
         let record = trainer.run(run)?;
@@ -56,8 +57,9 @@ pub(crate) fn perform(arguments: &GlueArguments) -> Result<ExitCode> {
             return Ok(crate::status(&[record]));
         }
         println!("  {}", results::publish(&arguments.results, name, &record)?.display());
+        made.push(record);
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(crate::status(&made))
 }
 
 /// A row for each recipe that has records: its scores, mean and deviation over seeds, against the baselines.

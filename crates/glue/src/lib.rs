@@ -27,6 +27,7 @@ mod error;
 pub mod files;
 mod location;
 pub mod metrics;
+pub mod number;
 mod overlap;
 mod published;
 pub mod submission;

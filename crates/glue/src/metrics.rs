@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::{Error, Result};
+use crate::number::Number;
 use crate::task::Task;
 
 /// A metric of the GLUE leaderboard.
@@ -70,12 +71,20 @@ impl Targets {
 }
 
 /// The values of a task's metrics. One that is not a number (a correlation with a constant) is `null` in JSON.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Scores(#[serde(deserialize_with = "null_is_not_a_number")] pub BTreeMap<Metric, f64>);
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scores(pub BTreeMap<Metric, f64>);
 
-fn null_is_not_a_number<'de, D: Deserializer<'de>>(input: D) -> std::result::Result<BTreeMap<Metric, f64>, D::Error> {
-    let scores = BTreeMap::<Metric, Option<f64>>::deserialize(input)?;
-    Ok(scores.into_iter().map(|(metric, value)| (metric, value.unwrap_or(f64::NAN))).collect())
+impl Serialize for Scores {
+    fn serialize<S: Serializer>(&self, output: S) -> std::result::Result<S::Ok, S::Error> {
+        output.collect_map(self.0.iter().map(|(metric, &value)| (metric, Number(value))))
+    }
+}
+
+impl<'de> Deserialize<'de> for Scores {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> std::result::Result<Self, D::Error> {
+        let scores = BTreeMap::<Metric, Number>::deserialize(input)?;
+        Ok(Self(scores.into_iter().map(|(metric, Number(value))| (metric, value)).collect()))
+    }
 }
 
 impl Scores {
@@ -244,6 +253,7 @@ mod tests {
     fn a_score_that_is_not_a_number_survives_json() {
         let scores = Scores([(Metric::Pearson, f64::NAN), (Metric::Spearman, 0.1 + 0.2)].into());
         let json = serde_json::to_string(&scores).unwrap();
+        assert_eq!(json, r#"{"pearson":null,"spearman":0.30000000000000004}"#);
         let read: Scores = serde_json::from_str(&json).unwrap();
         assert!(read.get(Metric::Pearson).unwrap().is_nan() && read.mean().is_nan());
         assert_eq!(read.get(Metric::Spearman), Some(0.1 + 0.2));

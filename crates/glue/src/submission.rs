@@ -25,7 +25,7 @@ pub fn splits() -> impl Iterator<Item = (Task, Split)> {
 /// decimals.
 ///
 /// # Errors
-/// When there are not as many predictions as indices, a score is not a number, a class is none of the task's, or the file cannot be written.
+/// When there are not as many predictions as indices, a score is not a finite number, a class is none of the task's, or the file cannot be written.
 pub fn write(
     folder: &Path,
     task: Task,
@@ -44,8 +44,8 @@ pub fn write(
     match predictions {
         Targets::Values(scores) if task.is_regression() => {
             for (index, score) in index.into_iter().zip(scores) {
-                if score.is_nan() {
-                    return wrong("numbers".into(), format!("NaN in row {index}"));
+                if !score.is_finite() {
+                    return wrong("finite numbers".into(), format!("{score} in row {index}"));
                 }
                 lines.push((index, format!("{index}\t{:.3}\n", score.clamp(0.0, 5.0))));
             }

@@ -153,3 +153,14 @@ fn the_majority_class_fills_in_for_test_files_that_are_absent_or_partial() {
         check(&path).unwrap();
     }
 }
+
+#[test]
+fn scores_that_are_not_finite_are_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    for score in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let scores = Targets::Values(vec![1.0, score]);
+        let error = write(folder.path(), Task::StsB, Split::Test, &scores, 0..2).unwrap_err().to_string();
+        assert!(error.contains("expected finite numbers") && error.contains("row 1"), "{error}");
+    }
+    assert!(!folder.path().join("STS-B.tsv").exists());
+}

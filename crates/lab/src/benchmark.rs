@@ -164,6 +164,7 @@ pub fn chart(records: &[Record]) -> Figure {
         figure = figure.note(format!("no record yet: {}", text::list(&absent)));
     }
     let figure = groups.iter().filter_map(|group| group.mixture()).fold(figure, Figure::note);
+    let figure = groups.iter().filter_map(|group| group.gap()).fold(figure, Figure::note);
     caveats(records).into_iter().fold(figure, Figure::note)
 }
 

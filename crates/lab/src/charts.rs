@@ -294,7 +294,9 @@ fn title(what: &str, records: &[Record]) -> String {
     if names.is_empty() { what.into() } else { format!("{what} on {}", text::list(&names)) }
 }
 
+/// With what must stand beside the scores: which means are not of all runs, and which data is not whole.
 fn with_caveats(figure: Figure, records: &[Record]) -> Figure {
+    let figure = by_method(records).iter().filter_map(|group| group.gap()).fold(figure, Figure::note);
     caveats(records).into_iter().fold(figure, Figure::note)
 }
 
@@ -323,6 +325,24 @@ mod tests {
             );
             let notes = figure.plotly_json().unwrap()["layout"]["title"]["subtitle"]["text"].to_string();
             assert!(notes.contains("Synthetic: synthetic data"), "{notes}");
+        }
+    }
+
+    #[test]
+    fn every_chart_of_scores_says_of_how_many_seeds_a_mean_is_where_one_diverged() {
+        let mut records = [1, 2, 3].map(|seed| record(Task::Rte, Method::lora(8), seed, 0.8));
+        (records[1].stop, records[1].best) = (trainer::Stop::Diverged, None);
+        for figure in [
+            loss_curves(&records),
+            metric_curves(&records, Metric::Accuracy),
+            learning_rate_response(&records),
+            comparison(&records),
+            score_against_parameters(&records),
+            rank_response(&records),
+            methods(&records),
+            crate::benchmark::chart(&records),
+        ] {
+            assert!(figure.all_notes().contains(&"RTE, LoRA r=8: 2 of 3 seeds, 1 diverged".into()), "{}", figure.title);
         }
     }
 

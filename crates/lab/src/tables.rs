@@ -409,7 +409,7 @@ pub(crate) mod tests {
             assert!(text.contains("seed 3 diverged without a score, and is in no mean"), "{text}");
         }
         let metric = comparison(&records);
-        assert_eq!(column(&metric, "seeds")[0], "2 of 3");
+        assert_eq!(column(&metric, "seeds")[0], "2 of 3, 1 diverged");
         assert!(column(&methods(&records), "mean ± deviation")[0].starts_with("0.650 ± 0.07"));
         // One that is left has no deviation.
         records[1].best = None;

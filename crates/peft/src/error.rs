@@ -361,6 +361,17 @@ pub enum Error {
         /// The tensor's key.
         key: String,
     },
+    /// A tensor that is not written for its numbers, which are infinite or no numbers.
+    #[error(
+        "{path} is not written: tensor {key} holds a number that is not finite, as a training that diverged leaves it or a checkpoint that is \
+         broken; train with a lower learning rate, or take another checkpoint"
+    )]
+    NotWritten {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+    },
     /// An adapter that another method was trained for.
     #[error(
         "{path}: the adapter has {field} {found}, the model {expected}; build the model from the adapter with \

@@ -10,6 +10,9 @@ use safetensors::tensor::{Dtype, TensorView};
 use crate::error::{Error, Result};
 
 /// Writes tensors as a safetensors file, in f32, with this metadata and what PEFT and transformers look for in it.
+///
+/// # Errors
+/// When a number is not finite, or the file cannot be written.
 pub(crate) fn write_tensors(
     path: &Path,
     tensors: &BTreeMap<String, Tensor>,
@@ -18,6 +21,9 @@ pub(crate) fn write_tensors(
     let mut bytes = Vec::new();
     for (key, tensor) in tensors {
         let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        if !values.iter().all(|value| value.is_finite()) {
+            return Err(Error::NotWritten { path: path.into(), key: key.clone() });
+        }
         let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         bytes.push((key, tensor.dims().to_vec(), data));
     }

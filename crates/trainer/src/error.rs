@@ -50,15 +50,30 @@ pub enum Error {
     /// A loss that is not a finite number where every step counts.
     #[error("the loss of step {step} is not a finite number; lower the learning rate")]
     Diverged { step: usize },
+    /// A model whose outputs are no predictions.
+    #[error(
+        "{count} of {of} examples of {task} have no prediction: the model's outputs are not finite numbers, as its training diverged or its \
+         weights are broken; predict with another adapter, or train with a lower learning rate"
+    )]
+    NoPrediction { task: String, count: usize, of: usize },
+    /// A run that diverged before any evaluation of a model with finite outputs.
+    #[error("{run}: expected trained weights, found a run that diverged {when}; lower the learning rate")]
+    DivergedRun { run: String, when: String },
     /// An error on one of the devices that share the batches of a run.
     #[error("{device}: {source}")]
     OnDevice { device: String, source: Box<Error> },
     /// A file that cannot be read or written.
     #[error("{path}: {source}; check that the folder exists and may be written")]
     File { path: PathBuf, source: std::io::Error },
-    /// A record or checkpoint that does not parse.
+    /// A record or checkpoint that is not what it should be.
     #[error("{path}: expected {expected}, found {found}; remove the file to run again from the start")]
     Content { path: PathBuf, expected: &'static str, found: String },
+    /// A record or checkpoint of a later version of this program.
+    #[error(
+        "{path}: expected {expected} in a format up to version {known}, found version {found}, which a later version of this program wrote; \
+         take that program, or remove the file to run again from the start"
+    )]
+    LaterFormat { path: PathBuf, expected: &'static str, found: u64, known: u64 },
     /// A file of batches that cannot be replayed.
     #[error(
         "{path}: {found}; expected an npz file with `steps`, and input_ids, attention_mask and labels of each step"

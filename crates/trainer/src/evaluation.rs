@@ -5,7 +5,7 @@ use glue::{Scores, Targets, Task};
 use peft::{Batch, Model, Sequence};
 
 use crate::data::Labeled;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Sequences of one forward pass.
 const BATCH_SIZE: usize = 64;
@@ -26,7 +26,11 @@ fn by_length(sequences: &[Sequence]) -> Vec<usize> {
     order
 }
 
-/// The model's mean loss on labeled examples, and the task's metrics.
+/// The model's mean loss on labeled examples, and the task's metrics. Where an output of the model is not finite, neither loss nor metrics
+/// are numbers.
+///
+/// # Errors
+/// When memory does not suffice or a device fails.
 pub fn evaluate(model: &Model, task: Task, data: &Labeled) -> Result<(f64, Scores)> {
     let mut rows = vec![Vec::new(); data.len()];
     let mut total = 0.0;
@@ -38,10 +42,16 @@ pub fn evaluate(model: &Model, task: Task, data: &Labeled) -> Result<(f64, Score
             rows[index] = row;
         }
     }
+    if undecided(&rows) > 0 {
+        return Ok((f64::NAN, Scores(task.metrics().iter().map(|&metric| (metric, f64::NAN)).collect())));
+    }
     Ok((total / data.len() as f64, task.score(&decide(task, &rows), &data.targets)?))
 }
 
 /// The model's predictions for unlabeled examples, in their order.
+///
+/// # Errors
+/// When an output of the model is not finite; the message says of how many examples. When memory does not suffice or a device fails.
 pub fn predict(model: &Model, task: Task, sequences: &[Sequence]) -> Result<Targets> {
     let mut rows = vec![Vec::new(); sequences.len()];
     for indices in by_length(sequences).chunks(BATCH_SIZE) {
@@ -51,12 +61,20 @@ pub fn predict(model: &Model, task: Task, sequences: &[Sequence]) -> Result<Targ
             rows[index] = row;
         }
     }
-    Ok(decide(task, &rows))
+    match undecided(&rows) {
+        0 => Ok(decide(task, &rows)),
+        count => Err(Error::NoPrediction { task: task.to_string(), count, of: rows.len() }),
+    }
 }
 
 /// The same numbers in f64 on the CPU.
 fn to_f64(numbers: &Tensor) -> candle_core::Result<Tensor> {
     numbers.to_device(&Device::Cpu)?.to_dtype(DType::F64)
+}
+
+/// How many examples have an output that is not finite, which decides nothing.
+fn undecided(rows: &[Vec<f64>]) -> usize {
+    rows.iter().filter(|row| !row.iter().all(|output| output.is_finite())).count()
 }
 
 /// The class of the highest logit (the first of equals), or the score itself.
@@ -68,4 +86,17 @@ fn decide(task: Task, rows: &[Vec<f64>]) -> Targets {
         row.iter().enumerate().fold((0, f64::NEG_INFINITY), |best, (i, &x)| if x > best.1 { (i, x) } else { best }).0
     };
     Targets::Classes(rows.iter().map(highest).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_example_with_an_output_that_is_not_finite_is_undecided() {
+        let rows = [vec![0.5, -0.5], vec![f64::NAN, 0.0], vec![0.0, f64::INFINITY], vec![f64::NEG_INFINITY, 0.0]];
+        assert_eq!(undecided(&rows), 3);
+        assert_eq!(undecided(&rows[..1]), 0);
+        assert_eq!(decide(Task::Rte, &rows[..1]), Targets::Classes(vec![0]));
+    }
 }

@@ -9,7 +9,7 @@ use candle_core::Device;
 use peft::{Batch, Model, ModelOptions, Pretrained};
 
 use crate::batches::RunBatches;
-use crate::checkpoint::{self, State};
+use crate::checkpoint::{CheckpointFile, State};
 use crate::data::TaskData;
 use crate::device;
 use crate::environment::{environment, now, peak_memory};
@@ -17,6 +17,8 @@ use crate::error::{Error, Result};
 use crate::events::{Event, JobLogger};
 use crate::files::{self, RunFolder};
 use crate::inputs::Inputs;
+use crate::integrity::Origin;
+use crate::losses;
 use crate::provenance;
 use crate::record::{Environment, Evaluation, ParameterCounts, Record, Stop, best_evaluation};
 use crate::run::Run;
@@ -74,7 +76,7 @@ impl Job {
             },
             data: self.data.summary.clone(),
             best,
-            losses: state.losses,
+            losses: losses::over_stretches(&state.losses, losses::RECORDED),
             evaluations: state.evaluations,
             stop,
             train_seconds: state.train_seconds,
@@ -84,6 +86,8 @@ impl Job {
             inputs: (self.inputs != Inputs::default()).then_some(self.inputs),
             run: self.run,
         };
+        // The record is written last: with it the run is whole.
+        losses::write(self.folder.path(), &state.origin, &state.losses)?;
         write(&self.folder, &record)?;
         logger.log(&Event::Ended { stop, train_seconds: record.train_seconds });
         Ok(record)
@@ -105,20 +109,23 @@ impl Job {
             _ => None,
         };
         let mut learner = Learner::new(model, &run.settings)?;
-        let replicas = Replicas::start(&learner, others, &run.settings, Some(&self.folder.checkpoint()))?;
+        let examples = data.train.len();
+        let (steps, per_epoch) = (run.settings.steps(examples), run.settings.steps_per_epoch(examples));
+        let origin = Origin::new(run, &self.inputs);
+        let checkpoint = CheckpointFile { path: self.folder.checkpoint(), origin, steps };
+        let replicas = Replicas::start(&learner, others, &run.settings, Some(&checkpoint))?;
         // Made again for its weights, a run has no record until it ends: beside the weights of a half it would seem whole.
         let _ = std::fs::remove_file(self.folder.record());
         logger.log(&Event::Begun { run, start, model_made_by });
         learner.model.remarks().iter().for_each(|remark| logger.log(&Event::Remark { remark }));
-        let state = checkpoint::load(&self.folder.checkpoint(), &mut learner.optimizer)?;
-        let examples = data.train.len();
-        let (steps, per_epoch) = (run.settings.steps(examples), run.settings.steps_per_epoch(examples));
+        let state = checkpoint.load(&mut learner.optimizer)?;
         if let Some(State { step, .. }) = state {
             logger.log(&Event::Resumed { step, steps });
         }
         let plan = StepPlan::new(&run.settings, steps, per_epoch);
         self.first = None; // Its memory is not needed any more.
-        Ok(Training::new(learner, replicas, plan, state.unwrap_or_default(), logger))
+        let state = state.unwrap_or_else(|| State::new(checkpoint.origin));
+        Ok(Training::new(learner, replicas, plan, state, logger))
     }
 
     /// Takes the steps that are left, or as many as the budget allows. A run that does not come to its end has a checkpoint. Returns why it
@@ -172,7 +179,7 @@ impl Job {
 
 /// Writes the record of a run; the checkpoint of one that came to its end goes.
 fn write(folder: &RunFolder, record: &Record) -> Result<()> {
-    files::write_json(&folder.record(), record)?;
+    record.write(&folder.record())?;
     if record.stop.is_final() {
         // The record is written first: killed in between, the run is finished all the same.
         let _ = std::fs::remove_file(folder.checkpoint());

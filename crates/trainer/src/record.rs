@@ -1,6 +1,8 @@
 //! The record of a run: losses, evaluations, parameter counts, time, memory and environment. It is the one source of every table, chart
 //! and report.
 
+mod file;
+
 use std::fmt;
 
 use glue::{Completeness, Metric, Scores, Split};
@@ -9,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::inputs::Inputs;
 use crate::run::Run;
 use crate::statistics::best_by;
+
+pub use file::{Condition, check, migrate};
 
 /// Everything about a run: what it was, what it logged, what it reached, and under which conditions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,7 +29,8 @@ pub struct Record {
     pub parameters: ParameterCounts,
     /// How much data there was.
     pub data: DataSummary,
-    /// The loss of each training step.
+    /// The loss of each training step; of more than 2,000 steps the mean over each of at most 2,000 equal stretches, under the number of the
+    /// stretch's last. Then all of them lie beside the record ([`Trainer::losses`](crate::Trainer::losses)).
     pub losses: Vec<StepLoss>,
     /// Every evaluation, in order.
     pub evaluations: Vec<Evaluation>,
@@ -36,6 +41,7 @@ pub struct Record {
     pub stop: Stop,
     /// Seconds spent in training steps, those before the run was resumed among them. Where runs were made concurrently
     /// ([`Environment::at_once`]) each waited for the others at times.
+    #[serde(with = "glue::number")]
     pub train_seconds: f64,
     /// Tokens trained on, over all steps. There is no padding.
     pub tokens: usize,
@@ -54,7 +60,7 @@ impl Record {
 
     /// The best value of `metric` at the best evaluation; not a number if there was none.
     pub fn best_metric(&self, metric: Metric) -> f64 {
-        self.best.as_ref().and_then(|best| best.scores.get(metric)).unwrap_or(f64::NAN)
+        self.scored().and_then(|best| best.scores.get(metric)).unwrap_or(f64::NAN)
     }
 
     /// The value of `metric` on a validation split at the best evaluation; not a number if there was none.
@@ -62,14 +68,27 @@ impl Record {
         if self.run.task.validation_splits().first() == Some(&split) {
             return self.best_metric(metric);
         }
-        let others = self.best.iter().flat_map(|best| &best.other_scores);
+        let others = self.scored().into_iter().flat_map(|best| &best.other_scores);
         let scores = others.filter(|(other, _)| *other == split).find_map(|(_, scores)| scores.get(metric));
         scores.unwrap_or(f64::NAN)
     }
 
+    /// Where a run that diverged did so, such as `at step 7`.
+    pub(crate) fn divergence(&self) -> String {
+        match self.evaluations.last() {
+            Some(last) if !last.loss.is_finite() => format!("at the evaluation after step {}", last.step),
+            _ => format!("at step {}", self.losses.last().map_or(1, |last| last.step + 1)),
+        }
+    }
+
     /// The task's score, the mean of its metrics, at the best evaluation; not a number if there was none.
     pub fn best_score(&self) -> f64 {
-        self.best.as_ref().map_or(f64::NAN, |best| best.scores.mean())
+        self.scored().map_or(f64::NAN, |best| best.scores.mean())
+    }
+
+    /// The best evaluation. Records of before say some of models whose outputs were not finite, which counted as the first class.
+    fn scored(&self) -> Option<&Evaluation> {
+        self.best.as_ref().filter(|best| best.loss.is_finite())
     }
 }
 
@@ -142,10 +161,13 @@ pub struct StepLoss {
     /// From 1.
     pub step: usize,
     /// Passes over the training set, this step included: 1.0 after the first.
+    #[serde(with = "glue::number")]
     pub epoch: f64,
     /// The mean loss of the batch, before the step.
+    #[serde(with = "glue::number")]
     pub loss: f64,
     /// The learning rate of the step.
+    #[serde(with = "glue::number")]
     pub learning_rate: f64,
 }
 
@@ -155,8 +177,10 @@ pub struct Evaluation {
     /// After this many steps.
     pub step: usize,
     /// After this many passes over the training set.
+    #[serde(with = "glue::number")]
     pub epoch: f64,
-    /// The mean loss on the first validation split.
+    /// The mean loss on the first validation split; not a number where the model's outputs are not finite.
+    #[serde(with = "glue::number")]
     pub loss: f64,
     /// The metrics on the first validation split.
     pub scores: Scores,
@@ -167,7 +191,7 @@ pub struct Evaluation {
 
 /// The best evaluation: the highest score, the first of equals; never one that is not a number.
 pub(crate) fn best_evaluation(evaluations: &[Evaluation]) -> Option<&Evaluation> {
-    best_by(evaluations, |evaluation| evaluation.scores.mean())
+    best_by(evaluations.iter().filter(|evaluation| evaluation.loss.is_finite()), |evaluation| evaluation.scores.mean())
 }
 
 /// Why a run ended.
@@ -178,7 +202,7 @@ pub enum Stop {
     Finished,
     /// The score did not improve for `patience` evaluations.
     EarlyStopping,
-    /// The loss was not a finite number: the learning rate is too high.
+    /// The loss of a step or of an evaluation was not a finite number: the learning rate is too high.
     Diverged,
     /// The wall-clock budget was spent. Asked for again, the run goes on.
     TimeBudget,
@@ -233,10 +257,44 @@ pub struct Environment {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// Any number, finite or not.
+    pub(crate) fn number() -> impl Strategy<Value = f64> + Clone {
+        prop_oneof![proptest::num::f64::ANY, Just(f64::NAN), Just(f64::INFINITY), Just(f64::NEG_INFINITY), Just(-0.0)]
+    }
+
+    /// Any text: empty, of quotes and control characters, of other scripts.
+    pub(crate) fn text() -> impl Strategy<Value = String> {
+        let characters = prop_oneof![any::<char>(), Just('"'), Just('\\'), Just('\u{1f}'), Just('{'), Just(' ')];
+        proptest::collection::vec(characters, 0..12).prop_map(String::from_iter)
+    }
+
+    fn scores() -> impl Strategy<Value = Scores> {
+        let metric = prop_oneof![Just(Metric::Accuracy), Just(Metric::F1), Just(Metric::Pearson)];
+        proptest::collection::btree_map(metric, number(), 0..3).prop_map(Scores)
+    }
+
+    pub(crate) fn evaluation() -> impl Strategy<Value = Evaluation> {
+        let others = proptest::collection::vec((Just(Split::ValidationMismatched), scores()), 0..2);
+        (any::<usize>(), number(), number(), scores(), others).prop_map(|(step, epoch, loss, scores, other_scores)| {
+            Evaluation { step, epoch, loss, scores, other_scores }
+        })
+    }
+
+    pub(crate) fn step_loss() -> impl Strategy<Value = StepLoss> {
+        (any::<usize>(), number(), number(), number()).prop_map(|(step, epoch, loss, learning_rate)| StepLoss {
+            step,
+            epoch,
+            loss,
+            learning_rate,
+        })
+    }
 
     fn scored(step: usize, value: f64) -> Evaluation {
         let scores = Scores([(Metric::Pearson, value)].into());
@@ -248,5 +306,14 @@ mod tests {
         let evaluations = [scored(1, f64::NAN), scored(2, 0.3), scored(3, f64::NAN), scored(4, 0.5), scored(5, 0.5)];
         assert_eq!(best_evaluation(&evaluations).unwrap().step, 4);
         assert!(best_evaluation(&evaluations[..1]).is_none());
+    }
+
+    #[test]
+    fn a_score_of_before_of_a_model_without_finite_outputs_is_none() {
+        let mut record = crate::submission::tests::record(glue::Task::StsB, peft::Method::bitfit(), 1, 0.5);
+        assert_eq!((record.best_score(), record.best_metric(Metric::Pearson)), (0.5, 0.5));
+        record.best.as_mut().unwrap().loss = f64::NAN;
+        assert!(record.best_score().is_nan() && record.best_metric(Metric::Pearson).is_nan());
+        assert!(best_evaluation(&[record.best.unwrap()]).is_none());
     }
 }

@@ -1,10 +1,14 @@
-//! Published results: records in a folder of the repository, thinned to what tables and charts need.
+//! Published results: records in a folder of the repository, thinned to what tables and charts need; and whether the files of records are as
+//! they were written.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::files;
-use crate::record::{Record, StepLoss};
+use crate::files::write_atomically;
+use crate::losses::over_stretches;
+use crate::record::Record;
+
+pub use crate::record::{Condition, check, migrate};
 
 /// How many losses a published record keeps: as many as a chart's width tells apart, in less than 40 kB.
 const LOSSES: usize = 150;
@@ -12,14 +16,10 @@ const LOSSES: usize = 150;
 impl Record {
     /// With at most so many losses, each the mean over a stretch of steps, under the number of the stretch's last step.
     pub fn thinned(&self, losses: usize) -> Self {
-        let stretch = self.losses.len().div_ceil(losses.max(1)).max(1);
-        let mean = |steps: &[StepLoss]| {
-            let last = steps.last()?;
-            let loss = steps.iter().map(|step| step.loss).sum::<f64>() / steps.len() as f64;
-            // Five digits: what a chart shows.
-            Some(StepLoss { loss: (loss * 1e5).round() / 1e5, ..*last })
-        };
-        Self { losses: self.losses.chunks(stretch).filter_map(mean).collect(), ..self.clone() }
+        let mut losses = over_stretches(&self.losses, losses);
+        // Five digits: what a chart shows.
+        losses.iter_mut().for_each(|step| step.loss = (step.loss * 1e5).round() / 1e5);
+        Self { losses, ..self.clone() }
     }
 }
 
@@ -29,33 +29,53 @@ impl Record {
 /// When the file cannot be written.
 pub fn publish(folder: &Path, name: &str, record: &Record) -> Result<PathBuf> {
     let path = folder.join(format!("{name}.json"));
-    let mut json = serde_json::to_vec(&record.thinned(LOSSES)).map_err(|error| unreadable(&path, &error))?;
-    json.push(b'\n');
-    files::write_atomically(&path, &json)?;
+    let unwritable = |error: serde_json::Error| Error::Content {
+        path: path.clone(),
+        expected: "the record of a run",
+        found: error.to_string(),
+    };
+    let json = record.thinned(LOSSES).to_json().map_err(unwritable)? + "\n";
+    write_atomically(&path, json.as_bytes())?;
     Ok(path)
 }
 
 /// Every record that was published in `folder`, in the order of their names; none where there is no folder.
 ///
 /// # Errors
-/// When a file is no record.
+/// When a file is no record, was edited or damaged, or is of a later version.
 pub fn load(folder: &Path) -> Result<Vec<Record>> {
+    let records = json_files(folder)?.into_iter().filter_map(|path| Record::read(&path).transpose());
+    records.collect()
+}
+
+/// The files of a folder whose names end in `.json`, in the order of their names; none where there is no folder.
+fn json_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut paths = entries(folder)?;
+    paths.retain(|path| path.extension().is_some_and(|end| end == "json"));
+    Ok(paths)
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let failed = |source| Error::File { path: folder.into(), source };
     let mut paths = match std::fs::read_dir(folder) {
         Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>().map_err(failed)?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(failed(error)),
     };
-    paths.retain(|path| path.extension().is_some_and(|end| end == "json"));
     paths.sort();
-    let mut records = Vec::new();
-    for path in paths {
-        let Some(bytes) = files::read(&path)? else { continue };
-        records.push(serde_json::from_slice(&bytes).map_err(|error| unreadable(&path, &error))?);
-    }
-    Ok(records)
+    Ok(paths)
 }
 
-fn unreadable(path: &Path, error: &serde_json::Error) -> Error {
-    Error::Content { path: path.into(), expected: "the record of a run", found: error.to_string() }
+/// What lies beside the folders of runs and is no record.
+const NO_RECORDS: [&str; 3] = ["digests.json", "speeds.json", "inputs.json"];
+
+/// The files of the records in a folder, in the order of their names: of published ones, of one run, or of all runs below it.
+///
+/// # Errors
+/// When a folder cannot be read.
+pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = json_files(folder)?;
+    files.retain(|path| !NO_RECORDS.iter().any(|name| path.ends_with(name)));
+    files.extend(entries(folder)?.into_iter().map(|entry| entry.join("record.json")).filter(|record| record.is_file()));
+    Ok(files)
 }

@@ -70,7 +70,7 @@ pub fn files<'a>(glue: &Glue, records: &'a [Record], method: Option<&str>) -> Ve
 /// The runs that [`write()`] makes, since their weights are not below the trainer's runs folder: each once, after what it starts from.
 ///
 /// # Errors
-/// When a record in the runs folder does not parse.
+/// When a record in the runs folder is not whole.
 pub fn missing<'a>(trainer: &Trainer, files: &[File<'a>]) -> Result<Vec<&'a Run>> {
     let mut missing = Vec::new();
     for file in files {

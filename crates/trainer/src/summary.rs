@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use glue::{Baseline, Metric, Split};
 
 use crate::numbers;
-use crate::record::Record;
+use crate::record::{Record, Stop};
 use crate::statistics::mean_and_deviation;
 
 /// The runs of one method on one task, at least one.
@@ -56,11 +56,25 @@ impl Summary<'_> {
         self.records.iter().filter(|record| record.best_score().is_finite()).count()
     }
 
-    /// How many runs there are; where some have no score, so that the mean is of the others, such as `2 of 3`.
+    /// How many runs there are. Where some have no score, so that the mean is of the others, or diverged, it says so: `4 of 5, 1 diverged`.
     pub fn seeds(&self) -> String {
-        match (self.scored(), self.records.len()) {
-            (scored, all) if scored == all => all.to_string(),
-            (scored, all) => format!("{scored} of {all}"),
+        self.count("")
+    }
+
+    /// The same as a note, where the mean is not of all runs or one of them diverged: `RTE, LoRA r=8: 4 of 5 seeds, 1 diverged`.
+    pub fn gap(&self) -> Option<String> {
+        let (count, all) = (self.count(" seeds"), self.records.len());
+        (count != format!("{all} seeds")).then(|| format!("{}, {}: {count}", self.records[0].run.task, self.name()))
+    }
+
+    fn count(&self, what: &str) -> String {
+        let count = match (self.scored(), self.records.len()) {
+            (scored, all) if scored == all => format!("{all}{what}"),
+            (scored, all) => format!("{scored} of {all}{what}"),
+        };
+        match self.records.iter().filter(|record| record.stop == Stop::Diverged).count() {
+            0 => count,
+            diverged => format!("{count}, {diverged} diverged"),
         }
     }
 
@@ -125,5 +139,22 @@ mod tests {
         let all = Summary { records: records.iter().collect() };
         assert_eq!(all.training_time(), "17.2 min, 30 s (NVIDIA H200)");
         assert_eq!(Summary { records: vec![&records[2]] }.training_time(), "30 s (NVIDIA H200)");
+    }
+
+    #[test]
+    fn a_mean_says_of_how_many_seeds_it_is_and_how_many_diverged() {
+        let mut records = [1, 2, 3, 4, 5].map(|seed| record(Task::Rte, Method::bitfit(), seed, 0.5));
+        let said = |records: &[Record]| {
+            let summary = Summary { records: records.iter().collect() };
+            (summary.seeds(), summary.gap())
+        };
+        assert_eq!(said(&records), ("5".into(), None));
+        (records[3].stop, records[3].best) = (Stop::Diverged, None);
+        assert_eq!(said(&records), ("4 of 5, 1 diverged".into(), Some("RTE, BitFit: 4 of 5 seeds, 1 diverged".into())));
+        // The score of one that diverged later is of before, and counts.
+        records[0].stop = Stop::Diverged;
+        assert_eq!(said(&records[..3]), ("3, 1 diverged".into(), Some("RTE, BitFit: 3 seeds, 1 diverged".into())));
+        records[1].best = None;
+        assert_eq!(said(&records[1..3]).0, "1 of 2");
     }
 }

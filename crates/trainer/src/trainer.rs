@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use candle_core::Device;
 use glue::{Glue, Split, Targets, Task};
 use peft::{Adapter, Model, ModelOptions, Pretrained, Remark, Warning};
+use serde::Deserialize;
 
 use crate::checkpoint;
 use crate::data::{TaskData, check_trainable};
@@ -17,9 +18,11 @@ use crate::evaluation::predict;
 use crate::events::{Event, Logger, Place, Silent};
 use crate::files::{self, RunFolder};
 use crate::inputs::{Digests, Inputs};
+use crate::integrity::Origin;
 use crate::job::{Job, build_model, training_batches};
+use crate::losses;
 use crate::provenance;
-use crate::record::{Record, Stop};
+use crate::record::{Record, StepLoss, Stop};
 use crate::run::{Run, Settings, StartsFrom};
 use crate::scheduler::{self, Slot};
 use crate::speed::{self, Speed};
@@ -28,8 +31,8 @@ use crate::tokenizer::Tokenizer;
 
 /// Turns runs into records. A run that has a finished record is not run again; one that was interrupted goes on.
 ///
-/// Each run has a folder of its own below the runs folder: `record.json`, the checkpoint while it runs, and the trained
-/// weights of the best evaluation, if they are few or asked for. A file named `stop` in that folder, or in the runs folder,
+/// Each run has a folder of its own below the runs folder: `record.json`, the checkpoint while it runs, the trained weights of the
+/// best evaluation, if they are few or asked for, and all losses, if they are more than a record holds. A file named `stop` in that folder, or in the runs folder,
 /// ends a run after its present step.
 pub struct Trainer {
     glue: Glue,
@@ -170,13 +173,12 @@ impl Trainer {
     }
 
     /// Where a run lies that is made from what is here now. The first of its folders is named by the run, each other by its inputs too; one
-    /// that does not tell its inputs is of before they were told, and counts as of these.
+    /// whose files do not tell its inputs is of before they were told, and counts as of these.
     fn place(&self, run: &Run) -> RunPlace {
         let inputs = lock(&self.digests).of_run(&self.glue, run);
         let before = self.runs.join(run.key());
         let first = RunFolder::new(before.clone());
-        let told = std::fs::read(first.inputs()).ok().and_then(|bytes| serde_json::from_slice::<Inputs>(&bytes).ok());
-        let changed = told.map(|told| inputs.changed_since(&told)).unwrap_or_default();
+        let changed = told_inputs(&first).map(|told| inputs.changed_since(&told)).unwrap_or_default();
         let folder = match changed.is_empty() {
             true => first,
             false => RunFolder::new(self.runs.join(format!("{}-{}", run.key(), inputs.short()))),
@@ -213,27 +215,37 @@ impl Trainer {
     /// The finished record of a run, if it has one: of its own, else a published one.
     ///
     /// # Errors
-    /// When there is a record that does not parse.
+    /// When there is a record that is not whole.
     pub fn record(&self, run: &Run) -> Result<Option<Record>> {
-        let published = || self.published.iter().find(|record| record.run == *run && record.stop.is_final()).cloned();
-        Ok(self.own_record(run)?.or_else(published))
+        let is_of = |record: &&Record| record.run == *run && record.stop.is_final() && self.has_inputs_of(record);
+        Ok(self.own_record(run)?.or_else(|| self.published.iter().find(is_of).cloned()))
+    }
+
+    /// Whether nothing is known by which a record was made from other data, or another model or tokenizer, than its run would be now.
+    pub fn has_inputs_of(&self, record: &Record) -> bool {
+        let inputs = || lock(&self.digests).of_run(&self.glue, &record.run);
+        record.inputs.as_ref().is_none_or(|told| inputs().changed_since(told).is_empty())
+    }
+
+    /// The losses of every step of a run that has a record; of a published one those that it holds.
+    ///
+    /// # Errors
+    /// When the record or the file of the losses is not whole.
+    pub fn losses(&self, run: &Run) -> Result<Option<Vec<StepLoss>>> {
+        let Some(record) = self.record(run)? else { return Ok(None) };
+        let RunPlace { folder, inputs, .. } = self.place(run);
+        Ok(Some(losses::read(folder.path(), &Origin::new(run, &inputs))?.unwrap_or(record.losses)))
     }
 
     fn own_record(&self, run: &Run) -> Result<Option<Record>> {
-        let path = self.files(run).record();
-        let Some(bytes) = files::read(&path)? else { return Ok(None) };
-        let record: Record = serde_json::from_slice(&bytes).map_err(|error| Error::Content {
-            path,
-            expected: "the record of a run",
-            found: error.to_string(),
-        })?;
-        Ok((record.run == *run && record.stop.is_final()).then_some(record))
+        let record = Record::read(&self.files(run).record())?;
+        Ok(record.filter(|record| record.run == *run && record.stop.is_final()))
     }
 
     /// Whether a run came to its end below this runs folder, and the weights of its best evaluation were kept.
     ///
     /// # Errors
-    /// When there is a record that does not parse.
+    /// When there is a record that is not whole.
     pub fn has_weights(&self, run: &Run) -> Result<bool> {
         // Where there are weights without a record beside them, the run is on its way: it may not have been at its best yet.
         Ok(self.own_record(run)?.is_some() && self.files(run).weights().exists())
@@ -325,8 +337,10 @@ impl Trainer {
     /// The record that a run has, if nothing of what is needed is missing.
     fn finished(&self, run: &Run, need: Need) -> Result<Option<Record>> {
         let weights_missing = self.needs_weights(need) && !self.has_weights(run)?;
-        // A run that diverged before its first evaluation has none, however often it is made.
-        let has_none = |record: &Record| record.stop == Stop::Diverged && record.evaluations.is_empty();
+        // A run that diverged before an evaluation of finite outputs has none, however often it is made.
+        let has_none = |record: &Record| {
+            record.stop == Stop::Diverged && record.evaluations.iter().all(|evaluation| !evaluation.loss.is_finite())
+        };
         Ok(self.record(run)?.filter(|record| !weights_missing || has_none(record)))
     }
 
@@ -459,15 +473,17 @@ impl Trainer {
     /// The model as it was at the best evaluation of a run whose weights were kept.
     ///
     /// # Errors
-    /// When no weights were kept.
+    /// When no weights were kept, or their file is not whole or another run's.
     pub fn trained_model(&mut self, run: &Run) -> Result<Model> {
         let model = self.new_model(run)?;
-        let weights = self.files(run).weights();
-        if checkpoint::load_weights(&weights, model.parameters())? {
+        let RunPlace { folder, inputs, .. } = self.place(run);
+        if checkpoint::load_weights(&folder.weights(), &Origin::new(run, &inputs), model.parameters())? {
             return Ok(model);
         }
         Err(match self.own_record(run)? {
-            Some(Record { stop: Stop::Diverged, losses, .. }) => Error::Diverged { step: losses.len() + 1 },
+            Some(record) if record.stop == Stop::Diverged => {
+                Error::DivergedRun { run: run.name(), when: record.divergence() }
+            }
             _ => Error::NoWeights { key: run.key() },
         })
     }
@@ -601,6 +617,18 @@ fn max_length(pretrained: &Pretrained, run: &Run) -> Result<usize> {
         taken => format!("at most {left}, the positions that {taken} virtual tokens leave"),
     };
     Err(Error::Setting { name: "max_length", found: found.to_string(), expected })
+}
+
+/// The inputs that a run's folder tells, or else its record.
+fn told_inputs(folder: &RunFolder) -> Option<Inputs> {
+    #[derive(Deserialize)]
+    struct Told {
+        inputs: Inputs,
+    }
+    let told = |path: PathBuf| std::fs::read(path).ok();
+    let of_folder = told(folder.inputs()).and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let of_record = || serde_json::from_slice(&told(folder.record())?).ok().map(|Told { inputs }| inputs);
+    of_folder.or_else(of_record)
 }
 
 /// A job that panicked left the trainer whole.

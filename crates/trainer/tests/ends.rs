@@ -71,6 +71,44 @@ fn a_run_that_diverged_before_an_evaluation_says_so_and_is_not_made_again_for_it
 }
 
 #[test]
+fn outputs_that_are_not_finite_are_no_score_and_end_a_run_whose_record_reads_again() {
+    let (runs, model) = (TempDir::new().unwrap(), support::model());
+    let mut trainer = Trainer::new(Glue::synthetic("a test"), runs.path()).keep_weights(true);
+    // The evaluation comes before the next loss.
+    let run = run(Task::Synthetic, &model).with(|s| {
+        (s.learning_rate, s.max_grad_norm, s.warmup_ratio) = (1e30, None, 0.0);
+        s.evaluate = Evaluate::Steps(1);
+    });
+    let record = trainer.run(&run).unwrap();
+    assert_eq!((record.stop, record.best.clone(), record.losses.len()), (Stop::Diverged, None, 1));
+    assert!(record.evaluations[0].loss.is_nan() && record.evaluations[0].scores.mean().is_nan());
+    assert!(record.best_score().is_nan());
+    let error = trainer.trained_model(&run).err().unwrap().to_string();
+    assert!(error.contains("at the evaluation after step 1") && error.contains("lower the learning rate"), "{error}");
+    assert!(trainer.save_adapter(&run, &runs.path().join("adapter")).is_err() && !runs.path().join("adapter").exists());
+    // What is not a number equals nothing, but its text does.
+    assert_eq!(format!("{:?}", trainer.run(&run).unwrap()), format!("{record:?}"), "it is read and not made again");
+}
+
+#[test]
+fn a_model_whose_outputs_are_not_finite_predicts_nothing_and_its_examples_are_counted() {
+    let (runs, model) = (TempDir::new().unwrap(), support::model());
+    let mut trainer = Trainer::new(Glue::synthetic("a test"), runs.path());
+    let run = run(Task::Synthetic, &model);
+    let untrained = trainer.untrained_model(&run).unwrap();
+    let bias = untrained.parameters().get("classifier.bias").unwrap();
+    bias.set(&bias.affine(0.0, f64::NAN).unwrap()).unwrap();
+    let examples = trainer.data(&run).unwrap();
+    let (loss, scores) = evaluate(&untrained, run.task, &examples.validation[0].1).unwrap();
+    assert!(loss.is_nan() && scores.mean().is_nan());
+    let folder = runs.path().join("predictions");
+    let error = trainer.write_predictions_of(&untrained, &run, &folder).unwrap_err().to_string();
+    let rows = trainer.glue().load(run.task, Split::Test).unwrap().len();
+    assert!(error.contains(&format!("{rows} of {rows} examples")) && error.contains("not finite"), "{error}");
+    assert!(!folder.exists());
+}
+
+#[test]
 fn what_is_called_the_best_is_what_is_kept_after_an_interruption_too() {
     let (runs, model) = (TempDir::new().unwrap(), support::model());
     let run = run(Task::Synthetic, &model).with(|s| s.epochs = 4);

@@ -76,7 +76,7 @@ impl Adapter {
     /// Writes it to `folder`, which is made if it is missing, so that this crate or Python's `peft` can load it.
     ///
     /// # Errors
-    /// When a file cannot be written.
+    /// When a number is not finite, or a file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
         // The configuration last: a folder without one is no adapter.
         self.weights.write(folder, &self.conditions.metadata())?;
@@ -116,7 +116,7 @@ impl Model {
     /// Writes what is trained to `folder`, which is made if it is missing, so that this crate or Python's `peft` can load it.
     ///
     /// # Errors
-    /// When a file cannot be written, or the model was merged, and its encoder is no longer the checkpoint's.
+    /// When a number is not finite, a file cannot be written, or the model was merged, and its encoder is no longer the checkpoint's.
     pub fn save_adapter(&self, folder: &Path) -> Result<()> {
         self.adapter_now()?.save(folder)
     }

@@ -36,8 +36,8 @@ impl Model {
     /// transformers reads of ModernBERT alone.
     ///
     /// # Errors
-    /// When an adapter is none that a weight could hold, the model was merged for good already, `pretrained` is not its checkpoint, or
-    /// a file cannot be read or written.
+    /// When an adapter is none that a weight could hold, the model was merged for good already, `pretrained` is not its checkpoint, a
+    /// number is not finite, or a file cannot be read or written.
     pub fn save_merged(&self, pretrained: &Pretrained, labels: &[&str], folder: &Path) -> Result<()> {
         self.check_mergeable()?;
         if self.is_unloaded() {

@@ -142,6 +142,25 @@ fn a_number_that_is_not_finite_is_an_error_that_names_its_tensor() {
 }
 
 #[test]
+fn what_is_trained_or_merged_to_a_number_that_is_not_finite_is_not_written_and_its_tensor_is_named() {
+    let pretrained = tiny();
+    for value in [f64::NAN, f64::NEG_INFINITY] {
+        let model = Model::new(&pretrained, &ModelOptions::new(Method::lora(2), 2)).unwrap();
+        set(&model, &format!("{}.lora_B.weight", QUERY.trim_start_matches("base_model.model.")), vec![value; 64]);
+        let folder = tempfile::tempdir().unwrap();
+        for (error, name) in [
+            (model.save_adapter(folder.path()).unwrap_err(), format!("{QUERY}.lora_B.weight")),
+            (model.adapter().unwrap().save(folder.path()).unwrap_err(), format!("{QUERY}.lora_B.weight")),
+            (model.save_merged(&pretrained, &[], folder.path()).unwrap_err(), "self.query.weight".into()),
+        ] {
+            let error = error.to_string();
+            assert!(error.contains(&name) && error.contains("not finite"), "{error}");
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
 fn a_configuration_that_makes_no_adapter_is_an_error_that_names_the_field() {
     let edits: [(&str, Value, &[&str]); 13] = [
         ("peft_type", json!("LORRA"), &["peft_type \"LORRA\"", "nearest: LORA"]),

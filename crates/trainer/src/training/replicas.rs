@@ -1,7 +1,6 @@
 //! Data parallelism over several GPUs: each has a replica of the model and the optimizer, computes the gradients of a shard of every
 //! batch, and takes the same step with the sum of all gradients (all-reduce by NCCL), so that all stay equal to the bit.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -12,7 +11,7 @@ use ops::Communicators;
 use ops::Gradients;
 use peft::Model;
 
-use crate::checkpoint;
+use crate::checkpoint::{self, CheckpointFile};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::run::Settings;
@@ -38,7 +37,7 @@ impl Replicas {
         learner: &Learner,
         others: Vec<Model>,
         settings: &Settings,
-        checkpoint: Option<&Path>,
+        checkpoint: Option<&CheckpointFile>,
     ) -> Result<Self> {
         let model = &learner.model;
         if others.is_empty() {
@@ -50,8 +49,8 @@ impl Replicas {
         for (index, other) in others.into_iter().enumerate() {
             checkpoint::copy_parameters(model.parameters(), other.parameters())?;
             let mut learner = Learner::new(other, settings)?;
-            if let Some(path) = checkpoint {
-                checkpoint::load(path, &mut learner.optimizer)?;
+            if let Some(file) = checkpoint {
+                file.load(&mut learner.optimizer)?;
             }
             let replica = Replica { rank: 1 + index, learner, communicators: communicators.clone() };
             workers.push(Worker::start(replica));

@@ -1,5 +1,5 @@
 //! Measures the model on validation data while it trains, and keeps the weights of the best evaluation; of the last one as long as none
-//! has a score.
+//! has a score. A model whose outputs are not finite has diverged: nothing of it is kept, and the run ends.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -21,6 +21,13 @@ pub(crate) struct Evaluations {
     weights: Option<PathBuf>,
 }
 
+/// A model on validation data.
+struct Measured {
+    evaluation: Evaluation,
+    /// Whether its loss is a finite number on every split.
+    is_finite: bool,
+}
+
 impl Evaluations {
     /// Evaluations on `data`, the weights of the best written to a file if one is given.
     pub(crate) fn new(data: Arc<TaskData>, steps: EvaluationSteps, weights: Option<PathBuf>) -> Self {
@@ -36,21 +43,22 @@ impl Evaluations {
         if training.state.evaluations.last().is_some_and(|last| last.step >= training.state.step) {
             return Ok(());
         }
-        let evaluation = self.measure(training)?;
+        let Measured { evaluation, .. } = self.measure(training)?;
         training.logger.log(&Event::Evaluated { evaluation: &evaluation, is_best: false });
-        if best_evaluation(&training.state.evaluations).is_none() {
+        if evaluation.loss.is_finite() && best_evaluation(&training.state.evaluations).is_none() {
             self.keep_weights(training)?;
         }
         training.state.evaluations.push(evaluation);
         Ok(())
     }
 
-    fn measure(&self, training: &Training) -> Result<Evaluation> {
+    fn measure(&self, training: &Training) -> Result<Measured> {
         let task = self.data.task;
         let mut results = Vec::new();
         for (split, examples) in &self.data.validation {
             results.push((*split, evaluate(&training.learner.model, task, examples)?));
         }
+        let is_finite = results.iter().all(|(_, (loss, _))| loss.is_finite());
         let mut results = results.into_iter();
         let (_, (loss, scores)) = results.next().ok_or_else(|| Error::NotTrainable {
             task: task.to_string(),
@@ -58,11 +66,13 @@ impl Evaluations {
             hint: "a run is measured on it",
         })?;
         let other_scores = results.map(|(split, (_, scores))| (split, scores)).collect();
-        Ok(Evaluation { step: training.state.step, epoch: training.epoch(), loss, scores, other_scores })
+        let evaluation = Evaluation { step: training.state.step, epoch: training.epoch(), loss, scores, other_scores };
+        Ok(Measured { evaluation, is_finite })
     }
 
     fn keep_weights(&self, training: &Training) -> Result<()> {
-        self.weights.iter().try_for_each(|path| checkpoint::save_weights(path, training.learner.model.parameters()))
+        let (origin, parameters) = (&training.state.origin, training.learner.model.parameters());
+        self.weights.iter().try_for_each(|path| checkpoint::save_weights(path, origin, parameters))
     }
 }
 
@@ -72,14 +82,14 @@ impl Observer for Evaluations {
     }
 
     fn after_step(&mut self, training: &mut Training) -> Result<ControlFlow<Stop>> {
-        let evaluation = self.measure(training)?;
+        let Measured { evaluation, is_finite } = self.measure(training)?;
         training.state.evaluations.push(evaluation.clone());
         let best = best_evaluation(&training.state.evaluations).map(|best| best.step);
         let is_best = best == Some(evaluation.step);
         training.logger.log(&Event::Evaluated { evaluation: &evaluation, is_best });
-        if is_best || best.is_none() {
+        if is_best || best.is_none() && evaluation.loss.is_finite() {
             self.keep_weights(training)?;
         }
-        Ok(ControlFlow::Continue(()))
+        Ok(if is_finite { ControlFlow::Continue(()) } else { ControlFlow::Break(Stop::Diverged) })
     }
 }
