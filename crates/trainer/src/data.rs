@@ -32,7 +32,7 @@ impl Labeled {
     ) -> Result<Self> {
         let targets = dataset.targets()?.ok_or_else(|| no(dataset.task, "labels", "choose a labeled split"))?;
         let (examples, targets) = match rows {
-            Some(rows) => (dataset.examples_of(rows.iter().copied())?, selected(&targets, rows)),
+            Some(rows) => (dataset.examples_of(rows.iter().copied())?, targets.at(rows)),
             None => (dataset.examples()?, targets),
         };
         Ok(Self { sequences: tokenizer.encode_until(&examples, deadline)?, targets })
@@ -73,15 +73,7 @@ impl Labeled {
     /// The examples at `indices` only.
     pub(crate) fn selected(&self, indices: &[usize]) -> Self {
         let sequences = indices.iter().map(|&index| self.sequences[index].clone()).collect();
-        Self { sequences, targets: selected(&self.targets, indices) }
-    }
-}
-
-/// The labels at `indices`.
-fn selected(targets: &Targets, indices: &[usize]) -> Targets {
-    match targets {
-        Targets::Classes(ids) => Targets::Classes(indices.iter().map(|&index| ids[index]).collect()),
-        Targets::Values(values) => Targets::Values(indices.iter().map(|&index| values[index]).collect()),
+        Self { sequences, targets: self.targets.at(indices) }
     }
 }
 
