@@ -28,6 +28,12 @@ fn by_length(sequences: &[Sequence]) -> Vec<usize> {
 
 /// The model's mean loss on labeled examples, and the task's metrics.
 pub fn evaluate(model: &Model, task: Task, data: &Labeled) -> Result<(f64, Scores)> {
+    let (loss, predicted) = loss_and_predictions(model, task, data)?;
+    Ok((loss, task.score(&predicted, &data.targets)?))
+}
+
+/// The model's mean loss on labeled examples, and its predictions for them, in their order.
+pub(crate) fn loss_and_predictions(model: &Model, task: Task, data: &Labeled) -> Result<(f64, Targets)> {
     let mut rows = vec![Vec::new(); data.len()];
     let mut total = 0.0;
     for indices in by_length(&data.sequences).chunks(BATCH_SIZE) {
@@ -38,7 +44,7 @@ pub fn evaluate(model: &Model, task: Task, data: &Labeled) -> Result<(f64, Score
             rows[index] = row;
         }
     }
-    Ok((total / data.len() as f64, task.score(&decide(task, &rows), &data.targets)?))
+    Ok((total / data.len() as f64, decide(task, &rows)))
 }
 
 /// The model's predictions for unlabeled examples, in their order.

@@ -1,5 +1,5 @@
-//! Measures the model on validation data while it trains, and keeps the weights of the best evaluation; of the last one as long as none
-//! has a score.
+//! Measures the model on validation data while it trains, and keeps the weights and the predictions of the best evaluation; of the last one
+//! as long as none has a score.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -8,23 +8,33 @@ use std::sync::Arc;
 use crate::checkpoint;
 use crate::data::TaskData;
 use crate::error::{Error, Result};
-use crate::evaluation::evaluate;
+use crate::evaluation::loss_and_predictions;
 use crate::events::Event;
+use crate::predictions::{Predicted, Predictions};
 use crate::record::{Evaluation, Stop, best_evaluation};
+use crate::run::Run;
 use crate::training::Training;
 use crate::training::observers::{EvaluationSteps, Observer};
 
 /// The evaluations of a run.
 pub(crate) struct Evaluations {
+    run: Run,
     data: Arc<TaskData>,
     steps: EvaluationSteps,
+    predictions: PathBuf,
     weights: Option<PathBuf>,
 }
 
 impl Evaluations {
-    /// Evaluations on `data`, the weights of the best written to a file if one is given.
-    pub(crate) fn new(data: Arc<TaskData>, steps: EvaluationSteps, weights: Option<PathBuf>) -> Self {
-        Self { data, steps, weights }
+    /// Evaluations on `data`, the predictions of the best written to a file, and its weights if one is given for them.
+    pub(crate) fn new(
+        run: Run,
+        data: Arc<TaskData>,
+        steps: EvaluationSteps,
+        predictions: PathBuf,
+        weights: Option<PathBuf>,
+    ) -> Self {
+        Self { run, data, steps, predictions, weights }
     }
 
     /// Measures what there is so far of a run that was interrupted, for the caller. It comes after the checkpoint and so is not in it:
@@ -36,32 +46,36 @@ impl Evaluations {
         if training.state.evaluations.last().is_some_and(|last| last.step >= training.state.step) {
             return Ok(());
         }
-        let evaluation = self.measure(training)?;
+        let (evaluation, predictions) = self.measure(training)?;
         training.logger.log(&Event::Evaluated { evaluation: &evaluation, is_best: false });
         if best_evaluation(&training.state.evaluations).is_none() {
-            self.keep_weights(training)?;
+            self.keep(training, &predictions)?;
         }
         training.state.evaluations.push(evaluation);
         Ok(())
     }
 
-    fn measure(&self, training: &Training) -> Result<Evaluation> {
-        let task = self.data.task;
-        let mut results = Vec::new();
+    fn measure(&self, training: &Training) -> Result<(Evaluation, Predictions)> {
+        let (task, step) = (self.data.task, training.state.step);
+        let (mut results, mut splits) = (Vec::new(), Vec::new());
         for (split, examples) in &self.data.validation {
-            results.push((*split, evaluate(&training.learner.model, task, examples)?));
+            let (loss, predicted) = loss_and_predictions(&training.learner.model, task, examples)?;
+            results.push((*split, loss, task.score(&predicted, &examples.targets)?));
+            splits.push(Predicted { split: *split, predicted, labels: examples.targets.clone() });
         }
         let mut results = results.into_iter();
-        let (_, (loss, scores)) = results.next().ok_or_else(|| Error::NotTrainable {
+        let (_, loss, scores) = results.next().ok_or_else(|| Error::NotTrainable {
             task: task.to_string(),
             what: "validation data",
             hint: "a run is measured on it",
         })?;
-        let other_scores = results.map(|(split, (_, scores))| (split, scores)).collect();
-        Ok(Evaluation { step: training.state.step, epoch: training.epoch(), loss, scores, other_scores })
+        let other_scores = results.map(|(split, _, scores)| (split, scores)).collect();
+        let evaluation = Evaluation { step, epoch: training.epoch(), loss, scores, other_scores };
+        Ok((evaluation, Predictions { run: self.run.clone(), step, splits }))
     }
 
-    fn keep_weights(&self, training: &Training) -> Result<()> {
+    fn keep(&self, training: &Training, predictions: &Predictions) -> Result<()> {
+        predictions.write(&self.predictions)?;
         self.weights.iter().try_for_each(|path| checkpoint::save_weights(path, training.learner.model.parameters()))
     }
 }
@@ -72,13 +86,13 @@ impl Observer for Evaluations {
     }
 
     fn after_step(&mut self, training: &mut Training) -> Result<ControlFlow<Stop>> {
-        let evaluation = self.measure(training)?;
+        let (evaluation, predictions) = self.measure(training)?;
         training.state.evaluations.push(evaluation.clone());
         let best = best_evaluation(&training.state.evaluations).map(|best| best.step);
         let is_best = best == Some(evaluation.step);
         training.logger.log(&Event::Evaluated { evaluation: &evaluation, is_best });
         if is_best || best.is_none() {
-            self.keep_weights(training)?;
+            self.keep(training, &predictions)?;
         }
         Ok(ControlFlow::Continue(()))
     }
