@@ -56,6 +56,7 @@ pub mod summary;
 mod tokenizer;
 mod trainer;
 mod training;
+pub mod verdict;
 
 pub use data::{Labeled, TaskData};
 pub use device::DeviceName;
