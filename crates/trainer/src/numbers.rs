@@ -12,11 +12,6 @@ pub fn mean_and_deviation(mean: f64, deviation: f64, count: usize) -> String {
     if count > 1 && mean.is_finite() { format!("{mean:.3} ± {deviation:.3}") } else { score(mean) }
 }
 
-/// How much more one score is than another, with its sign unless it is 0 to three decimals.
-pub fn difference(value: f64) -> String {
-    if value.abs() < 0.0005 { "0.000".into() } else { format!("{value:+.3}") }
-}
-
 /// The ends of an interval of scores.
 pub fn interval(interval: Interval) -> String {
     format!("{} to {}", score(interval.low), score(interval.high))
@@ -84,7 +79,6 @@ mod tests {
     fn numbers_are_written_as_people_write_them() {
         assert_eq!([small(1e-3), small(2.5e-5), small(0.06), small(0.0)], ["1e-3", "2.5e-5", "0.06", "0"]);
         assert_eq!([duration(4.25), duration(75.0), duration(600.0)], ["4.2 s", "75 s", "10.0 min"]);
-        assert_eq!([difference(0.012), difference(-0.008), difference(-0.0004)], ["+0.012", "-0.008", "0.000"]);
         assert_eq!([points(0.8614), points(-0.0003), signed_points(0.012)], ["86.1", "0.0", "+1.2"]);
         assert_eq!([signed_points(-0.012), signed_points(0.0004)], ["-1.2", "0.0"]);
         assert_eq!([p_value(0.0004), p_value(0.0123), p_value(0.345)], ["below 0.001", "0.012", "0.34"]);
