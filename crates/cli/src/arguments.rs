@@ -298,6 +298,9 @@ pub(crate) struct GlueArguments {
     /// Only print the published records as a table in Markdown.
     #[arg(long, conflicts_with = "list")]
     pub table: bool,
+    /// Only print what the published records allow to say: of each two methods on a task, and of each method and baseline.
+    #[arg(long, conflicts_with_all = ["list", "table"])]
+    pub verdicts: bool,
     /// The folder of published records, which tables and charts are made of.
     #[arg(long, default_value = "results", value_parser = path())]
     pub results: PathBuf,

@@ -4,9 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use trainer::glue::{Baseline, Split};
-use trainer::numbers::yes_or_no;
+use trainer::numbers::{self, yes_or_no};
 use trainer::summary::Summary;
-use trainer::{Recipe, Record, Run, StartsFrom, Stop, Trainer, check_writable, results};
+use trainer::verdict::{AgainstBaseline, Verdict};
+use trainer::{Predictions, Recipe, Record, Run, StartsFrom, Stop, Trainer, check_writable, predictions, results};
 
 use crate::arguments::GlueArguments;
 use crate::progress;
@@ -27,9 +28,13 @@ pub(crate) fn perform(arguments: &GlueArguments) -> Result<ExitCode> {
         [] => Recipe::all()?,
         names => names.iter().map(|name| Recipe::load(name)).collect::<trainer::Result<_>>()?,
     };
+    // Records are enough for these: no data is looked for.
     if arguments.table {
-        // Records are enough for it: no data is looked for.
         table(&recipes, &published);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if arguments.verdicts {
+        verdicts(&recipes, &published, &predictions::load(&arguments.results)?);
         return Ok(ExitCode::SUCCESS);
     }
     let mut trainer = Trainer::new(crate::locate_glue()?, &arguments.runs)
@@ -57,38 +62,74 @@ pub(crate) fn perform(arguments: &GlueArguments) -> Result<ExitCode> {
             return Ok(crate::status(&[record]));
         }
         println!("  {}", results::publish(&arguments.results, name, &record)?.display());
+        if let Some(predictions) = trainer.predictions(run)?.filter(|predictions| predictions.are_of(&record)) {
+            println!("  {}", predictions::publish(&arguments.results, name, &predictions)?.display());
+        }
         made.push(record);
     }
     Ok(crate::status(&made))
 }
 
-/// A row for each recipe that has records: its scores, mean and deviation over seeds, against the baselines.
+/// The published records of each recipe that has some.
+fn summaries<'a>(recipes: &[Recipe], published: &'a [Record]) -> Vec<Summary<'a>> {
+    let of = |recipe: &Recipe| {
+        let runs = recipe.runs();
+        Summary { records: published.iter().filter(|record| runs.contains(&record.run)).collect() }
+    };
+    recipes.iter().map(of).filter(|summary| !summary.records.is_empty()).collect()
+}
+
+/// A row for each recipe that has records: its scores over seeds, mean, deviation and interval, against the baselines.
 fn table(recipes: &[Recipe], published: &[Record]) {
-    println!("| task, baseline | method | dev score | above | seeds | trained | training | starts from | data |");
-    println!("| --- | --- | --- | --- | ---: | ---: | ---: | --- | --- |");
-    for recipe in recipes {
-        let (task, runs) = (recipe.run.task, recipe.runs());
-        let records: Vec<&Record> = published.iter().filter(|record| runs.contains(&record.run)).collect();
-        let Some(&first) = records.first() else { continue };
-        let summary = Summary { records };
+    println!(
+        "| task, baseline | method | dev score | 95 % interval | mean above | interval above | seeds | trained | training | \
+         starts from | data |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- | ---: | ---: | ---: | --- | --- |");
+    for summary in summaries(recipes, published) {
+        let first = summary.records[0];
+        let task = first.run.task;
         let name = |baseline: &Baseline| match baseline.split {
             Split::ValidationMismatched => format!("{} (mismatched)", baseline.metric),
             _ => baseline.metric.to_string(),
         };
         let each =
             |said: &dyn Fn(&Baseline) -> String| task.baselines().iter().map(said).collect::<Vec<_>>().join(", ");
+        let interval = |baseline: &Baseline| summary.interval_on(baseline.split, baseline.metric);
+        let is_above = |baseline: &Baseline| interval(baseline).map(|interval| interval.low > baseline.value);
         println!(
-            "| {task}, {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {task}, {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             each(&|baseline| format!("{} {}", name(baseline), baseline.value)),
             summary.name(),
             each(&|baseline| summary.score_on(baseline.split, baseline.metric)),
+            each(&|baseline| interval(baseline).map_or("–".into(), numbers::interval)),
             each(&|baseline| yes_or_no(summary.is_above(baseline)).into()),
+            each(&|baseline| is_above(baseline).map_or("–", yes_or_no).into()),
             summary.seeds(),
             summary.share_of_model(first.parameters.trainable),
             summary.training_time(),
             first.run.starts_from.as_ref().and_then(StartsFrom::run).map_or("–", |run| run.task.name()),
             first.data.caveat().unwrap_or_else(|| "whole".into()),
         );
+    }
+}
+
+/// A sentence for each two methods of a task, and for each method and baseline, as a list in Markdown.
+fn verdicts(recipes: &[Recipe], published: &[Record], predictions: &[Predictions]) {
+    let summaries = summaries(recipes, published);
+    let with_caveat = |sentence: String, caveat: Option<String>| match caveat {
+        Some(caveat) => println!("- {sentence} ({caveat})."),
+        None => println!("- {sentence}."),
+    };
+    println!("Each two methods of a task, over their seeds:\n");
+    for verdict in Verdict::of_all(&summaries, predictions) {
+        with_caveat(verdict.to_string(), verdict.caveat);
+    }
+    println!(
+        "\nEach method against each baseline, by its own interval, without a correction for how many there are:\n"
+    );
+    for against in summaries.iter().flat_map(AgainstBaseline::of) {
+        with_caveat(against.to_string(), against.caveat);
     }
 }
 

@@ -258,10 +258,29 @@ fn a_recipe_in_a_file_of_ones_own_is_run_with_its_seeds_and_published_once() {
     let records = trainer::results::load(published.as_ref()).unwrap();
     assert_eq!(records.iter().map(|record| record.run.seed).collect::<Vec<_>>(), [1, 2]);
     assert!(glue(&["--table"]).contains("| Synthetic, accuracy 0.8 | BitFit |"));
+    assert!(glue(&["--verdicts"]).contains("- On Synthetic BitFit is "));
+    let predictions = trainer::predictions::load(published.as_ref()).unwrap();
+    assert!(records.iter().zip(&predictions).all(|(record, predictions)| predictions.are_of(record)));
+    assert_eq!(predictions.len(), 2);
 
     let output = peft_glue(&["run", "--recipe", &recipe, "--seed", "2", "--runs", &runs, "--json"], &[]);
     let record: trainer::Record = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(record.thinned(150), records[1], "the run that the recipe describes has its record already");
+}
+
+#[test]
+fn the_table_and_the_verdicts_in_the_documentation_are_those_of_the_published_records() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+    let page = std::fs::read_to_string(format!("{root}/docs/tasks.md")).unwrap();
+    for (option, begin) in [("--table", "| "), ("--verdicts", "- ")] {
+        let output = peft_glue(&["glue", option, "--results", &format!("{root}/results")], &[]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        // The verdicts on methods are there; those on baselines are a column of the table.
+        let printed = text.split("\n\nEach method against").next().unwrap();
+        let lines: Vec<&str> = printed.lines().filter(|line| line.starts_with(begin)).collect();
+        assert!(lines.len() > 1, "{text}");
+        assert!(page.contains(&lines.join("\n")), "docs/tasks.md: put in what peft-glue glue {option} prints");
+    }
 }
 
 #[test]

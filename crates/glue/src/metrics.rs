@@ -25,6 +25,20 @@ pub enum Metric {
     Spearman,
 }
 
+impl Metric {
+    /// Its value for predictions against as many labels given; `None` where one or the other is not of its kind.
+    pub fn value(self, predicted: &Targets, gold: &Targets) -> Option<f64> {
+        match (self, predicted, gold) {
+            (Self::Accuracy, Targets::Classes(p), Targets::Classes(g)) => Some(accuracy(p, g)),
+            (Self::F1, Targets::Classes(p), Targets::Classes(g)) => Some(f1(p, g)),
+            (Self::Matthews, Targets::Classes(p), Targets::Classes(g)) => Some(matthews(p, g)),
+            (Self::Pearson, Targets::Values(p), Targets::Values(g)) => Some(pearson(p, g)),
+            (Self::Spearman, Targets::Values(p), Targets::Values(g)) => Some(spearman(p, g)),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Metric {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.pad(match self {
@@ -58,6 +72,14 @@ impl Targets {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Those at these places, which must be there.
+    pub fn at(&self, places: &[usize]) -> Self {
+        match self {
+            Self::Classes(ids) => Self::Classes(places.iter().map(|&place| ids[place]).collect()),
+            Self::Values(values) => Self::Values(places.iter().map(|&place| values[place]).collect()),
+        }
     }
 
     /// What predicts these best and looks at no text: `rows` times the most frequent class (of equally frequent ones the
@@ -111,16 +133,8 @@ impl Task {
         if predicted.len() != gold.len() || gold.is_empty() {
             return wrong(format!("{} of them, at least one", gold.len()), predicted.len().to_string());
         }
-        let value = |metric| match (metric, predicted, gold) {
-            (Metric::Accuracy, Targets::Classes(p), Targets::Classes(g)) => Some(accuracy(p, g)),
-            (Metric::F1, Targets::Classes(p), Targets::Classes(g)) => Some(f1(p, g)),
-            (Metric::Matthews, Targets::Classes(p), Targets::Classes(g)) => Some(matthews(p, g)),
-            (Metric::Pearson, Targets::Values(p), Targets::Values(g)) => Some(pearson(p, g)),
-            (Metric::Spearman, Targets::Values(p), Targets::Values(g)) => Some(spearman(p, g)),
-            _ => None,
-        };
-        let scores: Option<BTreeMap<_, _>> =
-            self.metrics().iter().map(|&metric| value(metric).map(|value| (metric, value))).collect();
+        let value = |&metric: &Metric| Some((metric, metric.value(predicted, gold)?));
+        let scores: Option<BTreeMap<_, _>> = self.metrics().iter().map(value).collect();
         match scores {
             Some(scores) => Ok(Scores(scores)),
             None => wrong(if self.is_regression() { "scores" } else { "classes" }.into(), "the other kind".into()),

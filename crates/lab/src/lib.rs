@@ -26,6 +26,7 @@ mod table;
 pub mod tables;
 mod text;
 mod tree;
+pub mod verdicts;
 
 pub use chart::{Axis, Chart, Figure, Mark, Point, Reference, Scale, Series};
 pub use error::{Error, Result};

@@ -11,7 +11,7 @@ use trainer::{Record, Tokenizer, Trainer};
 use crate::groups::{baseline, by_method, caveats, main_metric, tasks};
 use crate::plan::Plan;
 use crate::table::Table;
-use crate::text;
+use crate::{text, verdicts};
 
 /// What the notebook runs with: versions, processor, data, profile.
 pub fn setup(trainer: &Trainer, plan: &Plan) -> Table {
@@ -298,15 +298,9 @@ pub fn findings(searches: &[Search], compared: &[Record], ranked: &[Record]) -> 
         let answer = format!("LoRA {} and BitFit {} that of full fine-tuning", times(lora), times(bitfit));
         table.push(["best learning rate found", &answer]);
     }
-    for full in groups.iter().filter(|group| *group.method == Method::Full) {
-        let metric = main_metric(full.task);
-        let (reference, _) = full.mean_and_deviation(metric);
-        for group in groups.iter().filter(|group| group.task == full.task && *group.method != Method::Full) {
-            let (mean, _) = group.mean_and_deviation(metric);
-            let share = 100.0 * group.parameters() as f64 / full.parameters() as f64;
-            let answer = format!("{} {metric} with {share:.2} % of the parameters", text::difference(mean - reference));
-            table.push([format!("{}: {} against full fine-tuning", full.task, group.name()), answer]);
-        }
+    for verdict in verdicts::of(compared, &[]) {
+        let [first, second] = &verdict.methods;
+        table.push_long([format!("{}: {first} against {second}", verdict.task), verdict.to_string()]);
     }
     let means: Vec<(String, f64)> = by_method(ranked)
         .iter()
@@ -459,7 +453,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_findings_say_of_each_task_and_method_whether_its_baseline_is_reached() {
+    fn the_findings_say_of_each_task_and_method_whether_its_baseline_is_reached_and_which_is_better() {
         let records = [
             record(Task::Sst2, Method::Full, 1, 0.92),
             record(Task::Sst2, Method::bitfit(), 1, 0.87),
@@ -470,6 +464,7 @@ pub(crate) mod tests {
         let answers = column(&table, "answer");
         assert_eq!(answers[0], "Full fine-tuning 0.920, yes; BitFit 0.870, no");
         assert_eq!(answers[1], "BitFit 0.810, yes");
+        assert_eq!(answers[2], "On SST-2 nothing can be said of Full fine-tuning and BitFit from one seed each");
     }
 
     #[test]

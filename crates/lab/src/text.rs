@@ -1,6 +1,6 @@
 //! Text of tables and charts: escaped for HTML, cut, listed.
 
-pub(crate) use trainer::numbers::{difference, duration, score, small, yes_or_no};
+pub(crate) use trainer::numbers::{duration, score, small, yes_or_no};
 
 /// Text as HTML shows it.
 pub(crate) fn escape(text: &str) -> String {

@@ -48,7 +48,7 @@ impl Labeled {
 
     /// The examples of these rows. They cost what they are, however many there are beside them.
     fn of_rows(dataset: &Dataset, rows: &[usize], tokenizer: &Tokenizer, deadline: Option<Instant>) -> Result<Self> {
-        let targets = selected(&targets(dataset)?, rows);
+        let targets = targets(dataset)?.at(rows);
         Ok(Self { sequences: tokenizer.encode_rows(dataset, rows, deadline)?, targets })
     }
 
@@ -87,20 +87,12 @@ impl Labeled {
     /// The examples at `indices` only.
     pub(crate) fn selected(&self, indices: &[usize]) -> Self {
         let sequences = indices.iter().map(|&index| self.sequences[index].clone()).collect();
-        Self { sequences, targets: selected(&self.targets, indices) }
+        Self { sequences, targets: self.targets.at(indices) }
     }
 }
 
 fn targets(dataset: &Dataset) -> Result<Targets> {
     dataset.targets()?.ok_or_else(|| no(dataset.task, "labels", "choose a labeled split"))
-}
-
-/// The labels at `indices`.
-fn selected(targets: &Targets, indices: &[usize]) -> Targets {
-    match targets {
-        Targets::Classes(ids) => Targets::Classes(indices.iter().map(|&index| ids[index]).collect()),
-        Targets::Values(values) => Targets::Values(indices.iter().map(|&index| values[index]).collect()),
-    }
 }
 
 /// What a run trains on and is measured by.

@@ -74,6 +74,12 @@ pub enum Error {
          take that program, or remove the file to run again from the start"
     )]
     LaterFormat { path: PathBuf, expected: &'static str, found: u64, known: u64 },
+    /// A file of predictions that does not parse.
+    #[error(
+        "{path}: expected the predictions of a run for its validation data, found {found}; remove the file, and what is said of the run \
+             is said of its scores alone"
+    )]
+    Predictions { path: PathBuf, found: String },
     /// A file of batches that cannot be replayed.
     #[error(
         "{path}: {found}; expected an npz file with `steps`, and input_ids, attention_mask and labels of each step"

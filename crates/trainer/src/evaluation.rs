@@ -32,6 +32,21 @@ fn by_length(sequences: &[Sequence]) -> Vec<usize> {
 /// # Errors
 /// When memory does not suffice or a device fails.
 pub fn evaluate(model: &Model, task: Task, data: &Labeled) -> Result<(f64, Scores)> {
+    let Measured { loss, scores, .. } = measure(model, task, data)?;
+    Ok((loss, scores))
+}
+
+/// What a model does on labeled examples.
+pub(crate) struct Measured {
+    /// The mean over the examples.
+    pub loss: f64,
+    pub scores: Scores,
+    /// In the order of the examples; none where an output of the model is not finite, and neither loss nor scores are numbers.
+    pub predicted: Option<Targets>,
+}
+
+/// The same as [`evaluate`], and the model's predictions.
+pub(crate) fn measure(model: &Model, task: Task, data: &Labeled) -> Result<Measured> {
     let mut rows = vec![Vec::new(); data.len()];
     let mut total = 0.0;
     for indices in by_length(&data.sequences).chunks(BATCH_SIZE) {
@@ -43,9 +58,12 @@ pub fn evaluate(model: &Model, task: Task, data: &Labeled) -> Result<(f64, Score
         }
     }
     if undecided(&rows) > 0 {
-        return Ok((f64::NAN, Scores(task.metrics().iter().map(|&metric| (metric, f64::NAN)).collect())));
+        let scores = Scores(task.metrics().iter().map(|&metric| (metric, f64::NAN)).collect());
+        return Ok(Measured { loss: f64::NAN, scores, predicted: None });
     }
-    Ok((total / data.len() as f64, task.score(&decide(task, &rows), &data.targets)?))
+    let predicted = decide(task, &rows);
+    let scores = task.score(&predicted, &data.targets)?;
+    Ok(Measured { loss: total / data.len() as f64, scores, predicted: Some(predicted) })
 }
 
 /// The model's predictions for unlabeled examples, in their order.

@@ -27,6 +27,11 @@ impl RunFolder {
         self.0.join("weights.safetensors")
     }
 
+    /// What it predicted for its validation data at the best evaluation.
+    pub(crate) fn predictions(&self) -> PathBuf {
+        self.0.join("predictions.safetensors")
+    }
+
     /// The digests of what the run is made from.
     pub(crate) fn inputs(&self) -> PathBuf {
         self.0.join("inputs.json")

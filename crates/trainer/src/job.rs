@@ -134,7 +134,8 @@ impl Job {
         let Self { run, data, folder, .. } = self;
         let evaluation_steps = EvaluationSteps::new(run.settings.evaluate, &training.plan);
         let weights = self.keep_weights.then(|| folder.weights());
-        let mut evaluations = Evaluations::new(data.clone(), evaluation_steps, weights);
+        let mut evaluations =
+            Evaluations::new(run.clone(), data.clone(), evaluation_steps, folder.predictions(), weights);
         let mut early_stopping = EarlyStopping::new(evaluation_steps, run.settings.patience);
         let mut checkpoints = Checkpoints::new(folder.checkpoint());
         let mut budget = Budget::new(self.deadline, self.stop_files.clone());

@@ -6,7 +6,7 @@ use glue::{Baseline, Metric, Split};
 
 use crate::numbers;
 use crate::record::{Record, Stop};
-use crate::statistics::mean_and_deviation;
+use crate::statistics::{Estimate, Interval, mean_and_deviation};
 
 /// The runs of one method on one task, at least one.
 #[derive(Clone, Debug)]
@@ -35,6 +35,17 @@ impl Summary<'_> {
     pub fn mean_and_deviation_on(&self, split: Split, metric: Metric) -> (f64, f64) {
         let values: Vec<f64> = self.records.iter().map(|record| record.score_on(split, metric)).collect();
         mean_and_deviation(&values)
+    }
+
+    /// The values on one of the task's validation splits of those runs that have one.
+    pub fn scores_on(&self, split: Split, metric: Metric) -> Vec<f64> {
+        let scores = self.records.iter().map(|record| record.score_on(split, metric));
+        scores.filter(|score| score.is_finite()).collect()
+    }
+
+    /// The 95 % interval of the mean over seeds, by Student's t; `None` of fewer than two runs.
+    pub fn interval_on(&self, split: Split, metric: Metric) -> Option<Interval> {
+        Estimate::mean(&self.scores_on(split, metric)).map(|estimate| estimate.interval())
     }
 
     /// The mean of the best values as text, with their deviation where there are several.

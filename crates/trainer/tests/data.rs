@@ -13,7 +13,10 @@ use trainer::{Run, Trainer};
 /// RTE with so many training rows and nothing else.
 fn glue(folder: &Path, rows: usize) -> Glue {
     let row = |index: usize| {
-        format!("{index}\tthe cat {index}\ta dog sleeps\t{}entailment\n", if index.is_multiple_of(2) { "" } else { "not_" })
+        format!(
+            "{index}\tthe cat {index}\ta dog sleeps\t{}entailment\n",
+            if index.is_multiple_of(2) { "" } else { "not_" }
+        )
     };
     let text = format!("index\tsentence1\tsentence2\tlabel\n{}", (0..rows).map(row).collect::<String>());
     std::fs::create_dir_all(folder.join("RTE")).unwrap();
