@@ -44,7 +44,7 @@ impl RunFolder {
 
 /// Writes `bytes` to `path`; a reader sees the old file or the new one, whenever the process is killed.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    glue::files::write_atomically(path, bytes).map_err(|source| Error::File { path: path.into(), source })
+    ::files::write(path, bytes).map_err(|source| Error::File { path: path.into(), source })
 }
 
 /// Writes a value as JSON, as a whole.
@@ -62,18 +62,7 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 /// # Errors
 /// The message names the folder.
 pub fn check_writable(folder: &Path) -> Result<()> {
-    let failed = |source| Error::File { path: folder.into(), source };
-    if folder.is_dir() {
-        return tempfile::NamedTempFile::new_in(folder).map_err(failed).map(drop);
-    }
-    let place = std::path::absolute(folder).map_err(failed)?;
-    // A file in the place of a folder above is no place to make one.
-    let above = place.ancestors().skip(1).find(|above| above.exists()).unwrap_or(Path::new("/"));
-    tempfile::tempdir_in(above).map_err(failed)?;
-    match folder.exists() {
-        true => Err(failed(std::io::Error::from(std::io::ErrorKind::NotADirectory))),
-        false => Ok(()),
-    }
+    ::files::check_writable(folder).map_err(|source| Error::File { path: folder.into(), source })
 }
 
 /// The file's bytes, or `None` if there is no such file.

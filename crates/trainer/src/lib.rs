@@ -62,7 +62,7 @@ pub use environment::environment;
 pub use error::{Error, Result};
 pub use evaluation::{evaluate, predict};
 pub use events::{Event, JobLogger, Logger, Place, Silent};
-pub use files::check_writable;
+pub use crate::files::check_writable;
 pub use inputs::Inputs;
 pub use line_logger::LineLogger;
 pub use recipe::Recipe;

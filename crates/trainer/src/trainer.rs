@@ -487,8 +487,8 @@ impl Trainer {
     pub fn save_adapter(&mut self, run: &Run, folder: &Path) -> Result<()> {
         let mut adapter = self.trained_model(run)?.adapter()?;
         adapter.conditions.max_length = Some(run.settings.max_length);
-        adapter.save(folder)?;
-        provenance::write(folder, run)
+        let (name, bytes) = provenance::file(run)?;
+        Ok(adapter.save_with(folder, &[(name, &bytes)])?)
     }
 
     /// The predictions of a run's best model for a split: of its own task, or of AX by a model for MNLI.
