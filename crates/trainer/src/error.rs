@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-/// An error of this crate. Each message says what to do next.
+/// An error of this crate. Each message says what to do next. A cause that stands in the message (`r#source`) is not told as the error's
+/// source again.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // Of the fields: the messages say what they are.
 pub enum Error {
@@ -52,10 +53,10 @@ pub enum Error {
     Diverged { step: usize },
     /// An error on one of the devices that share the batches of a run.
     #[error("{device}: {source}")]
-    OnDevice { device: String, source: Box<Error> },
+    OnDevice { device: String, r#source: Box<Error> },
     /// A file that cannot be read or written.
     #[error("{path}: {source}; check that the folder exists and may be written")]
-    File { path: PathBuf, source: std::io::Error },
+    File { path: PathBuf, r#source: std::io::Error },
     /// A record or checkpoint that does not parse.
     #[error("{path}: expected {expected}, found {found}; remove the file to run again from the start")]
     Content { path: PathBuf, expected: &'static str, found: String },
