@@ -10,6 +10,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use crate::error::{Error, Result};
+use crate::limits::Limits;
 use crate::record::DataSummary;
 use crate::run::Settings;
 use crate::tokenizer::Tokenizer;
@@ -24,18 +25,13 @@ pub struct Labeled {
 
 impl Labeled {
     /// The examples of these rows, all where none are named.
-    fn new(
-        dataset: &Dataset,
-        rows: Option<&[usize]>,
-        tokenizer: &Tokenizer,
-        deadline: Option<Instant>,
-    ) -> Result<Self> {
+    fn new(dataset: &Dataset, rows: Option<&[usize]>, tokenizer: &Tokenizer, limits: &Limits) -> Result<Self> {
         let targets = dataset.targets()?.ok_or_else(|| no(dataset.task, "labels", "choose a labeled split"))?;
         let (examples, targets) = match rows {
             Some(rows) => (dataset.examples_of(rows.iter().copied())?, selected(&targets, rows)),
             None => (dataset.examples()?, targets),
         };
-        Ok(Self { sequences: tokenizer.encode_until(&examples, deadline)?, targets })
+        Ok(Self { sequences: tokenizer.encode_within(&examples, limits)?, targets })
     }
 
     /// How many examples.
@@ -110,6 +106,17 @@ impl TaskData {
         settings: &Settings,
         deadline: Option<Instant>,
     ) -> Result<Self> {
+        Self::load_within(glue, task, tokenizer, settings, &Limits { deadline, ..Limits::default() })
+    }
+
+    /// The same, within limits.
+    pub(crate) fn load_within(
+        glue: &Glue,
+        task: Task,
+        tokenizer: &Tokenizer,
+        settings: &Settings,
+        limits: &Limits,
+    ) -> Result<Self> {
         check_trainable(task)?;
         let rows = if settings.train_extra { glue.load_with_extra(task)? } else { glue.load(task, Split::Train)? };
         let limited = settings.train_limit.filter(|&limit| limit < rows.len()).map(|limit| {
@@ -119,12 +126,12 @@ impl TaskData {
             order.sort_unstable();
             order
         });
-        let train = Labeled::new(&rows, limited.as_deref(), tokenizer, deadline)?;
+        let train = Labeled::new(&rows, limited.as_deref(), tokenizer, limits)?;
         let mut validation = Vec::new();
         let mut validation_rows = Vec::new();
         for &split in task.validation_splits() {
             let rows = glue.load(task, split)?;
-            validation.push((split, Labeled::new(&rows, None, tokenizer, deadline)?));
+            validation.push((split, Labeled::new(&rows, None, tokenizer, limits)?));
             validation_rows.push((split, rows.completeness));
         }
         let summary = DataSummary {

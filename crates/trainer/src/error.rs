@@ -79,6 +79,20 @@ pub enum Error {
     /// A run that is to predict and has no end to predict from.
     #[error("{run}: expected a run that has come to its end, found {stop}")]
     Unfinished { run: String, stop: String },
+    /// A run that was asked to stop before it had begun or gone on.
+    #[error("{place}: stopped as asked; ask for it again to go on")]
+    Interrupted { place: String },
+    /// A run that another process is making.
+    #[error(
+        "{run}: {holder} is making it, which has the lock {path}; ask for it again when that has ended, or wait for its record (without \
+         --no-wait)"
+    )]
+    Busy { run: String, holder: String, path: PathBuf },
+    /// A disk without the space for what a run writes.
+    #[error(
+        "{folder}: up to {need} MB will be written there, and {free} MB are free; free some, or name another folder"
+    )]
+    NoSpace { folder: PathBuf, need: u64, free: u64 },
     /// A run for which there was no time.
     #[error(
         "the time budget was spent after {done} of {of} sentences were tokenised, and nothing is trained; give a longer one"

@@ -29,6 +29,7 @@ struct AdaptersGuide;
 
 mod batches;
 mod checkpoint;
+mod claim;
 mod data;
 mod device;
 mod environment;
@@ -38,6 +39,7 @@ mod events;
 mod files;
 mod inputs;
 mod job;
+mod limits;
 mod line_logger;
 pub mod numbers;
 pub mod provenance;
@@ -56,13 +58,13 @@ mod tokenizer;
 mod trainer;
 mod training;
 
+pub use crate::files::{check_space, check_writable};
 pub use data::{Labeled, TaskData};
 pub use device::DeviceName;
 pub use environment::environment;
 pub use error::{Error, Result};
 pub use evaluation::{evaluate, predict};
 pub use events::{Event, JobLogger, Logger, Place, Silent};
-pub use crate::files::check_writable;
 pub use inputs::Inputs;
 pub use line_logger::LineLogger;
 pub use recipe::Recipe;
@@ -72,6 +74,7 @@ pub use run::{DEFAULT_MODEL, Evaluate, Run, SavedAdapter, Settings, StartsFrom};
 pub use speed::Speed;
 pub use tokenizer::Tokenizer;
 pub use trainer::Trainer;
+pub use training::observers::CheckpointEvery;
 
 pub use glue;
 pub use peft;

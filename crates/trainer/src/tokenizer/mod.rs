@@ -5,13 +5,14 @@ mod special_tokens;
 mod vocabulary;
 
 use std::path::PathBuf;
-use std::time::Instant;
 
 use glue::Example;
 use peft::{Pretrained, Remark, Sequence};
 use tokenizers::{EncodeInput, TruncationParams};
 
 use crate::error::{Error, Result};
+use crate::limits::Limits;
+use crate::record::Stop;
 
 /// How many examples are encoded at once. An encoding holds many times what a sequence does: not all of a large task's are in memory.
 const AT_ONCE: usize = 2048;
@@ -65,18 +66,24 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer fails, or gives a token that the model has no vector for.
     pub fn encode(&self, examples: &[Example]) -> Result<Vec<Sequence>> {
-        self.encode_until(examples, None)
+        self.encode_within(examples, &Limits::default())
     }
 
-    /// The same, by a deadline, if there is one; a first part is always encoded.
+    /// The same, within limits; a first part is always encoded.
     ///
     /// # Errors
-    /// Besides, when the deadline passes before the last part.
-    pub(crate) fn encode_until(&self, examples: &[Example], deadline: Option<Instant>) -> Result<Vec<Sequence>> {
+    /// Besides, when a limit is reached before the last part.
+    pub(crate) fn encode_within(&self, examples: &[Example], limits: &Limits) -> Result<Vec<Sequence>> {
         let mut sequences = Vec::with_capacity(examples.len());
         for part in examples.chunks(AT_ONCE) {
-            if !sequences.is_empty() && deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(Error::OutOfTime { done: sequences.len(), of: examples.len() });
+            let (done, of) = (sequences.len(), examples.len());
+            match limits.stop().filter(|_| done > 0) {
+                Some(Stop::Interrupted) => {
+                    let place = format!("{done} of {of} sentences were tokenised");
+                    return Err(Error::Interrupted { place });
+                }
+                Some(_) => return Err(Error::OutOfTime { done, of }),
+                None => {}
             }
             self.encode_part(part, &mut sequences)?;
         }

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::checkpoint;
+use crate::checkpoint::{self, State};
 use crate::data::TaskData;
 use crate::error::{Error, Result};
 use crate::evaluation::evaluate;
@@ -25,6 +25,12 @@ impl Evaluations {
     /// Evaluations on `data`, the weights of the best written to a file if one is given.
     pub(crate) fn new(data: Arc<TaskData>, steps: EvaluationSteps, weights: Option<PathBuf>) -> Self {
         Self { data, steps, weights }
+    }
+
+    /// Whether the evaluation after the last step of a state is due and was not made, since it was interrupted.
+    pub(crate) fn is_missing(&self, state: &State, steps: usize) -> bool {
+        let last = state.evaluations.last().map_or(0, |last| last.step);
+        state.step > last && self.steps.contain(state.step, steps)
     }
 
     /// Measures what there is so far of a run that was interrupted, for the caller. It comes after the checkpoint and so is not in it:
