@@ -37,7 +37,7 @@ PDF := report/report.pdf
 FIGURE := report/comparison.svg
 endif
 
-.PHONY: help setup data glue glue-notebook report export submission methods test test-rust lint docs test-crates deny package test-cuda test-scripts test-kernel test-report test-submission test-tensorboard test-cluster check check-targets notebook cuda bench bench-host interop model-mpnet clean
+.PHONY: help setup data glue glue-notebook report export submission methods test test-rust lint docs test-crates test-torture torture deny package test-cuda test-scripts test-kernel test-report test-submission test-tensorboard test-cluster check check-targets notebook cuda bench bench-host interop model-mpnet clean
 # One step after the other: they share two cores and one kernel.
 .NOTPARALLEL:
 
@@ -86,7 +86,7 @@ check: lint  ## the inner loop: format, lints, and the tests that need neither G
 check-targets:  ## that everything compiles for ARM on Linux and for Macs, without warnings (needs rustup)
 	@scripts/check_targets.sh
 
-test: setup test-rust test-cuda test-scripts test-kernel test-report test-submission  ## everything that tests the project (40 minutes the first time)
+test: setup test-rust test-torture test-cuda test-scripts test-kernel test-report test-submission  ## everything that tests the project (40 minutes the first time)
 	@echo "[test] every part passed: Rust, scripts, kernel, and the report from end to end"
 
 test-rust: lint docs test-crates  ## format, lints, documentation, and every crate's tests
@@ -105,6 +105,16 @@ test-crates: setup
 	$(TESTS_BUILD)
 	target/debug/peft-glue data
 	cargo test --workspace --locked -- --include-ignored
+
+# How long trainings are killed, starved and crowded for, and the seed of when; empty: another each time.
+MINUTES ?= 15
+SEED ?=
+torture:  ## kill, starve and crowd trainings, and compare what they come to with one left alone (MINUTES=15 SEED=1)
+	$(TESTS_BUILD)
+	@python3 scripts/torture.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+test-torture:
+	@$(MAKE) --no-print-directory torture MINUTES=1.5 SEED=1
 
 # On an emulated GPU; scripts/gpu_check.py runs the same on a card. The whole workspace is named, so that nothing but candle and what
 # stands on it is built anew.

@@ -87,10 +87,9 @@ pub(crate) fn perform(command: &AdapterCommand) -> Result<()> {
             let (pretrained, model) = source.load()?;
             let run = provenance::read(&source.adapter)?;
             let labels = run.as_ref().map_or(&[][..], |run| run.task.labels());
-            model.save_merged(&pretrained, labels, &source.output)?;
-            if let Some(run) = run {
-                provenance::write(&source.output, &run)?;
-            }
+            let file = run.as_ref().map(provenance::file).transpose()?;
+            let further: Vec<(&str, &[u8])> = file.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
+            model.save_merged_with(&pretrained, labels, &source.output, &further)?;
             warn_of_pooling(&model);
             println!("model: {}", source.output.display());
             Ok(())

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser};
@@ -11,7 +12,7 @@ use trainer::glue::Task;
 use trainer::glue::variables::with_home;
 use trainer::peft::{Configuration, Method, Pooling, Precision, model_name};
 use trainer::study::{over_ranks, over_seeds};
-use trainer::{DeviceName, Evaluate, Recipe, Run, Settings, StartsFrom};
+use trainer::{CheckpointEvery, DeviceName, Evaluate, Recipe, Run, Settings, StartsFrom, Trainer};
 
 use crate::adapter::AdapterCommand;
 use crate::given_adapter::GivenAdapter;
@@ -68,7 +69,7 @@ impl Arguments {
 #[command(
     name = "peft-glue",
     version,
-    after_help = "Exit status: 0 done, 1 an error, 2 wrong options, 3 a run that is not finished (the same command goes on), 4 a run that diverged, 130 interrupted."
+    after_help = "Exit status: 0 done, 1 an error, 2 wrong options, 3 a run that is not finished (the same command goes on), 4 a run that diverged, 129, 130, 143 ended by HUP, INT, TERM (the same command goes on)."
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -83,6 +84,8 @@ pub(crate) enum Command {
         run: RunArguments,
         #[command(flatten)]
         several: SeveralArguments,
+        #[command(flatten)]
+        keeping: KeepingArguments,
         /// Write what was trained, as it was at the best evaluation, to this folder: adapter_config.json and
         /// adapter_model.safetensors, which Python's peft loads.
         #[arg(long, conflicts_with_all = ["adapter", "seeds", "ranks"], value_parser = path())]
@@ -92,6 +95,8 @@ pub(crate) enum Command {
     Predict {
         #[command(flatten)]
         run: RunArguments,
+        #[command(flatten)]
+        keeping: KeepingArguments,
         /// Where the files go.
         #[arg(long, default_value = "predictions", value_parser = path())]
         folder: PathBuf,
@@ -143,6 +148,13 @@ pub(crate) enum Command {
     /// Say whether records are as they were written, or write old ones in the present format.
     #[command(subcommand)]
     Records(RecordsCommand),
+}
+
+impl Command {
+    /// Whether it makes runs: what it does is then worth more than its lines, and a signal ends it with a checkpoint.
+    pub(crate) fn trains(&self) -> bool {
+        matches!(self, Self::Run { .. } | Self::Predict { .. } | Self::Glue(_) | Self::Submit(_) | Self::Study(_))
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -273,7 +285,7 @@ pub(crate) struct RunArguments {
 }
 
 /// What may be typed beside a recipe.
-const BESIDE_RECIPE: [&str; 11] = [
+const BESIDE_RECIPE: [&str; 14] = [
     "recipe",
     "print_config",
     "device",
@@ -285,7 +297,37 @@ const BESIDE_RECIPE: [&str; 11] = [
     "runs",
     "tensorboard",
     "json",
+    "checkpoint_seconds",
+    "checkpoint_steps",
+    "no_wait",
 ];
+
+/// What is kept of a run that is under way, and from whom.
+#[derive(Args)]
+pub(crate) struct KeepingArguments {
+    /// Write a checkpoint every so many seconds, the first after 10 at the latest; more seldom where that took more than a fiftieth of the
+    /// time [default: 60].
+    #[arg(long, value_name = "SECONDS", conflicts_with = "checkpoint_steps")]
+    checkpoint_seconds: Option<u64>,
+    /// Write a checkpoint after every so many steps.
+    #[arg(long, value_name = "STEPS")]
+    checkpoint_steps: Option<NonZeroUsize>,
+    /// Fail where another process is making the run, and do not wait for its record.
+    #[arg(long)]
+    no_wait: bool,
+}
+
+impl KeepingArguments {
+    /// The trainer, as these say.
+    pub(crate) fn of(&self, trainer: Trainer) -> Trainer {
+        let every = match (self.checkpoint_steps, self.checkpoint_seconds) {
+            (Some(steps), _) => CheckpointEvery::Steps(steps.get()),
+            (None, Some(seconds)) => CheckpointEvery::Time(Duration::from_secs(seconds)),
+            (None, None) => CheckpointEvery::default(),
+        };
+        trainer.checkpoint_every(every).waits(!self.no_wait)
+    }
+}
 
 /// Which recipes, and where records go.
 #[derive(Args)]
@@ -310,6 +352,8 @@ pub(crate) struct GlueArguments {
     /// As for a run.
     #[arg(long, default_value_t = DeviceName::Auto)]
     pub device: DeviceName,
+    #[command(flatten)]
+    pub keeping: KeepingArguments,
 }
 
 /// Which runs predict, and where the zip goes.
@@ -333,6 +377,8 @@ pub(crate) struct SubmitArguments {
     /// As for a run.
     #[arg(long, default_value_t = DeviceName::Auto)]
     pub device: DeviceName,
+    #[command(flatten)]
+    pub keeping: KeepingArguments,
 }
 
 /// A study, and what to do with it.
@@ -359,6 +405,8 @@ pub(crate) struct StudyArguments {
     /// As for a run.
     #[arg(long, default_value_t = DeviceName::Auto)]
     pub device: DeviceName,
+    #[command(flatten)]
+    pub keeping: KeepingArguments,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

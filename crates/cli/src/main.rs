@@ -1,15 +1,17 @@
 //! `peft-glue`: fine-tuning on GLUE without a notebook.
 
-#![allow(clippy::print_stdout, clippy::print_stderr)] // Who types a command reads there what comes of it.
+// First: what it calls `println!` all others do.
+#[macro_use]
+mod output;
 
 mod adapter;
 mod arguments;
 mod given_adapter;
 mod method;
-mod output;
 mod progress;
 mod recipes;
 mod records;
+mod signals;
 mod study;
 mod submit;
 
@@ -20,9 +22,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use trainer::glue::{Glue, Scores, Task};
-use trainer::{Passes, Record, Run, Start, StartsFrom, Stop, TensorBoard, Trainer};
+use trainer::{Passes, Record, Run, Start, StartsFrom, Stop, TensorBoard, Trainer, check_space};
 
-use crate::arguments::{Arguments, Command, RunArguments, SeveralArguments};
+use crate::arguments::{Arguments, Command, KeepingArguments, RunArguments, SeveralArguments};
 use crate::output::check_output;
 
 /// The exit status of a command whose runs have not come to their end: the same command goes on.
@@ -31,26 +33,47 @@ const UNFINISHED: u8 = 3;
 const DIVERGED: u8 = 4;
 
 fn main() -> ExitCode {
-    // A reader that has seen enough, such as `head`, ends the command without a word, as it ends others.
-    // SAFETY: no handler is replaced, and no other thread runs yet.
-    #[cfg(unix)]
-    unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-    }
     if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
         // candle's own threads wait for work by spinning, and take a core from the operations' threads.
         // SAFETY: no other thread runs yet.
         unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     }
     let arguments = Arguments::from_command_line();
-    let given = arguments.given().to_vec();
-    match perform(arguments) {
-        Ok(status) => status,
-        Err(error) => {
-            eprintln!("Error: {}", told(&error, &given));
-            status_of(&error)
+    #[cfg(unix)]
+    if !arguments.command.trains() {
+        // A reader that has seen enough, such as `head`, ends the command without a word, as it ends others. A training goes on.
+        // SAFETY: no handler is replaced, and no other thread runs yet.
+        unsafe {
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         }
     }
+    let given = arguments.given().to_vec();
+    let status = match perform(arguments) {
+        Ok(status) => status,
+        Err(error) => failure(&error, &given),
+    };
+    match output::lost() {
+        Some(error) if status == ExitCode::SUCCESS => {
+            eprintln!(
+                "Error: the standard output did not take everything ({error}); what was made is kept, ask for it again"
+            );
+            ExitCode::FAILURE
+        }
+        _ => status,
+    }
+}
+
+/// Tells an error, and returns the exit status.
+fn failure(error: &anyhow::Error, given: &[String]) -> ExitCode {
+    use trainer::Error::{Interrupted, StartUnfinished, Unfinished};
+    if let (Some(Interrupted { .. } | StartUnfinished { .. } | Unfinished { .. }), Some(status)) =
+        (error.downcast_ref(), signals::status())
+    {
+        eprintln!("Note: {error}");
+        return ExitCode::from(status);
+    }
+    eprintln!("Error: {}", told(error, given));
+    status_of(error)
 }
 
 /// The exit status of a command that failed.
@@ -82,11 +105,14 @@ fn told(error: &anyhow::Error, given: &[String]) -> String {
 }
 
 fn perform(arguments: Arguments) -> Result<ExitCode> {
+    if arguments.command.trains() {
+        signals::watch()?;
+    }
     match arguments.command {
-        Command::Run { run: arguments, several, save_adapter } => {
-            return run(&arguments, &several, save_adapter.as_deref());
+        Command::Run { run: arguments, several, keeping, save_adapter } => {
+            return run(&arguments, &several, &keeping, save_adapter.as_deref());
         }
-        Command::Predict { run, folder } => return predict(&run, &folder),
+        Command::Predict { run, keeping, folder } => return predict(&run, &keeping, &folder),
         Command::Replay { run, batches, start, save_adapter, forward_only, merge } => {
             let passes = if forward_only { Passes::Forward { merged: merge } } else { Passes::Training };
             let start = match (&run.adapter, &start) {
@@ -134,8 +160,8 @@ fn trainer(arguments: &RunArguments, glue: Glue) -> Result<Trainer> {
         .time_budget(arguments.time_budget.map(Duration::from_secs));
     let logger = if arguments.json { progress::notes() } else { progress::logger() };
     Ok(match &arguments.tensorboard {
-        Some(folder) => trainer.logger((logger, TensorBoard::new(folder)?)),
-        None => trainer.logger(logger),
+        Some(folder) => signals::heeded_by(trainer, Box::new((logger, TensorBoard::new(folder)?))),
+        None => signals::heeded_by(trainer, logger),
     })
 }
 
@@ -145,7 +171,12 @@ fn trainer_of_model(arguments: &RunArguments, run: &Run) -> Result<Trainer> {
     trainer(arguments, glue_for(run, needs_data)?)
 }
 
-fn run(arguments: &RunArguments, several: &SeveralArguments, save_adapter: Option<&Path>) -> Result<ExitCode> {
+fn run(
+    arguments: &RunArguments,
+    several: &SeveralArguments,
+    keeping: &KeepingArguments,
+    save_adapter: Option<&Path>,
+) -> Result<ExitCode> {
     if arguments.print_config {
         print!("{}", arguments.config()?);
         return Ok(ExitCode::SUCCESS);
@@ -161,7 +192,8 @@ fn run(arguments: &RunArguments, several: &SeveralArguments, save_adapter: Optio
     let Some(first) = runs.first() else { bail!("there is no run: give a seed") };
     runs.iter().try_for_each(Run::check)?;
     let glue = glue_for(first, true)?;
-    let mut trainer = trainer(arguments, glue)?.keep_weights(keep_weights).at_once(several.at_once.get());
+    let trainer = trainer(arguments, glue)?.keep_weights(keep_weights).at_once(several.at_once.get());
+    let mut trainer = keeping.of(trainer);
     trainer.check(&runs)?;
     if let Some(folder) = save_adapter {
         let start = runs.iter().filter_map(|run| match &run.starts_from {
@@ -174,9 +206,15 @@ fn run(arguments: &RunArguments, several: &SeveralArguments, save_adapter: Optio
         println!("data: {}", trainer.glue().origin());
     }
     if let [run] = runs.as_slice() {
-        if !arguments.json {
-            println!("{}", trainer.untrained_model(run)?.trainable_report());
-        } else if std::io::stderr().is_terminal() {
+        if !arguments.json || save_adapter.is_some() {
+            let report = trainer.untrained_model(run)?.trainable_report();
+            let bytes = (size_of::<f32>() * report.trainable()) as u64;
+            save_adapter.map_or(Ok(()), |folder| check_space(folder, bytes))?;
+            if !arguments.json {
+                println!("{report}");
+            }
+        }
+        if arguments.json && std::io::stderr().is_terminal() {
             eprintln!("data: {}; record: {}", trainer.glue().origin(), trainer.folder(run).display());
         }
     }
@@ -191,6 +229,9 @@ fn run(arguments: &RunArguments, several: &SeveralArguments, save_adapter: Optio
             print_result(&trainer, record, records.len() > 1);
         }
     }
+    if signals::status().is_some() && records.iter().any(|record| !record.stop.is_final()) {
+        return Ok(status(&records)); // Who has asked to end waits for nothing more.
+    }
     if let (Some(folder), [run]) = (save_adapter, runs.as_slice()) {
         trainer.save_adapter(run, folder)?;
         if !arguments.json {
@@ -200,20 +241,24 @@ fn run(arguments: &RunArguments, several: &SeveralArguments, save_adapter: Optio
     Ok(status(&records))
 }
 
-/// The exit status: of its own, with a line on the standard error, where a run has not come to its end or diverged.
+/// The exit status: of its own, with a line on the standard error, where a run has not come to its end or diverged; that of the signal, if
+/// one ended it.
 fn status<'a>(records: impl IntoIterator<Item = &'a Record>) -> ExitCode {
     let (mut is_unfinished, mut has_diverged) = (false, false);
-    for Record { run, stop, .. } in records {
+    for Record { run, stop, losses, .. } in records {
         match stop {
             Stop::Diverged => eprintln!("Note: {} {stop}", run.name()),
-            stop if !stop.is_final() => eprintln!("Note: {} is not finished: {stop}", run.name()),
+            stop if !stop.is_final() => {
+                let step = losses.last().map_or(0, |last| last.step);
+                eprintln!("Note: {} is not finished: {stop}, from step {step}", run.name());
+            }
             _ => {}
         }
         is_unfinished |= !stop.is_final();
         has_diverged |= *stop == Stop::Diverged;
     }
     match (is_unfinished, has_diverged) {
-        (true, _) => ExitCode::from(UNFINISHED),
+        (true, _) => ExitCode::from(signals::status().unwrap_or(UNFINISHED)),
         (false, true) => ExitCode::from(DIVERGED),
         (false, false) => ExitCode::SUCCESS,
     }
@@ -249,10 +294,10 @@ fn print_result(trainer: &Trainer, record: &Record, is_one_of_several: bool) {
     println!("record: {}", trainer.folder(&record.run).join("record.json").display());
 }
 
-fn predict(arguments: &RunArguments, folder: &Path) -> Result<ExitCode> {
+fn predict(arguments: &RunArguments, keeping: &KeepingArguments, folder: &Path) -> Result<ExitCode> {
     let run = arguments.run()?;
     run.check()?;
-    let mut trainer = trainer(arguments, glue_for(&run, true)?)?.keep_weights(true);
+    let mut trainer = keeping.of(trainer(arguments, glue_for(&run, true)?)?.keep_weights(true));
     for &split in run.task.test_splits() {
         trainer.glue().require(run.task, split)?;
     }
@@ -266,7 +311,11 @@ fn predict(arguments: &RunArguments, folder: &Path) -> Result<ExitCode> {
         }
         None => {
             let record = trainer.run(&run)?;
+            let is_final = record.stop.is_final();
             status_of_run = status(&[record]);
+            if signals::status().is_some() && !is_final {
+                return Ok(status_of_run); // Who has asked to end waits for nothing more.
+            }
             trainer.trained_model(&run)?
         }
     };

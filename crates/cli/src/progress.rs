@@ -34,7 +34,7 @@ impl JobLogger for JobNotes {
     fn log(&mut self, event: &Event) {
         match event {
             Event::Remark { remark } => eprintln!("Note: {remark}"),
-            Event::Changed { .. } => eprintln!("Note: {event}"),
+            Event::Changed { .. } | Event::Waiting { .. } | Event::NoLocks { .. } => eprintln!("Note: {event}"),
             Event::Predicted { completeness, .. } if completeness.is_partial() => eprintln!("Note: {event}"),
             Event::Predicted { .. } => {} // The command prints the files itself.
             other => self.0.log(other),

@@ -10,7 +10,7 @@ use trainer::verdict::{AgainstBaseline, Verdict};
 use trainer::{Predictions, Recipe, Record, Run, StartsFrom, Stop, Trainer, check_writable, predictions, results};
 
 use crate::arguments::GlueArguments;
-use crate::progress;
+use crate::{progress, signals};
 
 /// A run of a recipe.
 struct Planned {
@@ -37,9 +37,8 @@ pub(crate) fn perform(arguments: &GlueArguments) -> Result<ExitCode> {
         verdicts(&recipes, &published, &predictions::load(&arguments.results)?);
         return Ok(ExitCode::SUCCESS);
     }
-    let mut trainer = Trainer::new(crate::locate_glue()?, &arguments.runs)
-        .device(arguments.device.clone())
-        .logger(progress::logger());
+    let trainer = Trainer::new(crate::locate_glue()?, &arguments.runs).device(arguments.device.clone());
+    let mut trainer = signals::heeded_by(arguments.keeping.of(trainer), progress::logger());
     let plan: Vec<Planned> = recipes
         .iter()
         .flat_map(|recipe| recipe.runs().into_iter().map(|run| (format!("{}-{}", recipe.name, run.seed), run)))

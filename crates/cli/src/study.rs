@@ -8,7 +8,7 @@ use trainer::study::{self, Candidate, Stage, Study};
 use trainer::{Recipe, Trainer, results};
 
 use crate::arguments::{StudyAction, StudyArguments};
-use crate::progress;
+use crate::{progress, signals};
 
 /// Makes a study's runs, shows how far it is, or hands out what is to be made.
 pub(crate) fn perform(arguments: &StudyArguments) -> Result<ExitCode> {
@@ -19,12 +19,12 @@ pub(crate) fn perform(arguments: &StudyArguments) -> Result<ExitCode> {
         // Where the records are no data is needed.
         StudyAction::Show | StudyAction::Next => Glue::find()?.unwrap_or_else(|| Glue::synthetic("no data is needed")),
     };
-    let mut trainer = Trainer::new(glue, &arguments.runs)
+    let trainer = Trainer::new(glue, &arguments.runs)
         .published(published)
         .device(arguments.device.clone())
         .at_once(arguments.at_once.get())
-        .time_budget(arguments.time_budget.map(std::time::Duration::from_secs))
-        .logger(progress::logger());
+        .time_budget(arguments.time_budget.map(std::time::Duration::from_secs));
+    let mut trainer = signals::heeded_by(arguments.keeping.of(trainer), progress::logger());
     let stage = match arguments.action {
         StudyAction::Run => study::make(&mut trainer, &study, |stage| println!("{}", told(stage)))?,
         StudyAction::Show => study.stage(|run| trainer.record(run))?,
@@ -34,7 +34,8 @@ pub(crate) fn perform(arguments: &StudyArguments) -> Result<ExitCode> {
         }
     };
     show(&study, &stage);
-    Ok(if stage.missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(crate::UNFINISHED) })
+    let unfinished = || ExitCode::from(signals::status().unwrap_or(crate::UNFINISHED));
+    Ok(if stage.missing.is_empty() { ExitCode::SUCCESS } else { unfinished() })
 }
 
 /// How far a stage is, in a line.

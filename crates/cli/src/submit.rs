@@ -6,14 +6,14 @@ use trainer::submission::{self, File, Source};
 use trainer::{Record, Run, Trainer, results};
 
 use crate::arguments::SubmitArguments;
-use crate::progress;
+use crate::{progress, signals};
 
 /// Writes the zip, after what has to be trained again for it.
 pub(crate) fn perform(arguments: &SubmitArguments) -> Result<()> {
-    let SubmitArguments { list, results: folder, runs, output, method, device } = arguments;
+    let SubmitArguments { list, results: folder, runs, output, method, device, keeping } = arguments;
     let records = results::load(folder)?;
-    let mut trainer =
-        Trainer::new(crate::locate_glue()?, runs).device(device.clone()).keep_weights(true).logger(progress::logger());
+    let trainer = Trainer::new(crate::locate_glue()?, runs).device(device.clone()).keep_weights(true);
+    let mut trainer = signals::heeded_by(keeping.of(trainer), progress::logger());
     let files = submission::files(trainer.glue(), &records, method.as_deref());
     println!("data: {}", trainer.glue().origin());
     if !files.iter().any(|file| matches!(file.source, Source::Run(_))) {

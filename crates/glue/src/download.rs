@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::files::write_atomically;
 use crate::task::Task;
 use crate::variables::variable;
 
@@ -58,7 +57,7 @@ impl fmt::Display for DownloadEvent {
 pub(crate) fn all(root: &Path, mut report: impl FnMut(&DownloadEvent)) -> Result<()> {
     let marker = root.join(UNFINISHED);
     let failed = |source| Error::Write { path: marker.clone(), source };
-    write_atomically(&marker, b"").map_err(failed)?;
+    files::write(&marker, b"").map_err(failed)?;
     for task in missing(root) {
         report(&DownloadEvent::Task(task));
         if let Err(error) = download(task, root) {
@@ -171,7 +170,7 @@ fn put_into_place(root: &Path, task: Task, files: Vec<(String, Vec<u8>)>) -> Res
     let partial = partial(root, task);
     for (name, content) in files {
         let path = partial.join(name);
-        write_atomically(&path, &content).map_err(|source| Error::Write { path, source })?;
+        files::write(&path, &content).map_err(|source| Error::Write { path, source })?;
     }
     std::fs::rename(&partial, &folder).map_err(|source| Error::Write { path: folder, source })
 }

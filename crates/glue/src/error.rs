@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-/// An error of this crate. Each message names the file and says what to do next.
+/// An error of this crate. Each message names the file and says what to do next. A cause that stands in the message (`r#source`) is not
+/// told as the error's source again.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -30,7 +31,7 @@ pub enum Error {
         /// What else can be done.
         or: &'static str,
         /// Why.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// A file that cannot be read to its end.
     #[error("{path}: cannot be read to its end ({source}); compare the file with GLUE's own, or fetch it again")]
@@ -150,7 +151,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// An error of the data frame library.
     #[error(transparent)]

@@ -24,7 +24,6 @@ struct Readme;
 mod dataset;
 mod download;
 mod error;
-pub mod files;
 mod location;
 pub mod metrics;
 pub mod number;

@@ -8,7 +8,6 @@ use zip::{CompressionMethod, DateTime, ZipWriter};
 
 use crate::dataset::{has_label_names, label_texts};
 use crate::error::{Error, Result};
-use crate::files::write_atomically;
 use crate::location::Glue;
 use crate::metrics::Targets;
 use crate::task::{Split, Task};
@@ -64,7 +63,7 @@ pub fn write(
     lines.sort();
     let lines: String = lines.into_iter().map(|(_, line)| line).collect();
     let (path, text) = (folder.join(file_name(task, split)), format!("{HEADER}\n{lines}"));
-    write_atomically(&path, text.as_bytes()).map_err(|source| Error::Write { path: path.clone(), source })?;
+    files::write(&path, text.as_bytes()).map_err(|source| Error::Write { path: path.clone(), source })?;
     Ok(path)
 }
 
@@ -121,7 +120,7 @@ pub fn write_zip(folder: &Path, path: &Path) -> Result<()> {
     }
     archive(files)
         .map_err(std::io::Error::from)
-        .and_then(|bytes| write_atomically(path, &bytes))
+        .and_then(|bytes| files::write(path, &bytes))
         .map_err(|source| Error::Write { path: path.into(), source })
 }
 

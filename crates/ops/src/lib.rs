@@ -35,6 +35,7 @@ mod backend;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod interruption;
 mod operations;
 mod segments;
 
@@ -50,6 +51,7 @@ pub use cuda::{
     Communicators, card, card_memory, card_peak_memory, count_launches, cuda_device, cuda_devices, cuda_stream,
     forget_card_peak_memory,
 };
+pub use interruption::{interruptible, is_interruption, uninterrupted};
 pub use operations::activation::{Activation, activation};
 pub use operations::add::{add, scale, sub};
 pub use operations::attention::{AttentionOptions, RelativeRows, Scores, attention};

@@ -60,7 +60,7 @@ pub enum ConfigError {
         /// Its value.
         value: serde_json::Value,
         /// Why.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// Options that make no adapter.
     #[error(transparent)]
@@ -82,7 +82,8 @@ impl ConfigError {
     }
 }
 
-/// An error of this crate. Each message says what to do next.
+/// An error of this crate. Each message says what to do next. A cause that stands in the message (`r#source`) is not told as the error's
+/// source again.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No folder and no cached hub model of that name.
@@ -106,7 +107,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// An architecture that is not known.
     #[error("{path}: model_type {found:?} is not known; use a checkpoint whose model_type is one of {known}")]
@@ -178,7 +179,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: safetensors::SafeTensorError,
+        r#source: safetensors::SafeTensorError,
     },
     /// A tensor that the encoder needs.
     #[error(
@@ -224,7 +225,7 @@ pub enum Error {
         /// As asked for.
         pattern: String,
         /// Why.
-        source: Box<fancy_regex::Error>,
+        r#source: Box<fancy_regex::Error>,
     },
     /// A number that makes no adapter.
     #[error("{method}: {field} is {found}, expected {expected}")]
@@ -247,7 +248,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// An adapter as early releases of PEFT wrote it.
     #[error(
@@ -266,7 +267,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// A configuration that makes no adapter.
     #[error("{path}: expected the configuration of an adapter, found {source}")]
@@ -274,7 +275,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What was found.
-        source: ConfigError,
+        r#source: ConfigError,
     },
     /// A tensor that a trained parameter needs.
     #[error("{path}: tensor {key} is missing{nearest}; is this the adapter of that configuration?")]

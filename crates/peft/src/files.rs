@@ -1,7 +1,6 @@
-//! Files that are whole or not there.
+//! The bytes of safetensors files, and folders of files.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write;
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
@@ -9,15 +8,16 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use crate::error::{Error, Result};
 
-/// Writes tensors as a safetensors file, in f32, with this metadata and what PEFT and transformers look for in it.
+/// Tensors as the bytes of a safetensors file, in f32, with this metadata and what PEFT and transformers look for in it. The path is for
+/// messages.
 ///
 /// # Errors
-/// When a number is not finite, or the file cannot be written.
-pub(crate) fn write_tensors(
+/// When a number is not finite.
+pub(crate) fn tensor_file(
     path: &Path,
     tensors: &BTreeMap<String, Tensor>,
     metadata: &BTreeMap<String, String>,
-) -> Result<()> {
+) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     for (key, tensor) in tensors {
         let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
@@ -37,7 +37,7 @@ pub(crate) fn write_tensors(
     metadata.insert("format".into(), "pt".into());
     let mut file = safetensors::serialize(views, Some(metadata)).map_err(failed)?;
     order_header(&mut file);
-    write_atomically(path, &file)
+    Ok(file)
 }
 
 /// Brings the header's names into the order of the alphabet: equal adapters have equal bytes, and the order of a hash map is another each
@@ -55,17 +55,13 @@ fn order_header(file: &mut [u8]) {
     }
 }
 
-/// Writes `bytes` to `path`, whose folder is made if it is missing; a reader sees the old file or the new one, whenever the
-/// process is killed.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let write = || {
-        std::fs::create_dir_all(folder)?;
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().map_err(|source: std::io::Error| Error::AdapterWrite { path: path.into(), source })
+/// Writes files, as names and bytes, to `folder`, of which the last makes it what it is, and further ones before that; as the
+/// crate `files` does.
+pub(crate) fn write_folder<'a>(
+    folder: &Path,
+    further: &[(&'a str, &'a [u8])],
+    own: &[(&'a str, &'a [u8])],
+) -> Result<()> {
+    ::files::write_folder(folder, &[further, own].concat())
+        .map_err(|source| Error::AdapterWrite { path: folder.into(), source })
 }

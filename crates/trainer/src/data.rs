@@ -1,7 +1,5 @@
 //! The tokenized training and validation data of a task, and packed batches of it.
 
-use std::time::Instant;
-
 use candle_core::{Device, Tensor};
 use glue::{Completeness, Dataset, Glue, Split, Targets, Task};
 use peft::{Batch, Sequence};
@@ -10,6 +8,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use crate::error::{Error, Result};
+use crate::limits::Limits;
 use crate::record::DataSummary;
 use crate::run::Settings;
 use crate::token_cache::TokenCache;
@@ -28,18 +27,13 @@ pub struct Labeled {
 
 impl Labeled {
     /// All examples, their tokens from the cache where they are kept.
-    fn whole(
-        dataset: &Dataset,
-        tokenizer: &Tokenizer,
-        cache: Option<&TokenCache>,
-        deadline: Option<Instant>,
-    ) -> Result<Self> {
+    fn whole(dataset: &Dataset, tokenizer: &Tokenizer, cache: Option<&TokenCache>, limits: &Limits) -> Result<Self> {
         let targets = targets(dataset)?;
         if let Some(sequences) = cache.and_then(|cache| cache.read(dataset.split, dataset.len())) {
             return Ok(Self { sequences, targets });
         }
         let rows: Vec<usize> = (0..dataset.len()).collect();
-        let sequences = tokenizer.encode_rows(dataset, &rows, deadline)?;
+        let sequences = tokenizer.encode_rows(dataset, &rows, limits)?;
         if let Some(cache) = cache {
             cache.write(dataset.split, &sequences);
         }
@@ -47,9 +41,9 @@ impl Labeled {
     }
 
     /// The examples of these rows. They cost what they are, however many there are beside them.
-    fn of_rows(dataset: &Dataset, rows: &[usize], tokenizer: &Tokenizer, deadline: Option<Instant>) -> Result<Self> {
+    fn of_rows(dataset: &Dataset, rows: &[usize], tokenizer: &Tokenizer, limits: &Limits) -> Result<Self> {
         let targets = targets(dataset)?.at(rows);
-        Ok(Self { sequences: tokenizer.encode_rows(dataset, rows, deadline)?, targets })
+        Ok(Self { sequences: tokenizer.encode_rows(dataset, rows, limits)?, targets })
     }
 
     /// How many examples.
@@ -120,25 +114,25 @@ impl TaskData {
         tokenizer: &Tokenizer,
         settings: &Settings,
         cache: Option<&TokenCache>,
-        deadline: Option<Instant>,
+        limits: &Limits,
     ) -> Result<Self> {
         check_trainable(task)?;
         let rows = if settings.train_extra { glue.load_with_extra(task)? } else { glue.load(task, Split::Train)? };
         let (trained_on, held_out) = parted(rows.len(), settings);
         let train = match trained_on {
-            Some(trained_on) => Labeled::of_rows(&rows, &trained_on, tokenizer, deadline)?,
-            None => Labeled::whole(&rows, tokenizer, cache, deadline)?,
+            Some(trained_on) => Labeled::of_rows(&rows, &trained_on, tokenizer, limits)?,
+            None => Labeled::whole(&rows, tokenizer, cache, limits)?,
         };
         let mut validation = Vec::new();
         let mut validation_rows = Vec::new();
         if let Some(held_out) = held_out {
             let completeness = Completeness { found: held_out.len(), official: None, extra: None };
-            validation.push((Split::Train, Labeled::of_rows(&rows, &held_out, tokenizer, deadline)?));
+            validation.push((Split::Train, Labeled::of_rows(&rows, &held_out, tokenizer, limits)?));
             validation_rows.push((Split::Train, completeness));
         } else {
             for &split in task.validation_splits() {
                 let rows = glue.load(task, split)?;
-                validation.push((split, Labeled::whole(&rows, tokenizer, cache, deadline)?));
+                validation.push((split, Labeled::whole(&rows, tokenizer, cache, limits)?));
                 validation_rows.push((split, rows.completeness));
             }
         }

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-/// An error of this crate. Each message says what to do next.
+/// An error of this crate. Each message says what to do next. A cause that stands in the message (`r#source`) is not told as the error's
+/// source again.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // Of the fields: the messages say what they are.
 pub enum Error {
@@ -61,10 +62,10 @@ pub enum Error {
     DivergedRun { run: String, when: String },
     /// An error on one of the devices that share the batches of a run.
     #[error("{device}: {source}")]
-    OnDevice { device: String, source: Box<Error> },
+    OnDevice { device: String, r#source: Box<Error> },
     /// A file that cannot be read or written.
     #[error("{path}: {source}; check that the folder exists and may be written")]
-    File { path: PathBuf, source: std::io::Error },
+    File { path: PathBuf, r#source: std::io::Error },
     /// A record or checkpoint that is not what it should be.
     #[error("{path}: expected {expected}, found {found}; remove the file to run again from the start")]
     Content { path: PathBuf, expected: &'static str, found: String },
@@ -102,6 +103,20 @@ pub enum Error {
     /// A run that is to predict and has no end to predict from.
     #[error("{run}: expected a run that has come to its end, found {stop}")]
     Unfinished { run: String, stop: String },
+    /// A run that was asked to stop before it had begun or gone on.
+    #[error("{place}: stopped as asked; ask for it again to go on")]
+    Interrupted { place: String },
+    /// A run that another process is making.
+    #[error(
+        "{run}: {holder} is making it, which has the lock {path}; ask for it again when that has ended, or wait for its record (without \
+         --no-wait)"
+    )]
+    Busy { run: String, holder: String, path: PathBuf },
+    /// A disk without the space for what a run writes.
+    #[error(
+        "{folder}: up to {need} MB will be written there, and {free} MB are free; free some, or name another folder"
+    )]
+    NoSpace { folder: PathBuf, need: u64, free: u64 },
     /// A run for which there was no time.
     #[error(
         "the time budget was spent after {done} of {of} sentences were tokenized, and nothing is trained; give a longer one"

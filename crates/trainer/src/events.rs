@@ -64,6 +64,20 @@ pub enum Event<'a> {
         /// The run.
         run: &'a Run,
     },
+    /// Another process is making the run, and its record is waited for.
+    Waiting {
+        /// The run.
+        run: &'a Run,
+        /// Who is making it, such as `process 1234`.
+        holder: &'a str,
+    },
+    /// The file system of the runs has no locks, so that another process may make the same run.
+    NoLocks {
+        /// The file that was to be locked.
+        path: &'a Path,
+        /// What the system says.
+        reason: &'a std::io::Error,
+    },
     /// Something should be known of how the model was read.
     Remark {
         /// What it is.
@@ -152,6 +166,16 @@ impl fmt::Display for Event<'_> {
                 write!(f, "{} predicts {completeness} rows", below_project(path).display())
             }
             Self::Found { run } => write!(f, "{}: found its record", run.description()),
+            Self::Waiting { run, holder } => {
+                write!(f, "{}: {holder} is making it; its record is waited for", run.description())
+            }
+            Self::NoLocks { path, reason } => {
+                let path = below_project(path).display();
+                write!(
+                    f,
+                    "{path}: cannot be locked ({reason}); files stay whole, but have no other process make this run too"
+                )
+            }
             Self::Remark { remark } => write!(f, "note: {remark}"),
             Self::Begun { run, start, model_made_by } => write_begin(f, run, start.as_ref(), *model_made_by),
             Self::Resumed { step, steps } => write!(f, "  going on after step {step} of {steps}"),

@@ -3,7 +3,6 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
 
 use candle_core::Device;
 use peft::{Batch, Model, ModelOptions, Pretrained};
@@ -18,11 +17,14 @@ use crate::events::{Event, JobLogger};
 use crate::files::{self, RunFolder};
 use crate::inputs::Inputs;
 use crate::integrity::Origin;
+use crate::limits::{Limits, is_interruption};
 use crate::losses;
 use crate::provenance;
 use crate::record::{Environment, Evaluation, ParameterCounts, Record, Stop, best_evaluation};
 use crate::run::Run;
-use crate::training::observers::{Budget, Checkpoints, EarlyStopping, EvaluationSteps, Evaluations};
+use crate::training::observers::{
+    Budget, CheckpointEvery, Checkpoints, EarlyStopping, EvaluationSteps, Evaluations, Observer,
+};
 use crate::training::replicas::Replicas;
 use crate::training::step::Learner;
 use crate::training::{StepPlan, Training};
@@ -44,8 +46,9 @@ pub(crate) struct Job {
     pub folder: RunFolder,
     /// Keep the weights of the best evaluation, even where they are many.
     pub keep_weights: bool,
-    /// Stop at this moment; the next job of the run goes on.
-    pub deadline: Option<Instant>,
+    /// Stop within these; the next job of the run goes on.
+    pub limits: Limits,
+    pub checkpoint_every: CheckpointEvery,
     /// Stop when one of these files exists; the next job of the run goes on.
     pub stop_files: Vec<PathBuf>,
     /// How many jobs run concurrently.
@@ -61,9 +64,15 @@ impl Job {
         // The commit of a run is that of its beginning: files may change while it trains.
         let environment = environment();
         let model_made_by = provenance::read(self.pretrained.folder())?;
-        let mut training = self.begin(model_made_by.as_ref(), logger)?;
+        let stop = self.limits.stop.clone();
+        let begun = ops::interruptible(&stop, || self.begin(model_made_by.as_ref(), logger));
+        let mut training = begun.map_err(|error| match is_interruption(&error) {
+            true => Error::Interrupted { place: self.run.description() },
+            false => error,
+        })?;
         let report = training.learner.model.trainable_report();
         self.keep_weights |= report.trainable() * SMALL_PART <= report.total;
+        self.folder.check_space(report.trainable(), self.keep_weights, training.plan.steps)?;
         let (stop, best) = self.train(&mut training)?;
         let environment = self.environment(environment);
         let Training { state, logger, .. } = training;
@@ -137,11 +146,26 @@ impl Job {
         let mut evaluations =
             Evaluations::new(run.clone(), data.clone(), evaluation_steps, folder.predictions(), weights);
         let mut early_stopping = EarlyStopping::new(evaluation_steps, run.settings.patience);
-        let mut checkpoints = Checkpoints::new(folder.checkpoint());
-        let mut budget = Budget::new(self.deadline, self.stop_files.clone());
+        let mut checkpoints = Checkpoints::new(folder.checkpoint(), self.checkpoint_every);
+        let mut budget = Budget::new(self.limits.clone(), self.stop_files.clone());
         let mut batches = RunBatches::new(run, &data.train);
-        let stop = training
-            .run(|step| batches.get(step), &mut [&mut evaluations, &mut early_stopping, &mut checkpoints, &mut budget]);
+        let (step, steps) = (training.state.step, training.plan.steps);
+        let stop = ops::interruptible(&self.limits.stop, || -> Result<Stop> {
+            // An evaluation that was interrupted is made before anything else.
+            if evaluations.is_missing(&training.state, steps) {
+                let observers: [&mut dyn Observer; 2] = [&mut evaluations, &mut early_stopping];
+                for observer in observers {
+                    if observer.is_due(step, steps)
+                        && let ControlFlow::Break(stop) = observer.after_step(training)?
+                    {
+                        return Ok(stop);
+                    }
+                }
+            }
+            let observers: &mut [&mut dyn Observer] =
+                &mut [&mut evaluations, &mut early_stopping, &mut checkpoints, &mut budget];
+            training.run(|step| batches.get(step), observers)
+        });
         let best = |training: &Training| best_evaluation(&training.state.evaluations).cloned();
         match stop {
             Err(error @ Error::OutOfMemory { .. }) => {
@@ -151,10 +175,24 @@ impl Job {
                 checkpoints.save(training)?;
                 Err(error)
             }
+            // Of the step or the evaluation that was under way nothing is taken.
+            Err(error) if is_interruption(&error) => {
+                if let ControlFlow::Break(stop) = training.read_losses()? {
+                    return Ok((stop, best(training)));
+                }
+                checkpoints.save(training)?;
+                Ok((Stop::Interrupted, best(training)))
+            }
+            Ok(Stop::Interrupted) => {
+                checkpoints.save(training)?;
+                Ok((Stop::Interrupted, best(training)))
+            }
             Ok(stop) if !stop.is_final() => {
                 checkpoints.save(training)?;
                 let before = best(training);
-                evaluations.measure_interrupted(training)?;
+                // Who is asked to stop meanwhile does without.
+                ops::interruptible(&self.limits.stop, || evaluations.measure_interrupted(training))
+                    .or_else(|error| if is_interruption(&error) { Ok(()) } else { Err(error) })?;
                 Ok((stop, before.or_else(|| best(training))))
             }
             Ok(stop) => Ok((stop, best(training))),

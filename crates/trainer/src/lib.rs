@@ -29,6 +29,7 @@ struct AdaptersGuide;
 
 mod batches;
 mod checkpoint;
+mod claim;
 mod data;
 mod device;
 mod environment;
@@ -39,6 +40,7 @@ mod files;
 mod inputs;
 mod integrity;
 mod job;
+mod limits;
 mod line_logger;
 mod losses;
 mod movement;
@@ -63,13 +65,13 @@ mod trainer;
 mod training;
 pub mod verdict;
 
+pub use crate::files::{check_space, check_writable};
 pub use data::{Labeled, TaskData};
 pub use device::DeviceName;
 pub use environment::environment;
 pub use error::{Error, Result};
 pub use evaluation::{evaluate, predict};
 pub use events::{Event, JobLogger, Logger, Place, Silent};
-pub use files::check_writable;
 pub use inputs::Inputs;
 pub use line_logger::LineLogger;
 pub use movement::Movement;
@@ -82,6 +84,7 @@ pub use speed::Speed;
 pub use tensorboard::TensorBoard;
 pub use tokenizer::Tokenizer;
 pub use trainer::Trainer;
+pub use training::observers::CheckpointEvery;
 
 pub use glue;
 pub use peft;

@@ -9,14 +9,22 @@ use crate::run::Run;
 
 const FILE: &str = "run.json";
 
+/// The file, as name and bytes, that says that this run made what lies beside it.
+///
+/// # Errors
+/// When the run does not serialize.
+pub fn file(run: &Run) -> Result<(&'static str, Vec<u8>)> {
+    let json = serde_json::to_vec_pretty(run).map_err(|error| unreadable(Path::new(FILE), &error))?;
+    Ok((FILE, json))
+}
+
 /// Says in `folder` that this run made what lies there.
 ///
 /// # Errors
 /// When the file cannot be written.
 pub fn write(folder: &Path, run: &Run) -> Result<()> {
-    let path = folder.join(FILE);
-    let json = serde_json::to_vec_pretty(run).map_err(|error| unreadable(&path, &error))?;
-    files::write_atomically(&path, &json)
+    let (name, bytes) = file(run)?;
+    files::write_atomically(&folder.join(name), &bytes)
 }
 
 /// The run that made what lies in `folder`, if it says so.

@@ -208,6 +208,8 @@ pub enum Stop {
     TimeBudget,
     /// The stop file was there. Asked for again, the run goes on.
     StopFile,
+    /// Somebody asked it to stop, by a signal or [`Trainer::stop_when`](crate::Trainer::stop_when). Asked for again, the run goes on.
+    Interrupted,
 }
 
 impl Stop {
@@ -225,6 +227,7 @@ impl fmt::Display for Stop {
             Self::Diverged => "diverged: the loss is not finite, try a lower learning rate",
             Self::TimeBudget => "time budget spent: run it again to go on",
             Self::StopFile => "stop file found: remove it and run again to go on",
+            Self::Interrupted => "interrupted: run it again to go on",
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use peft::{Adapter, Model, ModelOptions, Pretrained, Remark, Warning};
 use serde::Deserialize;
 
 use crate::checkpoint;
+use crate::claim::claim;
 use crate::data::{TaskData, check_trainable};
 use crate::device::{self, DeviceName};
 use crate::error::{Error, Result};
@@ -20,6 +22,7 @@ use crate::files::{self, RunFolder};
 use crate::inputs::{Digests, Inputs};
 use crate::integrity::Origin;
 use crate::job::{Job, build_model, training_batches};
+use crate::limits::Limits;
 use crate::losses;
 use crate::provenance;
 use crate::record::{Record, StepLoss, Stop};
@@ -28,18 +31,22 @@ use crate::scheduler::{self, Slot};
 use crate::speed::{self, Speed};
 use crate::token_cache::TokenCache;
 use crate::tokenizer::Tokenizer;
+use crate::training::observers::CheckpointEvery;
 
 /// Turns runs into records. A run that has a finished record is not run again; one that was interrupted goes on.
 ///
 /// Each run has a folder of its own below the runs folder: `record.json`, the checkpoint while it runs, the trained weights of the
-/// best evaluation, if they are few or asked for, and all losses, if they are more than a record holds. A file named `stop` in that folder, or in the runs folder,
-/// ends a run after its present step.
+/// best evaluation, if they are few or asked for, and all losses, if they are more than a record holds. A file named `stop` in that folder,
+/// or in the runs folder, ends a run after its present step, as does [`Trainer::stop_when`] within one. While a process makes a run it holds
+/// the lock of a file `lock` in its folder; another that wants the same run waits for its record.
 pub struct Trainer {
     glue: Glue,
     runs: PathBuf,
     published: Vec<Record>,
     keep_weights: bool,
-    deadline: Option<Instant>,
+    limits: Limits,
+    checkpoint_every: CheckpointEvery,
+    waits: bool,
     logger: Box<dyn Logger>,
     device: DeviceName,
     at_once: usize,
@@ -92,7 +99,9 @@ impl Trainer {
             runs,
             published: Vec::new(),
             keep_weights: false,
-            deadline: None,
+            limits: Limits::default(),
+            checkpoint_every: CheckpointEvery::default(),
+            waits: true,
             logger: Box::new(Silent),
             device: DeviceName::default(),
             at_once: 1,
@@ -119,7 +128,28 @@ impl Trainer {
     /// Stop after this much time from now on, in which data are tokenized and all runs are made. A run that is under way then takes its
     /// step to the end and is measured; each that follows takes one. Asked for again, they go on.
     pub fn time_budget(mut self, budget: Option<Duration>) -> Self {
-        self.deadline = budget.and_then(|budget| Instant::now().checked_add(budget));
+        self.limits.deadline = budget.and_then(|budget| Instant::now().checked_add(budget));
+        self
+    }
+
+    /// Stop soon after somebody sets this flag, such as a signal's handler, another thread or a button: between two operations of a step,
+    /// of an evaluation, or of tokenising. Each run that is under way then has a checkpoint and a record that says
+    /// [`Stop::Interrupted`]; none begins. Asked for again, they go on, to the bits that they would have come to.
+    pub fn stop_when(mut self, flag: Arc<AtomicBool>) -> Self {
+        self.limits.stop = flag;
+        self
+    }
+
+    /// How often a run that is under way has a checkpoint written, from which it goes on after its process was killed; by default every
+    /// minute. What a run comes to does not depend on it.
+    pub fn checkpoint_every(mut self, every: CheckpointEvery) -> Self {
+        self.checkpoint_every = every;
+        self
+    }
+
+    /// Whether to wait for the record of a run that another process is making, as by default, or to fail.
+    pub fn waits(mut self, waits: bool) -> Self {
+        self.waits = waits;
         self
     }
 
@@ -318,13 +348,32 @@ impl Trainer {
     /// while it trains.
     fn make(trainer: &Mutex<&mut Self>, run: &Run, need: Need, slot: Slot, place: Option<Place>) -> Result<Record> {
         let mut logger = lock(trainer).logger.job(place);
-        if let Some(record) = lock(trainer).finished(run, need)? {
+        let found = lock(trainer).finished(run, need)?;
+        if let Some(record) = found {
             logger.log(&Event::Found { run });
+            lock(trainer).tidy(run)?;
             return Ok(record);
         }
         let RunPlace { folder, changed, before, .. } = lock(trainer).place(run);
+        let (limits, waits) = {
+            let trainer = lock(trainer);
+            (trainer.limits.clone(), trainer.waits)
+        };
+        if limits.is_interrupted() {
+            return Err(Error::Interrupted { place: run.description() });
+        }
         if !changed.is_empty() && !folder.path().exists() {
             logger.log(&Event::Changed { run, changed: &changed, before: &before });
+        }
+        let claimed = claim(&folder, run, waits, &limits, &mut *logger)?;
+        // Another process may have made it meanwhile.
+        let found = lock(trainer).finished(run, need)?;
+        if let Some(record) = found {
+            logger.log(&Event::Found { run });
+            return Ok(record);
+        }
+        if claimed.is_some() {
+            folder.tidy(false);
         }
         let job = lock(trainer).job(run, need, slot);
         let record = job.and_then(|job| job.run(&mut *logger));
@@ -332,6 +381,14 @@ impl Trainer {
             logger.log(&Event::Failed { error });
         }
         record
+    }
+
+    /// Removes what a process that was killed between a run's record and its end has left beside it.
+    fn tidy(&self, run: &Run) -> Result<()> {
+        if self.own_record(run)?.is_some() {
+            self.files(run).tidy_finished();
+        }
+        Ok(())
     }
 
     /// The record that a run has, if nothing of what is needed is missing.
@@ -367,7 +424,8 @@ impl Trainer {
             first: self.first_model(run)?,
             cards,
             keep_weights: self.needs_weights(need),
-            deadline: self.deadline,
+            limits: self.limits.clone(),
+            checkpoint_every: self.checkpoint_every,
             stop_files: vec![folder.stop(), self.runs.join("stop")],
             folder,
             at_once: slot.at_once,
@@ -509,8 +567,8 @@ impl Trainer {
     pub fn save_adapter(&mut self, run: &Run, folder: &Path) -> Result<()> {
         let mut adapter = self.trained_model(run)?.adapter()?;
         adapter.conditions.max_length = Some(run.settings.max_length);
-        adapter.save(folder)?;
-        provenance::write(folder, run)
+        let (name, bytes) = provenance::file(run)?;
+        Ok(adapter.save_with(folder, &[(name, &bytes)])?)
     }
 
     /// The predictions of a run's best model for a split: of its own task, or of AX by a model for MNLI.
@@ -537,10 +595,15 @@ impl Trainer {
     /// When a split is missing or a file cannot be written.
     pub fn write_predictions_of(&mut self, model: &Model, run: &Run, folder: &Path) -> Result<Vec<PathBuf>> {
         let tokenizer = self.tokenizer(run)?;
-        let mut paths = Vec::new();
+        // All are predicted before the first is written: MNLI's two files are of one model.
+        let mut predicted = Vec::new();
         for &split in run.task.test_splits() {
             let dataset = self.glue.load(run.task, split)?;
             let predictions = predict(model, run.task, &tokenizer.encode(&dataset.examples()?)?)?;
+            predicted.push((split, dataset, predictions));
+        }
+        let mut paths = Vec::new();
+        for (split, dataset, predictions) in predicted {
             let path = glue::submission::write(folder, run.task, split, &predictions, dataset.index()?)?;
             let completeness = dataset.completeness;
             self.logger.job(None).log(&Event::Predicted { path: &path, completeness });
@@ -583,7 +646,7 @@ impl Trainer {
             return Ok(data.clone());
         }
         let tokenizer = self.tokenizer(run)?;
-        let data = Arc::new(TaskData::load(&self.glue, run.task, &tokenizer, settings, cache.as_ref(), self.deadline)?);
+        let data = Arc::new(TaskData::load(&self.glue, run.task, &tokenizer, settings, cache.as_ref(), &self.limits)?);
         self.data.insert(key, data.clone());
         Ok(data)
     }

@@ -9,9 +9,11 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, S
 use super::operation::{InputGradient, Operation};
 use super::tape;
 use crate::backend::{self, Saved};
+use crate::interruption;
 
 /// Applies `operation`, and has it recorded for the backward pass. `inputs` holds tensors of one dtype.
 pub(crate) fn apply<O: Operation>(operation: O, inputs: &[&Tensor]) -> Result<Tensor> {
+    interruption::check()?;
     let inputs = inputs.iter().map(|tensor| tensor.contiguous()).collect::<Result<Vec<_>>>()?;
     let mut node = Node { operation, saved: OnceLock::new() };
     if tape::is_candles() {

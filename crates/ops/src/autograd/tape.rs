@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet};
 use candle_core::{Device, Result, Tensor, TensorId, bail};
 
 use super::operation::InputGradient;
+use crate::interruption;
 use crate::operations::add::add;
 
 /// An operation that was applied: its backward pass, and what it keeps for it.
@@ -180,6 +181,7 @@ impl Recorded {
             Tensor::full(factor, value.shape(), &Device::Cpu)?.to_dtype(value.dtype())?.to_device(value.device())?;
         let mut gradients = Gradients(HashMap::from([(value.id(), factor)]));
         while let Some(Node { operation, inputs, needed, outputs }) = tape.nodes.pop() {
+            interruption::check()?;
             let upstream: Vec<_> = outputs.iter().map(|output| gradients.0.remove(output)).collect();
             if upstream.iter().all(Option::is_none) {
                 continue;

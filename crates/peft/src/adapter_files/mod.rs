@@ -37,7 +37,7 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use crate::builder::SharedTensors;
 use crate::error::{Error, Result};
-use crate::files::write_atomically;
+use crate::files::write_folder;
 use crate::model::{Model, ModelOptions};
 use crate::parameters::{is_head, is_of_prompt};
 use crate::pretrained::Pretrained;
@@ -47,6 +47,9 @@ pub use conditions::Conditions;
 pub use config::AdapterConfig;
 pub use warning::Warning;
 pub(crate) use weights::{PREFIX, Weights};
+
+/// How often an adapter is read anew that another process writes meanwhile.
+const READS: usize = 10;
 
 /// An adapter apart from a model: as it was read from a folder, taken from a model, or made from others.
 #[derive(Clone, Debug)]
@@ -67,20 +70,45 @@ impl Adapter {
     /// When a file is missing or broken, a field means something that this crate does not do, a tensor holds a number that
     /// is not finite, or there is no head.
     pub fn read(folder: &Path) -> Result<Self> {
+        // Another process may be writing it: tensors that were read between two equal configurations are of those.
+        let configuration = || std::fs::read(folder.join(config::FILE)).ok();
+        let mut before = configuration();
+        for _ in 0..READS {
+            let read = Self::read_once(folder);
+            let after = configuration();
+            if after == before {
+                return read;
+            }
+            before = after;
+        }
+        Self::read_once(folder)
+    }
+
+    fn read_once(folder: &Path) -> Result<Self> {
         let mut weights = Weights::read(folder)?;
         let (config, warnings) = AdapterConfig::read(folder)?;
         releases::update(&config.method, weights.tensors_mut())?;
         Ok(Self { config, warnings, conditions: Conditions::of(weights.metadata()), weights })
     }
 
-    /// Writes it to `folder`, which is made if it is missing, so that this crate or Python's `peft` can load it.
+    /// Writes it to `folder`, which is made if it is missing, so that this crate or Python's `peft` can load it. A folder that is new is
+    /// whole or not there, whenever the process is killed. In one that is there an adapter of before is there no more before the first file
+    /// of this one is: no reader finds new tensors beside an old configuration.
     ///
     /// # Errors
     /// When a number is not finite, or a file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
+        self.save_with(folder, &[])
+    }
+
+    /// The same, with further files, as names and bytes, such as who made it.
+    ///
+    /// # Errors
+    /// As [`Adapter::save`].
+    pub fn save_with(&self, folder: &Path, further: &[(&str, &[u8])]) -> Result<()> {
+        let (weights, config) = (self.weights.file(folder, &self.conditions.metadata())?, self.config.to_json()?);
         // The configuration last: a folder without one is no adapter.
-        self.weights.write(folder, &self.conditions.metadata())?;
-        write_atomically(&folder.join(config::FILE), self.config.to_json()?.as_bytes())
+        write_folder(folder, further, &[(weights::FILE, &weights), (config::FILE, config.as_bytes())])
     }
 
     /// The same, called so in messages.

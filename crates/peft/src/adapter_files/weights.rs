@@ -10,13 +10,13 @@ use safetensors::SafeTensors;
 use super::is_finite;
 use super::warning::Warning;
 use crate::error::{Error, Result};
-use crate::files::write_tensors;
+use crate::files::tensor_file;
 use crate::parameters::{HEADS, POOLER};
 use crate::similar_names::nearest;
 use crate::tuners::Method;
 use crate::wrong_content::WrongContent;
 
-const FILE: &str = "adapter_model.safetensors";
+pub(super) const FILE: &str = "adapter_model.safetensors";
 /// What releases of PEFT before 0.5 write unless they are told otherwise.
 const PICKLE: &str = "adapter_model.bin";
 /// Before every key: PEFT's model and its tuner, around Hugging Face's.
@@ -65,9 +65,9 @@ impl Weights {
         Ok(Self { path, tensors, metadata })
     }
 
-    /// Writes them to `folder`, with this metadata.
-    pub(crate) fn write(&self, folder: &Path, metadata: &BTreeMap<String, String>) -> Result<()> {
-        write_tensors(&folder.join(FILE), &self.tensors, metadata)
+    /// The bytes of their file in `folder`, with this metadata.
+    pub(super) fn file(&self, folder: &Path, metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
+        tensor_file(&folder.join(FILE), &self.tensors, metadata)
     }
 
     /// That of the file.

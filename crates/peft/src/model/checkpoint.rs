@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::Model;
 use crate::checkpoint::POOLING_FIELD;
 use crate::error::{Error, Result};
-use crate::files::{write_atomically, write_tensors};
+use crate::files::{tensor_file, write_folder};
 use crate::pretrained::Pretrained;
 
 /// What a tokenizer may be written in.
@@ -33,12 +33,26 @@ impl Model {
     ///
     /// `config.json` says what it is by now: a classifier, its architecture, its `labels` (`LABEL_0` and so on where there are not as
     /// many as outputs) and `problem_type`; where the pooling is another than the checkpoint's, in `classifier_pooling`, which
-    /// transformers reads of ModernBERT alone.
+    /// transformers reads of ModernBERT alone. Whenever the process is killed the folder is as by [`Adapter::save`](crate::Adapter::save).
     ///
     /// # Errors
     /// When an adapter is none that a weight could hold, the model was merged for good already, `pretrained` is not its checkpoint, a
     /// number is not finite, or a file cannot be read or written.
     pub fn save_merged(&self, pretrained: &Pretrained, labels: &[&str], folder: &Path) -> Result<()> {
+        self.save_merged_with(pretrained, labels, folder, &[])
+    }
+
+    /// The same, with further files, as names and bytes, such as who made it.
+    ///
+    /// # Errors
+    /// As [`Model::save_merged`].
+    pub fn save_merged_with(
+        &self,
+        pretrained: &Pretrained,
+        labels: &[&str],
+        folder: &Path,
+        further: &[(&str, &[u8])],
+    ) -> Result<()> {
         self.check_mergeable()?;
         if self.is_unloaded() {
             return Err(Error::Merged);
@@ -61,16 +75,18 @@ impl Model {
         };
         let config = config(self, pretrained, &labels)?;
 
-        write_tensors(&folder.join("model.safetensors"), &tensors, &BTreeMap::new())?;
+        let mut files = Vec::new();
         for name in TOKENIZER {
             let path = pretrained.folder().join(name);
             if path.is_file() {
-                let bytes = std::fs::read(&path).map_err(|source| Error::Read { path, source })?;
-                write_atomically(&folder.join(name), &bytes)?;
+                files.push((name, std::fs::read(&path).map_err(|source| Error::Read { path, source })?));
             }
         }
+        files.push(("model.safetensors", tensor_file(&folder.join("model.safetensors"), &tensors, &BTreeMap::new())?));
         // Last: a folder without a configuration is no checkpoint.
-        write_atomically(&folder.join("config.json"), config.as_bytes())
+        files.push(("config.json", config.into_bytes()));
+        let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
+        write_folder(folder, further, &files)
     }
 }
 

@@ -572,3 +572,34 @@ fn eva_without_enough_data_is_an_error_that_says_so() {
     assert!(start(Lora::default(), vec![batch()]).contains("does not start from data"));
     assert!(start(eva(EvaConfig { rho: 0.5, ..EvaConfig::default() }), vec![batch()]).contains("rho is 0.5"));
 }
+
+#[test]
+fn an_adapter_that_is_read_while_another_process_writes_it_is_one_of_the_two_or_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("adapter");
+    let adapter = |alpha: usize| {
+        let lora = Lora { lora_alpha: alpha as f64, ..Lora::rank(2) };
+        let mut adapter = Model::new(&tiny(), &ModelOptions::new(Method::Lora(lora), 3)).unwrap().adapter().unwrap();
+        adapter.conditions.max_length = Some(alpha); // It stands beside the tensors.
+        adapter
+    };
+    let adapters = [adapter(4), adapter(8)];
+    adapters[0].save(&target).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let reads = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut reads = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let Ok(read) = Adapter::read(&target) else { continue };
+                let Method::Lora(lora) = read.config.method else { panic!("it is LoRA") };
+                assert_eq!(read.conditions.max_length, Some(lora.lora_alpha as usize));
+                reads += 1;
+            }
+            reads
+        });
+        (0..200).for_each(|time| adapters[time % 2].save(&target).unwrap());
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        reader.join().unwrap()
+    });
+    assert!(reads > 0);
+}

@@ -5,13 +5,14 @@ mod special_tokens;
 mod vocabulary;
 
 use std::path::PathBuf;
-use std::time::Instant;
 
 use glue::{Dataset, Example};
 use peft::{Pretrained, Remark, Sequence};
 use tokenizers::{EncodeInput, TruncationParams};
 
 use crate::error::{Error, Result};
+use crate::limits::Limits;
+use crate::record::Stop;
 
 /// How many examples are encoded at once. An encoding holds many times what a sequence does: not all of a large task's are in memory.
 const AT_ONCE: usize = 2048;
@@ -71,20 +72,21 @@ impl Tokenizer {
         Ok(sequences)
     }
 
-    /// One sequence for each of these rows, by a deadline, if there is one; a first part is always encoded.
+    /// One sequence for each of these rows, within limits; a first part is always encoded.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`], and when the deadline passes before the last part.
-    pub(crate) fn encode_rows(
-        &self,
-        dataset: &Dataset,
-        rows: &[usize],
-        deadline: Option<Instant>,
-    ) -> Result<Vec<Sequence>> {
+    /// As [`Tokenizer::encode`], and when a limit is reached before the last part.
+    pub(crate) fn encode_rows(&self, dataset: &Dataset, rows: &[usize], limits: &Limits) -> Result<Vec<Sequence>> {
         let mut sequences = Vec::with_capacity(rows.len());
         for part in rows.chunks(AT_ONCE) {
-            if !sequences.is_empty() && deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(Error::OutOfTime { done: sequences.len(), of: rows.len() });
+            let (done, of) = (sequences.len(), rows.len());
+            match limits.stop().filter(|_| done > 0) {
+                Some(Stop::Interrupted) => {
+                    let place = format!("{done} of {of} sentences were tokenized");
+                    return Err(Error::Interrupted { place });
+                }
+                Some(_) => return Err(Error::OutOfTime { done, of }),
+                None => {}
             }
             self.encode_part(&dataset.examples_of(part.iter().copied())?, &mut sequences)?;
         }

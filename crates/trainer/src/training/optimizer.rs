@@ -61,7 +61,7 @@ impl Optimizer {
         Ok(Self { slots, after_step: model.after_step()?, max_grad_norm: settings.max_grad_norm })
     }
 
-    /// Updates the parameters; not if the loss is not finite.
+    /// Updates the parameters; not if the loss is not finite. A step is taken whole, whoever has asked the run to stop.
     ///
     /// # Errors
     /// When a parameter has no gradient.
@@ -77,11 +77,13 @@ impl Optimizer {
         }
         let settings =
             AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, max_norm: self.max_grad_norm, step: step + 1 };
-        let clipped = ops::adamw(&mut slots, loss, settings)?;
-        if let Some(after_step) = &mut self.after_step {
-            after_step.after_step(step, &|variable| found.get(variable).cloned(), clipped.value()?)?;
-        }
-        Ok(())
+        ops::uninterrupted(|| {
+            let clipped = ops::adamw(&mut slots, loss, settings)?;
+            if let Some(after_step) = &mut self.after_step {
+                after_step.after_step(step, &|variable| found.get(variable).cloned(), clipped.value()?)?;
+            }
+            Ok(())
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::checkpoint;
+use crate::checkpoint::{self, State};
 use crate::data::TaskData;
 use crate::error::{Error, Result};
 use crate::evaluation;
@@ -44,6 +44,12 @@ impl Evaluations {
         weights: Option<PathBuf>,
     ) -> Self {
         Self { run, data, steps, predictions, weights }
+    }
+
+    /// Whether the evaluation after the last step of a state is due and was not made, since it was interrupted.
+    pub(crate) fn is_missing(&self, state: &State, steps: usize) -> bool {
+        let last = state.evaluations.last().map_or(0, |last| last.step);
+        state.step > last && self.steps.contain(state.step, steps)
     }
 
     /// Measures what there is so far of a run that was interrupted, for the caller. It comes after the checkpoint and so is not in it:

@@ -13,6 +13,7 @@ use crate::run::Evaluate;
 use crate::training::{StepPlan, Training};
 
 pub(crate) use budget::Budget;
+pub use checkpoints::CheckpointEvery;
 pub(crate) use checkpoints::Checkpoints;
 pub(crate) use early_stopping::EarlyStopping;
 pub(crate) use evaluations::Evaluations;
