@@ -472,8 +472,12 @@ impl Trainer {
     /// When the adapter is broken, or one for another task, method or base model.
     pub fn adapter_model(&mut self, run: &Run, folder: &Path) -> Result<(Model, Vec<Warning>)> {
         let adapter = Adapter::read(folder)?;
-        let options = ModelOptions { passes_over_names: true, ..self.options(run, Slot::ALONE)? };
         let base = if adapter.has_head() { self.pretrained(&run.model)? } else { self.base(run)? };
+        let options = ModelOptions {
+            passes_over_names: true,
+            new_numbers: Some(adapter.new_numbers(&base)),
+            ..self.options(run, Slot::ALONE)?
+        };
         let model = Model::new(&base, &options)?;
         self.tell(model.remarks());
         let warnings = model.load(&adapter)?;
