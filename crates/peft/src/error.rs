@@ -371,7 +371,10 @@ pub enum Error {
         key: String,
     },
     /// A tensor with infinite numbers, or what is no number.
-    #[error("{path}: tensor {key} holds a number that is not finite; the training that wrote it diverged")]
+    #[error(
+        "{path}: tensor {key} holds a number that is not finite in f32; the training that wrote it diverged, or the file was damaged: take \
+         another"
+    )]
     NotFinite {
         /// The file.
         path: PathBuf,

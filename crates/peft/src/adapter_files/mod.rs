@@ -355,9 +355,3 @@ fn difference(ours: &Method, theirs: &Method) -> Option<(&'static str, String, S
     let pairs = fields(ours).into_iter().zip(fields(theirs));
     pairs.map(|((field, ours), (_, theirs))| (field, ours, theirs)).find(|(_, ours, theirs)| ours != theirs)
 }
-
-/// Whether every number of a tensor is finite.
-fn is_finite(tensor: &Tensor) -> Result<bool> {
-    let values: Vec<f64> = tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
-    Ok(values.iter().all(|value| value.is_finite()))
-}
