@@ -372,7 +372,7 @@ impl Trainer {
             return self.blank_model(run);
         }
         let (data, options) = (self.data(run)?, self.options(run, Slot::ALONE)?);
-        build_model(run, &*self.base(run)?, &options, training_batches(run, &data))
+        build_model(run, &*self.base(run)?, &options, training_batches(run, &data)?)
     }
 
     /// What a run starts from besides the pretrained model, if there is such.
@@ -436,7 +436,7 @@ impl Trainer {
     pub(crate) fn options(&mut self, run: &Run, slot: Slot) -> Result<ModelOptions> {
         let device = device::stream(&self.opened_device()?, slot.number)?;
         let method = match run.method.needs_total_steps() {
-            true => run.method.clone().over(run.settings.steps(self.data(run)?.train.len())),
+            true => run.method.clone().over(run.settings.steps(self.data(run)?.train.len())?),
             false => run.method.clone(),
         };
         Ok(ModelOptions {
