@@ -39,6 +39,7 @@ mod files;
 mod inputs;
 mod job;
 mod line_logger;
+mod npz;
 pub mod numbers;
 pub mod provenance;
 mod recipe;
