@@ -41,6 +41,7 @@ mod job;
 mod line_logger;
 mod npz;
 pub mod numbers;
+mod panics;
 pub mod provenance;
 mod recipe;
 mod record;
