@@ -126,8 +126,11 @@ fn parts(bytes: &[u8]) -> Option<(&str, &[u8])> {
     Some((std::str::from_utf8(header).ok()?, data))
 }
 
-/// How many bytes a number of that type has, and what it is.
-fn decoder(kind: &str) -> Option<(usize, fn(&[u8]) -> f64)> {
+/// How many bytes a number has, and what they are.
+type Decoder = (usize, fn(&[u8]) -> f64);
+
+/// That of numbers of a type.
+fn decoder(kind: &str) -> Option<Decoder> {
     macro_rules! of {
         ($number:ty) => {
             (size_of::<$number>(), |bytes| {
