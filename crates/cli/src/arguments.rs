@@ -14,7 +14,7 @@ use trainer::study::{over_ranks, over_seeds};
 use trainer::{DeviceName, Evaluate, Recipe, Run, Settings, StartsFrom};
 
 use crate::adapter::AdapterCommand;
-use crate::given_adapter::GivenAdapter;
+use crate::given_adapter::{GivenAdapter, tell_before_download};
 use crate::method;
 
 impl Arguments {
@@ -393,10 +393,15 @@ impl RunArguments {
         let file = self.config.as_ref().map(|file| Recipe::load(file)).transpose()?;
         let base = file.as_ref().map(|recipe| &recipe.run);
         let adapter = self.adapter.as_deref().map(GivenAdapter::read).transpose()?;
+        tell_before_download(&run.model, Path::new(name));
         let given = self.is_given("model").then_some(self.model.as_str());
         let model = match (&adapter, base) {
             (Some(adapter), _) => adapter.base_model(given)?,
-            (None, Some(run)) if given.is_none() => run.model.clone(),
+            (None, Some(run)) if given.is_none() => {
+                let file = self.config.as_deref().unwrap_or_default();
+                tell_before_download(&run.model, Path::new(file));
+                run.model.clone()
+            }
             _ => with_home(&self.model).to_string_lossy().into_owned(),
         };
         let model = model_name(&model);
