@@ -11,7 +11,7 @@ use trainer::glue::Task;
 use trainer::glue::variables::with_home;
 use trainer::peft::{Configuration, Method, Pooling, Precision, model_name};
 use trainer::study::{over_ranks, over_seeds};
-use trainer::{DeviceName, Evaluate, Recipe, Run, Settings, StartsFrom};
+use trainer::{DeviceName, Evaluate, Recipe, Run, Settings, StartsFrom, most_threads};
 
 use crate::adapter::AdapterCommand;
 use crate::given_adapter::{GivenAdapter, tell_before_download};
@@ -319,10 +319,21 @@ pub(crate) struct SeveralArguments {
     ranks: Vec<usize>,
     /// How many of them are under way at once. It pays on a GPU that one run does not fill; on the CPU one run has all cores.
     #[arg(long, default_value = "1", value_name = "RUNS")]
-    pub at_once: NonZeroUsize,
+    at_once: NonZeroUsize,
 }
 
 impl SeveralArguments {
+    /// How many runs are under way at once: no more than there are threads of use on the machine.
+    pub(crate) fn at_once(&self) -> usize {
+        let (asked, most) = (self.at_once.get(), most_threads());
+        if asked > most {
+            eprintln!(
+                "Note: --at-once is {asked}, and this machine has use for {most} threads: so many runs are under way at once"
+            );
+        }
+        asked.min(most)
+    }
+
     /// The runs of all ranks and seeds; of a recipe those of its seeds, if no others are given.
     pub(crate) fn runs(&self, arguments: &RunArguments) -> Result<Vec<Run>> {
         let run = arguments.run()?;
@@ -382,6 +393,7 @@ impl RunArguments {
             );
         }
         let run = Recipe::load(name)?.run;
+        tell_before_download(&run.model, Path::new(name));
         Ok(if self.is_given("seed") { run.seed(self.seed) } else { run })
     }
 
@@ -393,7 +405,6 @@ impl RunArguments {
         let file = self.config.as_ref().map(|file| Recipe::load(file)).transpose()?;
         let base = file.as_ref().map(|recipe| &recipe.run);
         let adapter = self.adapter.as_deref().map(GivenAdapter::read).transpose()?;
-        tell_before_download(&run.model, Path::new(name));
         let given = self.is_given("model").then_some(self.model.as_str());
         let model = match (&adapter, base) {
             (Some(adapter), _) => adapter.base_model(given)?,

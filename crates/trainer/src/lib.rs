@@ -76,4 +76,5 @@ pub use tokenizer::Tokenizer;
 pub use trainer::Trainer;
 
 pub use glue;
+pub use ops::{limit_threads, most_threads};
 pub use peft;
