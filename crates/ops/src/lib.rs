@@ -45,7 +45,7 @@ pub use adamw::{
 pub use autograd::tape::{Gradients, Recorded, record, without_gradients};
 pub use backend::is_out_of_memory;
 pub use cpu::memory::keep_freed_memory;
-pub use cpu::threads::{on_workers, threads};
+pub use cpu::threads::{limit_threads, most_threads, on_workers, threads};
 #[cfg(feature = "cuda")]
 pub use cuda::{
     Communicators, card, card_memory, card_peak_memory, count_launches, cuda_device, cuda_devices, cuda_stream,

@@ -15,6 +15,7 @@ use crate::layers::{
 };
 use crate::parameters::{Initializer, Modules, POOLER, Parameters, generator, is_head};
 use crate::pretrained::Pretrained;
+use crate::sizes::Allowance;
 
 /// What a fine-tuning method decides as a model is built. Modules that are trained whole, the head among them, are not asked
 /// about. What is not said here is: nothing is trained, nothing is adapted.
@@ -121,6 +122,8 @@ pub(crate) struct Builder<'a> {
     pub precision: Precision,
     pub device: &'a Device,
     pub seed: u64,
+    /// How many numbers may be new.
+    pub allowance: Allowance,
     pub parameters: Parameters,
     /// The modules so far.
     pub modules: Modules,
@@ -236,6 +239,7 @@ impl Builder<'_> {
 
     /// A parameter of an adapter that starts from a value worked out from the checkpoint's.
     pub(crate) fn adapter_from(&mut self, path: String, value: Tensor) -> Result<Tensor> {
+        self.allowance.take(&path, value.dims())?;
         self.parameters.new.push(path.clone());
         self.register_adapter(path, value)
     }
@@ -304,6 +308,7 @@ impl Builder<'_> {
     }
 
     fn new_values(&mut self, path: &str, shape: &[usize], initializer: Initializer) -> Result<Tensor> {
+        self.allowance.take(path, shape)?;
         self.parameters.new.push(path.into());
         Ok(initializer.values(path, shape, self.seed)?)
     }

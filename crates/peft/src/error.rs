@@ -239,6 +239,23 @@ pub enum Error {
         /// What it may be.
         expected: &'static str,
     },
+    /// More new numbers than a model may have.
+    #[error(
+        "{method}: {sizes} would make {path} of shape {shape:?}, with which more numbers are new than the at most {limit} that this checkpoint, \
+         and the adapter's file where there is one, have room for; choose smaller sizes"
+    )]
+    TooLarge {
+        /// The method.
+        method: String,
+        /// Its options that the sizes of parameters follow from, with their values.
+        sizes: String,
+        /// The parameter with which the limit is passed.
+        path: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// So many numbers may be new.
+        limit: usize,
+    },
     /// A file of an adapter that cannot be read.
     #[error(
         "{path}: cannot be read ({source}); an adapter's folder holds adapter_config.json and adapter_model.safetensors \
@@ -355,7 +372,10 @@ pub enum Error {
         key: String,
     },
     /// A tensor with infinite numbers, or what is no number.
-    #[error("{path}: tensor {key} holds a number that is not finite; the training that wrote it diverged")]
+    #[error(
+        "{path}: tensor {key} holds a number that is not finite in f32; the training that wrote it diverged, or the file was damaged: take \
+         another"
+    )]
     NotFinite {
         /// The file.
         path: PathBuf,

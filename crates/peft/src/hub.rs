@@ -144,6 +144,12 @@ pub(crate) fn model(name: &str) -> Result<PathBuf, String> {
     Hub::from_variables(|name| std::env::var_os(name))?.model(name)
 }
 
+/// Whether a model of that name would be asked for on the network.
+pub(crate) fn is_asked(name: &str) -> bool {
+    let hub = Hub::from_variables(|name| std::env::var_os(name));
+    is_id(name) && hub.is_ok_and(|hub| !hub.offline && Cache::new(hub.cache).model(name.into()).get(CONFIG).is_none())
+}
+
 /// The folder of a model that the hub's cache has.
 pub(crate) fn cached(name: &str) -> Option<PathBuf> {
     let hub = Hub::from_variables(|name| std::env::var_os(name)).ok().filter(|_| is_id(name))?;

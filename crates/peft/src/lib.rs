@@ -59,6 +59,7 @@ mod parameters;
 mod pooling;
 mod pretrained;
 mod similar_names;
+mod sizes;
 mod targets;
 mod tuners;
 mod wrong_content;

@@ -251,6 +251,12 @@ impl ModelFiles {
         tokenizer.retain(|file| file.is_file());
         Some(Self { weights, tokenizer })
     }
+
+    /// Whether [`Pretrained::load`] would ask Hugging Face's hub for a model of this name: it is a hub id, not on this machine, and
+    /// `HF_HUB_OFFLINE` is not set. To be told before it happens where the name is from a file that somebody else wrote.
+    pub fn are_asked_of_the_hub(name: &str) -> bool {
+        find_folder(name).is_none() && hub::is_asked(name)
+    }
 }
 
 /// One name for a model, however its folder is spelled: that of a folder below `models/` of the project, or of a link there that leads to

@@ -69,7 +69,7 @@ fn epoch_batches(
     if !group_by_length {
         return order.chunks(batch_size).map(<[usize]>::to_vec).collect();
     }
-    let piece = (lengths.len() / (batch_size * 4)).clamp(1, 50) * batch_size;
+    let piece = (lengths.len() / batch_size.saturating_mul(4)).clamp(1, 50).saturating_mul(batch_size);
     for piece in order.chunks_mut(piece) {
         piece.sort_by_key(|&index| std::cmp::Reverse(lengths[index]));
     }
@@ -125,6 +125,9 @@ mod tests {
 
     #[test]
     fn fewer_examples_than_a_batch_make_one_batch() {
+        for batch_size in [usize::MAX, 1 << 62] {
+            assert_eq!(epoch_batches(&lengths(100), batch_size, true, 1, 0).len(), 1);
+        }
         assert_eq!(epoch_batches(&[3, 4], 16, true, 1, 0).len(), 1);
         assert!(epoch_batches(&[], 16, true, 1, 0).is_empty());
     }

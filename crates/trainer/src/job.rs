@@ -107,7 +107,7 @@ impl Job {
         let Self { run, data, .. } = &*self;
         let build = |device: &Device| {
             let options = ModelOptions { device: device.clone(), ..self.options.clone() };
-            build_model(run, &self.pretrained, &options, training_batches(run, data))
+            build_model(run, &self.pretrained, &options, training_batches(run, data)?)
         };
         let model = build(&self.options.device)?;
         let others = self.cards.iter().map(build).collect::<Result<_>>()?;
@@ -119,7 +119,7 @@ impl Job {
         };
         let mut learner = Learner::new(model, &run.settings)?;
         let examples = data.train.len();
-        let (steps, per_epoch) = (run.settings.steps(examples), run.settings.steps_per_epoch(examples));
+        let (steps, per_epoch) = (run.settings.steps(examples)?, run.settings.steps_per_epoch(examples));
         let origin = Origin::new(run, &self.inputs);
         let checkpoint = CheckpointFile { path: self.folder.checkpoint(), origin, steps };
         let replicas = Replicas::start(&learner, others, &run.settings, Some(&checkpoint))?;
@@ -240,7 +240,13 @@ pub(crate) fn build_model(
 }
 
 /// A run's batches in the order of its steps, in memory that the device need not hold at once.
-pub(crate) fn training_batches<'a>(run: &'a Run, data: &'a TaskData) -> impl Iterator<Item = Result<Batch>> + 'a {
-    let mut batches = RunBatches::new(run, &data.train);
-    (0..run.settings.steps(data.train.len())).map(move |step| Ok(batches.get(step)?.batch))
+///
+/// # Errors
+/// When the run has too many steps.
+pub(crate) fn training_batches<'a>(
+    run: &'a Run,
+    data: &'a TaskData,
+) -> Result<impl Iterator<Item = Result<Batch>> + 'a> {
+    let (mut batches, steps) = (RunBatches::new(run, &data.train), run.settings.steps(data.train.len())?);
+    Ok((0..steps).map(move |step| Ok(batches.get(step)?.batch)))
 }

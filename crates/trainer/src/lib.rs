@@ -44,7 +44,9 @@ mod limits;
 mod line_logger;
 mod losses;
 mod movement;
+mod npz;
 pub mod numbers;
+mod panics;
 pub mod predictions;
 pub mod provenance;
 mod recipe;
@@ -87,4 +89,5 @@ pub use trainer::Trainer;
 pub use training::observers::CheckpointEvery;
 
 pub use glue;
+pub use ops::{limit_threads, most_threads};
 pub use peft;

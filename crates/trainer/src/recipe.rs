@@ -103,6 +103,9 @@ impl Recipe {
     pub(crate) fn from_table(path: &Path, table: Table, start: impl FnOnce(&str) -> Result<Self>) -> Result<Self> {
         let wrong =
             |found: String, expected: &str| Error::Recipe { path: path.into(), found, expected: expected.into() };
+        if let Some(field) = not_finite(&table) {
+            return Err(wrong(format!("{field}, which is no finite number"), "finite numbers"));
+        }
         let settings_given = table.get("settings").and_then(Value::as_table);
         let settings_given = settings_given.into_iter().flat_map(Table::keys).cloned().collect();
         let written: Written = table.try_into().map_err(|error| wrong(error.to_string(), EXPECTED))?;
@@ -159,6 +162,22 @@ fn remove_nulls(value: &mut serde_json::Value) {
 }
 
 const EXPECTED: &str = "task, model, seeds, a [method] and [settings], as in the other recipes";
+
+/// The first field that is infinite or no number, which TOML has words for.
+fn not_finite(table: &Table) -> Option<String> {
+    fn is_wrong(value: &Value) -> bool {
+        match value {
+            Value::Float(number) => !number.is_finite(),
+            Value::Array(values) => values.iter().any(is_wrong),
+            Value::Table(table) => not_finite(table).is_some(),
+            _ => false,
+        }
+    }
+    table.iter().find(|(_, value)| is_wrong(value)).map(|(field, value)| match value {
+        Value::Table(inner) => format!("{field}.{}", not_finite(inner).unwrap_or_default()),
+        value => format!("{field} = {value}"),
+    })
+}
 
 /// The names of the project's recipes.
 fn names() -> Result<Vec<String>> {
@@ -238,6 +257,8 @@ mod tests {
     fn what_a_recipe_says_and_nobody_reads_is_an_error_that_names_it() {
         for (find, put, named) in [
             ("epochs = 2", "epoch = 2", "epoch"),
+            ("r = 4", "r = 4\nlora_alpha = inf", "method.lora_alpha = inf, which is no finite number"),
+            ("learning_rate = 5e-4", "learning_rate = nan", "settings.learning_rate = nan"),
             ("r = 4", "rank = 4", "rank, which lora has not"),
             ("seeds = [3, 4]", "seeds = []", "at least one seed"),
             ("task = \"mrpc\"", "task = \"mrpc\"\nlearning_rate = 1e-3", "learning_rate"),

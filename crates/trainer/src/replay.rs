@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::time::Instant;
 
-use candle_core::npy::NpzTensors;
-use candle_core::{DType, Device, Tensor};
-use peft::{Batch, Model, ModelOptions, Pretrained, Sequence};
+use candle_core::{Device, Tensor};
+use peft::{Adapter, Batch, Model, ModelOptions, Pretrained, Sequence};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{self, State};
@@ -15,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::evaluation::loss;
 use crate::events::Silent;
 use crate::job::build_model;
+use crate::npz::{Array, Npz};
 use crate::record::Stop;
 use crate::run::Run;
 use crate::scheduler::Slot;
@@ -72,11 +72,11 @@ pub struct Replayed {
 }
 
 /// Passes over the batches in an npz file: `steps`, and for each step `s` from 0 `s{s}.input_ids`, `s{s}.attention_mask` (both
-/// `(sequences, padded length)`), `s{s}.token_type_ids` if there are types, and `s{s}.labels`. The schedule runs over just these
-/// steps. What was trained is written to `save_adapter`, if that is given.
+/// `(sequences, padded length)`), `s{s}.token_type_ids` if there are types, and `s{s}.labels`. Padding stands at the right. The schedule
+/// runs over just these steps. What was trained is written to `save_adapter`, if that is given.
 ///
 /// # Errors
-/// When a file lacks a tensor or has one of another shape, the model is missing, or a loss is not finite.
+/// When a file lacks a tensor or has one of another shape, a number of it is none that it can be, the model is missing, or a loss is not finite.
 pub fn replay(
     trainer: &mut Trainer,
     run: &Run,
@@ -132,8 +132,11 @@ fn initial_model(
     batches: &[Examples],
 ) -> Result<(Model, Vec<String>)> {
     if let Start::Adapter(folder) = start {
-        let model = Model::new(pretrained, &ModelOptions { passes_over_names: true, ..options.clone() })?;
-        let warnings = model.load_adapter(folder)?.iter().map(ToString::to_string).collect();
+        let adapter = Adapter::read(folder)?;
+        let new_numbers = Some(adapter.new_numbers(pretrained));
+        let options = ModelOptions { passes_over_names: true, new_numbers, ..options.clone() };
+        let model = Model::new(pretrained, &options)?;
+        let warnings = model.load(&adapter)?.iter().map(ToString::to_string).collect();
         return Ok((model, warnings));
     }
     // A start from data that has not settled by then goes over the batches again.
@@ -184,41 +187,69 @@ fn predict(model: &Model, batches: &[Examples]) -> Result<Replayed> {
 /// Each step's sequences without their padding, and their labels.
 fn read_batches(run: &Run, path: &Path) -> Result<Vec<Examples>> {
     let content = |found: String| Error::Batches { path: path.into(), found };
-    let file = NpzTensors::new(path).map_err(|error| content(error.to_string()))?;
-    let read = |name: &str| file.get(name).map_err(|error| content(format!("{name}: {error}")));
-    let required = |name: &str| read(name)?.ok_or_else(|| content(format!("no {name}")));
-    let rows = |tensor: Tensor, name: &str| {
-        tensor
-            .to_dtype(DType::U32)
-            .and_then(|t| t.to_vec2::<u32>())
-            .map_err(|error| content(format!("{name}: {error}")))
+    let mut file = Npz::open(path).map_err(content)?;
+    let steps = required(&mut file, "steps").map_err(content)?;
+    let steps = match steps.whole(u32::MAX).map_err(content)?.as_slice() {
+        &[steps] if steps > 0 => steps,
+        _ => return Err(content(format!("steps of the shape {:?}, expected one number above 0", steps.shape))),
     };
-    let steps = required("steps")?.to_dtype(DType::U32)?.to_scalar::<u32>()?;
-    (0..steps)
-        .map(|step| {
-            let matrix = |key: &str| {
-                let name = format!("s{step}.{key}");
-                rows(required(&name)?, &name)
-            };
-            let (ids, mask) = (matrix("input_ids")?, matrix("attention_mask")?);
-            let types = match read(&format!("s{step}.token_type_ids"))? {
-                Some(types) => rows(types, "token_type_ids")?,
-                None => ids.iter().map(|ids| vec![0; ids.len()]).collect(),
-            };
-            let sequences = ids
-                .into_iter()
-                .zip(mask)
-                .zip(types)
-                .map(|((mut input_ids, mask), mut token_type_ids)| {
-                    let length = mask.iter().filter(|&&there| there == 1).count();
-                    input_ids.truncate(length);
-                    token_type_ids.truncate(length);
-                    Sequence { input_ids, token_type_ids }
-                })
-                .collect();
-            let labels = required(&format!("s{step}.labels"))?;
-            let labels = labels.to_dtype(if run.task.is_regression() { DType::F32 } else { DType::U32 })?;
-            Ok((sequences, labels))
-        })
-        .collect()
+    (0..steps).map(|step| read_step(run, &mut file, &format!("s{step}")).map_err(content)).collect()
+}
+
+/// The sequences and the labels of one step.
+fn read_step(run: &Run, file: &mut Npz, step: &str) -> std::result::Result<Examples, String> {
+    let ids = required(file, &format!("{step}.input_ids"))?;
+    let &[rows, width] = ids.shape.as_slice() else {
+        return Err(format!("{step}.input_ids has the shape {:?}, expected (sequences, padded length)", ids.shape));
+    };
+    if rows == 0 || width == 0 {
+        return Err(format!("{step}.input_ids has the shape {:?}, expected one token at least", ids.shape));
+    }
+    let mask = required(file, &format!("{step}.attention_mask"))?;
+    let types = file.get(&format!("{step}.token_type_ids"))?;
+    for (name, array) in [("attention_mask", Some(&mask)), ("token_type_ids", types.as_ref())] {
+        if let Some(Array { shape, .. }) = array.filter(|array| array.shape != ids.shape) {
+            return Err(format!("{step}.{name} has the shape {shape:?}, expected {:?} as the input_ids", ids.shape));
+        }
+    }
+    let lengths = lengths(&mask, width)?;
+    let (ids, types) = (ids.whole(u32::MAX)?, types.map(|types| types.whole(u32::MAX)).transpose()?);
+    let row = |numbers: &[u32], row: usize, length: usize| numbers[row * width..][..length].to_vec();
+    let sequences = lengths.iter().enumerate().map(|(index, &length)| Sequence {
+        input_ids: row(&ids, index, length),
+        token_type_ids: types.as_ref().map_or_else(|| vec![0; length], |types| row(types, index, length)),
+    });
+    let (sequences, labels) = (sequences.collect(), required(file, &format!("{step}.labels"))?);
+    if labels.shape != [rows] {
+        return Err(format!(
+            "{step}.labels has the shape {:?}, expected [{rows}], one for each sequence",
+            labels.shape
+        ));
+    }
+    let labels = match run.task.is_regression() {
+        true => Tensor::new(labels.finite()?, &Device::Cpu),
+        false => Tensor::new(labels.whole(run.task.num_labels().saturating_sub(1) as u32)?, &Device::Cpu),
+    };
+    Ok((sequences, labels.map_err(|error| format!("{step}.labels: {error}"))?))
+}
+
+fn required(file: &mut Npz, name: &str) -> std::result::Result<Array, String> {
+    file.get(name)?.ok_or_else(|| format!("no {name}"))
+}
+
+/// How many tokens the sequences of a mask have: in each row the ones, which stand first, before zeros for the padding.
+fn lengths(mask: &Array, width: usize) -> std::result::Result<Vec<usize>, String> {
+    let rows = mask.numbers.chunks(width).enumerate();
+    rows.map(|(index, row)| {
+        let length = row.iter().take_while(|&&there| there == 1.0).count();
+        let first = index * width;
+        match row[length..].iter().position(|&there| there != 0.0) {
+            Some(place) => {
+                Err(mask.wrong(first + length + place, "ones from the left, then zeros: padding goes to the right"))
+            }
+            None if length == 0 => Err(mask.wrong(first, "1: a sequence has a token at least")),
+            None => Ok(length),
+        }
+    })
+    .collect()
 }

@@ -280,9 +280,21 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// The steps of the longest run: each leaves a loss in memory and in the record, and at a thousand a second they take a day.
+    pub const MOST_STEPS: usize = 100_000_000;
+
     /// The steps of a run with these settings on so many examples.
-    pub fn steps(&self, examples: usize) -> usize {
-        self.epochs * self.steps_per_epoch(examples)
+    ///
+    /// # Errors
+    /// When they are more than [`Settings::MOST_STEPS`]; the message names the epochs.
+    pub fn steps(&self, examples: usize) -> Result<usize> {
+        let per_epoch = self.steps_per_epoch(examples);
+        let steps = self.epochs.checked_mul(per_epoch).filter(|steps| *steps <= Self::MOST_STEPS);
+        steps.ok_or_else(|| {
+            let (most, most_epochs) = (Self::MOST_STEPS, Self::MOST_STEPS / per_epoch.max(1));
+            let expected = format!("at most {most_epochs}: each has {per_epoch} steps, and a run at most {most}");
+            Error::Setting { name: "epochs", found: self.epochs.to_string(), expected }
+        })
     }
 
     /// The steps of an epoch on so many examples.
@@ -358,6 +370,17 @@ mod tests {
         assert!(run(Method::lora(8)).check().is_ok());
         let error = run(Method::bitfit()).check().unwrap_err().to_string();
         assert!(error.contains("loraplus_lr_ratio") && error.contains("BitFit"), "{error}");
+    }
+
+    #[test]
+    fn epochs_that_make_more_steps_than_a_run_can_have_are_refused_by_name() {
+        let settings = |epochs, batch_size| Settings { epochs, batch_size, ..Settings::default() };
+        assert_eq!(settings(3, 32).steps(65).unwrap(), 9);
+        assert_eq!(settings(3, usize::MAX).steps(65).unwrap(), 3);
+        for epochs in [1 << 63, 50_000_001, usize::MAX] {
+            let error = settings(epochs, 32).steps(64).unwrap_err().to_string();
+            assert!(error.contains(&format!("epochs is {epochs}")) && error.contains("50000000"), "{error}");
+        }
     }
 
     #[test]

@@ -450,7 +450,7 @@ impl Trainer {
             return self.blank_model(run);
         }
         let (data, options) = (self.data(run)?, self.options(run, Slot::ALONE)?);
-        build_model(run, &*self.base(run)?, &options, training_batches(run, &data))
+        build_model(run, &*self.base(run)?, &options, training_batches(run, &data)?)
     }
 
     /// What a run starts from besides the pretrained model, if there is such.
@@ -514,7 +514,7 @@ impl Trainer {
     pub(crate) fn options(&mut self, run: &Run, slot: Slot) -> Result<ModelOptions> {
         let device = device::stream(&self.opened_device()?, slot.number)?;
         let method = match run.method.needs_total_steps() {
-            true => run.method.clone().over(run.settings.steps(self.data(run)?.train.len())),
+            true => run.method.clone().over(run.settings.steps(self.data(run)?.train.len())?),
             false => run.method.clone(),
         };
         Ok(ModelOptions {
@@ -552,8 +552,12 @@ impl Trainer {
     /// When the adapter is broken, or one for another task, method or base model.
     pub fn adapter_model(&mut self, run: &Run, folder: &Path) -> Result<(Model, Vec<Warning>)> {
         let adapter = Adapter::read(folder)?;
-        let options = ModelOptions { passes_over_names: true, ..self.options(run, Slot::ALONE)? };
         let base = if adapter.has_head() { self.pretrained(&run.model)? } else { self.base(run)? };
+        let options = ModelOptions {
+            passes_over_names: true,
+            new_numbers: Some(adapter.new_numbers(&base)),
+            ..self.options(run, Slot::ALONE)?
+        };
         let model = Model::new(&base, &options)?;
         self.tell(model.remarks());
         let warnings = model.load(&adapter)?;

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
+use candle_core::{Device, Tensor};
 use glue::{Glue, Task};
 use peft::{AdaLora, AdapterConfig, AdapterStyle, Bottleneck, Lora, Method};
 use serde::Deserialize;
@@ -178,4 +179,62 @@ fn a_start_for_another_method_is_an_error_that_names_the_tensor() {
 fn a_file_that_holds_no_batches_is_an_error_that_says_what_was_expected() {
     let error = replayed(Method::Full, "oracle.json", "full.safetensors").unwrap_err().to_string();
     assert!(error.contains("oracle.json") && error.contains("npz"), "{error}");
+}
+
+/// What a file of two sequences of three tokens' room says, one array changed.
+fn refusal(name: &str, values: &[f64], shape: &[usize]) -> Option<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("odd.npz");
+    let mut arrays: BTreeMap<&str, (&[f64], &[usize])> = BTreeMap::from([
+        ("steps", (&[1.0][..], &[][..])),
+        ("s0.input_ids", (&[1.0, 8.0, 2.0, 1.0, 2.0, 0.0], &[2, 3])),
+        ("s0.attention_mask", (&[1.0, 1.0, 1.0, 1.0, 1.0, 0.0], &[2, 3])),
+        ("s0.labels", (&[0.0, 1.0], &[2])),
+    ]);
+    arrays.insert(name, (values, shape));
+    let tensor = |(values, shape): (&[f64], &[usize])| Tensor::from_slice(values, shape, &Device::Cpu).unwrap();
+    let arrays: Vec<(&str, Tensor)> = arrays.into_iter().map(|(name, array)| (name, tensor(array))).collect();
+    Tensor::write_npz(&arrays, &path).unwrap();
+    let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path());
+    let passes = Passes::Forward { merged: false };
+    let replayed = replay(&mut trainer, &run(Method::Head), &path, Start::New, passes, None);
+    replayed.err().map(|error| error.to_string())
+}
+
+#[test]
+fn an_array_that_no_batch_can_have_is_refused_with_name_place_and_value() {
+    let ids = [1.0, 8.0, 2.0, 1.0, 2.0, 0.0];
+    let with = |place: usize, value: f64| {
+        let mut ids = ids;
+        ids[place] = value;
+        ids
+    };
+    assert_eq!(refusal("s0.input_ids", &ids, &[2, 3]), None);
+    assert_eq!(refusal("s0.token_type_ids", &[0.0, 0.0, 1.0, 0.0, 0.0, 0.0], &[2, 3]), None);
+    for (name, values, shape, part) in [
+        ("s0.attention_mask", &[1.0, 1.0, 1.0, 0.0, 1.0, 1.0][..], &[2, 3][..], "s0.attention_mask[1, 1] is 1"),
+        ("s0.attention_mask", &[1.0, 0.0, 1.0, 1.0, 1.0, 0.0], &[2, 3], "s0.attention_mask[0, 2] is 1"),
+        ("s0.attention_mask", &[1.0, 0.5, 0.0, 1.0, 1.0, 0.0], &[2, 3], "s0.attention_mask[0, 1] is 0.5"),
+        ("s0.attention_mask", &[1.0, 1.0, 1.0, 0.0, 0.0, 0.0], &[2, 3], "s0.attention_mask[1, 0] is 0"),
+        ("s0.attention_mask", &[1.0; 8], &[2, 4], "s0.attention_mask has the shape [2, 4], expected [2, 3]"),
+        ("s0.token_type_ids", &[0.0; 4], &[2, 2], "s0.token_type_ids has the shape [2, 2]"),
+        ("s0.token_type_ids", &with(0, 4_294_967_296.0), &[2, 3], "s0.token_type_ids[0, 0] is 4294967296"),
+        ("s0.input_ids", &with(1, 5.9), &[2, 3], "s0.input_ids[0, 1] is 5.9"),
+        ("s0.input_ids", &with(3, -1.0), &[2, 3], "s0.input_ids[1, 0] is -1"),
+        ("s0.input_ids", &with(4, 4_294_967_301.0), &[2, 3], "s0.input_ids[1, 1] is 4294967301"),
+        ("s0.input_ids", &[1.0; 3], &[3], "s0.input_ids has the shape [3]"),
+        ("s0.input_ids", &[], &[2, 0], "s0.input_ids has the shape [2, 0]"),
+        ("s0.labels", &[0.0, 2.0], &[2], "s0.labels[1] is 2, expected a whole number from 0 to 1"),
+        ("s0.labels", &[0.7, 1.0], &[2], "s0.labels[0] is 0.7"),
+        ("s0.labels", &[0.0, f64::NAN], &[2], "s0.labels[1] is NaN"),
+        ("s0.labels", &[0.0], &[1], "s0.labels has the shape [1], expected [2]"),
+        ("steps", &[1.9], &[], "steps is 1.9"),
+        ("steps", &[4_294_967_296.0], &[], "steps is 4294967296"),
+        ("steps", &[0.0], &[], "expected one number above 0"),
+        ("steps", &[1.0, 1.0], &[2], "steps of the shape [2]"),
+        ("steps", &[2.0], &[], "no s1.input_ids"),
+    ] {
+        let error = refusal(name, values, shape).unwrap_or_default();
+        assert!(error.contains(part) && error.contains("odd.npz"), "{name} {values:?}: {error}");
+    }
 }

@@ -296,3 +296,85 @@ fn tokens_that_tokenizer_config_alone_has_are_added_behind_the_others() {
     let error = Tokenizer::load(&pretrained, 40).err().unwrap().to_string();
     assert!(error.contains("added_tokens_decoder"), "{error}");
 }
+
+/// The error of a model's folder whose `tokenizer.json` is changed.
+fn refused(change: impl FnOnce(&mut Value)) -> String {
+    let (folder, pretrained) = model("roberta", Value::Null);
+    let path = folder.path().join("tokenizer.json");
+    let mut tokenizer = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut tokenizer);
+    write(&path, &tokenizer);
+    let encoded =
+        Tokenizer::load(&pretrained, 40).and_then(|tokenizer| tokenizer.encode(&[pair("a_b c", &"_".repeat(2000))]));
+    let error = encoded.err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(error.contains("tokenizer.json"), "{error}");
+    error
+}
+
+#[test]
+fn a_file_at_which_the_crate_tokenizers_panics_is_an_error_that_names_it() {
+    // A special token that is not defined.
+    let template = json!({
+        "type": "TemplateProcessing", "single": [{ "SpecialToken": { "id": "<s>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+        "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }], "special_tokens": {},
+    });
+    assert!(refused(|tokenizer| tokenizer["post_processor"] = template).contains("special token \"<s>\""));
+    // A piece of a word that is shorter than the mark before it.
+    let bpe = json!({
+        "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "####", "end_of_word_suffix": null,
+        "fuse_unk": false, "vocab": { "<s>": 0, "<pad>": 1, "</s>": 2, "a": 3, "b": 4, "ab": 5 }, "merges": [["a", "b"]],
+    });
+    assert!(refused(|tokenizer| tokenizer["model"] = bpe).contains("range"));
+    let (folder, pretrained) = model("roberta", Value::Null);
+    for text in ["not JSON", "{\"version\": \"1.0\", \"decoder\": {\"type\": \"ByteLevel\" nonsense", "\"\""] {
+        std::fs::write(folder.path().join("tokenizer.json"), text).unwrap();
+        let error = Tokenizer::load(&pretrained, 40).err().unwrap().to_string();
+        assert!(error.contains("tokenizer.json"), "{error}");
+    }
+}
+
+#[test]
+fn a_normalizer_that_blows_texts_up_is_an_error_that_says_how_long_they_may_become() {
+    let replace = |content: String| json!({ "type": "Replace", "pattern": { "String": "_" }, "content": content });
+    let error = refused(|tokenizer| tokenizer["normalizer"] = replace("x".repeat(5000)));
+    assert!(error.contains("10000000 bytes of a text of 2000"), "{error}");
+}
+
+#[test]
+fn sentences_of_any_lengths_are_cut_as_the_crate_tokenizers_cuts_a_pair() {
+    let roberta = json!({
+        "type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 0], "trim_offsets": true, "add_prefix_space": false,
+    });
+    let piece = |id: &str, kind: usize| json!({ "Sequence": { "id": id, "type_id": kind } });
+    let end = json!({ "SpecialToken": { "id": "</s>", "type_id": 1 } });
+    let template = json!({
+        "type": "TemplateProcessing", "single": [piece("A", 0), end], "pair": [piece("A", 0), end, piece("B", 1), end],
+        "special_tokens": { "</s>": { "id": "</s>", "ids": [2], "tokens": ["</s>"] } },
+    });
+    let bert = json!({ "type": "BertProcessing", "cls": ["<s>", 0], "sep": ["</s>", 2] });
+    for (processor, side) in
+        [(&roberta, "right"), (&bert, "right"), (&bert, "left"), (&template, "left"), (&template, "right")]
+    {
+        let (folder, pretrained) = model("roberta", processor.clone());
+        write(&folder.path().join("tokenizer_config.json"), &json!({ "truncation_side": side }));
+        let ours = Tokenizer::load(&pretrained, 11).unwrap();
+        let mut theirs = tokenizers::Tokenizer::from_file(folder.path().join("tokenizer.json")).unwrap();
+        let direction =
+            if side == "left" { tokenizers::TruncationDirection::Left } else { tokenizers::TruncationDirection::Right };
+        let truncation = tokenizers::TruncationParams { max_length: 11, direction, ..Default::default() };
+        theirs.with_padding(None).with_truncation(Some(truncation)).unwrap();
+        let text = |words: usize, from: u8| {
+            (0..words).map(|i| char::from(b'a' + (from + i as u8) % 26).to_string()).collect::<Vec<_>>().join(" ")
+        };
+        for (first, second) in
+            (0..16).flat_map(|first| (0..16).map(move |second| (first, second))).chain([(200, 3), (4, 300), (90, 90)])
+        {
+            let (first, second) = (text(first, 0), text(second, 7));
+            let expected = theirs.encode((first.as_str(), second.as_str()), true).unwrap();
+            let found = ours.encode(&[pair(&first, &second), Example { first: second.clone(), second: None }]).unwrap();
+            assert_eq!(found[0].input_ids, expected.get_ids(), "{first:?}, {second:?}, {side}");
+            assert_eq!(found[0].token_type_ids, expected.get_type_ids());
+            assert_eq!(found[1].input_ids, theirs.encode(second.as_str(), true).unwrap().get_ids());
+        }
+    }
+}

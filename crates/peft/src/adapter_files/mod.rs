@@ -41,6 +41,7 @@ use crate::files::write_folder;
 use crate::model::{Model, ModelOptions};
 use crate::parameters::{is_head, is_of_prompt};
 use crate::pretrained::Pretrained;
+use crate::sizes::new_numbers;
 use crate::tuners::Method;
 
 pub use conditions::Conditions;
@@ -135,8 +136,15 @@ impl Adapter {
             pooling: self.config.pooling.unwrap_or(pretrained.pooling()),
             train_pooler: self.config.train_pooler,
             passes_over_names: true,
+            new_numbers: Some(self.new_numbers(pretrained)),
             ..ModelOptions::new(self.config.method.clone(), num_labels)
         })
+    }
+
+    /// How many numbers may be new in a model for this adapter on `pretrained`: as many as the checkpoint has, four times as many as the
+    /// adapter's tensors, and 4,194,304. Its configuration is so held against its tensors before there is memory for what it says.
+    pub fn new_numbers(&self, pretrained: &Pretrained) -> usize {
+        new_numbers(pretrained, Some(self.weights.iter().map(|(_, tensor)| tensor.elem_count()).sum()))
     }
 }
 
@@ -374,10 +382,4 @@ fn difference(ours: &Method, theirs: &Method) -> Option<(&'static str, String, S
     };
     let pairs = fields(ours).into_iter().zip(fields(theirs));
     pairs.map(|((field, ours), (_, theirs))| (field, ours, theirs)).find(|(_, ours, theirs)| ours != theirs)
-}
-
-/// Whether every number of a tensor is finite.
-fn is_finite(tensor: &Tensor) -> Result<bool> {
-    let values: Vec<f64> = tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
-    Ok(values.iter().all(|value| value.is_finite()))
 }

@@ -7,10 +7,10 @@ use candle_core::safetensors::Load;
 use candle_core::{Device, Tensor, Var};
 use safetensors::SafeTensors;
 
-use super::is_finite;
 use super::warning::Warning;
 use crate::error::{Error, Result};
 use crate::files::tensor_file;
+use crate::numerics::is_finite;
 use crate::parameters::{HEADS, POOLER};
 use crate::similar_names::nearest;
 use crate::tuners::Method;

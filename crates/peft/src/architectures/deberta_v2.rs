@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::fields::{Fields, with};
-use super::{Config, activation, at_most, bert, part, unsupported};
+use super::{Config, activation, at_least, at_most, bert, part, unsupported};
 use crate::architectures::layout::{
     DisentangledLayout, Dropouts, EmbeddingsLayout, HeadLayout, LayersLayout, Layout, NormOrder, Numbering,
     PositionsLayout, ProjectionNames,
@@ -106,7 +106,13 @@ fn positions(config: &Config, options: &Options) -> serde_json::Result<Positions
         false => PositionsLayout::Absolute,
         true => {
             let longest = positive(options.max_relative_positions).unwrap_or(config.max_position_embeddings);
-            let (rows, half) = rows(config.max_position_embeddings, positive(options.position_buckets), longest);
+            let buckets = positive(options.position_buckets);
+            if let Some(buckets) = buckets {
+                // Half of them are each of one distance, and the others reach from there to the longest.
+                at_least("position_buckets", buckets, 2)?;
+                at_least("max_relative_positions", longest, buckets / 2 + 2)?;
+            }
+            let (rows, half) = rows(config.max_position_embeddings, buckets, longest);
             let norms = options.norm_rel_ebd.as_deref().unwrap_or_default().to_lowercase();
             let norms = norms.split('|').any(|part| part.trim() == "layer_norm");
             PositionsLayout::Disentangled(DisentangledLayout {
@@ -126,7 +132,7 @@ fn positions(config: &Config, options: &Options) -> serde_json::Result<Positions
 pub(super) fn read(json: &Value) -> serde_json::Result<(Config, Layout)> {
     let (config, options): (Config, Options) = (part(json)?, part(json)?);
     at_most("conv_kernel_size", options.conv_kernel_size, 0)?;
-    let of_heads = options.attention_head_size.map(|size| size * config.num_attention_heads);
+    let of_heads = options.attention_head_size.map(|size| size.saturating_mul(config.num_attention_heads));
     for (field, size, expected) in [
         ("embedding_size", options.embedding_size, "another size than hidden_size"),
         ("pooler_hidden_size", options.pooler_hidden_size, "another size than hidden_size"),

@@ -8,6 +8,7 @@ mod fields;
 pub(crate) mod layout;
 mod modernbert;
 mod mpnet;
+mod ranges;
 mod roberta;
 
 use std::fmt;
@@ -129,6 +130,7 @@ impl Architecture {
             use_alias(&mut fields, alias, name)?;
         }
         let fields = self.fields().complete(&fields)?;
+        ranges::check(&fields, matches!(self, Self::Mpnet | Self::DebertaV2))?;
         let (config, layout) = match self {
             Self::Bert => bert::read(&fields),
             Self::Roberta | Self::XlmRoberta => roberta::read(&fields),

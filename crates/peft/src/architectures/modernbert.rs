@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::fields::Fields;
-use super::{Architecture, Config, activation, at_least, at_most, part, unsupported};
+use super::{Architecture, Config, activation, at_least, at_most, invalid, part, unsupported};
 use crate::architectures::layout::{
     Dropouts, EmbeddingsLayout, HeadLayout, LayersLayout, Layout, NormOrder, PositionsLayout, ProjectionNames,
     RotaryLayout,
@@ -120,14 +120,17 @@ impl Options {
         if rope.is_some_and(|rope| rope.rope_type != "default") {
             return Err(unsupported("rope_parameters", "a rope_type other than default"));
         }
-        Ok(RotaryLayout { theta: rope.and_then(|rope| rope.rope_theta).unwrap_or(theta), window })
+        let theta = rope.and_then(|rope| rope.rope_theta).unwrap_or(theta);
+        if !(theta.is_finite() && theta > 0.0) {
+            return Err(invalid(format!("rope_theta {theta}, expected a number above 0")));
+        }
+        Ok(RotaryLayout { theta, window })
     }
 }
 
 pub(super) fn read(json: &Value) -> serde_json::Result<(Config, Layout)> {
     let (sizes, options): (Sizes, Options) = (part(json)?, part(json)?);
     let every = options.global_attn_every_n_layers;
-    at_least("global_attn_every_n_layers", every, 1)?;
     let types = match &options.layer_types {
         Some(types) => types.clone(),
         None => {

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::architectures::layout::Layout;
 use crate::error::{Error, Result};
+use crate::numerics::is_finite;
 use crate::wrong_content::WrongContent;
 
 /// The file of a whole checkpoint.
@@ -202,7 +203,11 @@ impl Files {
                     let kind = format!("{:?} {:?}", view.dtype(), view.shape());
                     let digest = Sha256::new().chain_update(kind).chain_update(view.data()).finalize();
                     self.digests.insert(name.into(), digest.to_vec());
-                    self.tensors.insert(name.into(), view.load(&Device::Cpu)?.to_dtype(DType::F32)?);
+                    let tensor = view.load(&Device::Cpu)?.to_dtype(DType::F32)?;
+                    if !is_finite(&tensor)? {
+                        return Err(Error::NotFinite { path: path.into(), key: name.into() });
+                    }
+                    self.tensors.insert(name.into(), tensor);
                 }
                 // Whole numbers are buffers, such as position_ids; a weight of them is quantized.
                 dtype if name.ends_with(".weight") || name.ends_with(".bias") => {

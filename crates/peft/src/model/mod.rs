@@ -21,6 +21,7 @@ use crate::layers::{AdaptedLayer, Pass, VirtualTokens};
 use crate::parameters::{Modules, POOLER, Parameters, TrainableReport, TrainableTree};
 use crate::pooling::Pooling;
 use crate::pretrained::Pretrained;
+use crate::sizes::{Allowance, new_numbers};
 use crate::tuners::{AfterStep, Method};
 
 /// What a model is built from, besides the checkpoint.
@@ -38,6 +39,9 @@ pub struct ModelOptions {
     /// Pass over the method's names that match no module, as long as its tensors are all there in the adapter that is loaded next. What
     /// is to be trained must be there.
     pub passes_over_names: bool,
+    /// How many numbers may be new in the model, those of adapters among them; `None`: five times as many as the checkpoint has, and
+    /// 4,194,304. [`Adapter::options`](crate::Adapter::options) says fewer: what the adapter's file has room for.
+    pub new_numbers: Option<usize>,
     /// Every dropout probability; `None`: the checkpoint's configuration.
     pub dropout: Option<f64>,
     /// For the parameters that the checkpoint lacks.
@@ -60,6 +64,7 @@ impl ModelOptions {
             pooling: Pooling::Cls,
             train_pooler: false,
             passes_over_names: false,
+            new_numbers: None,
             dropout: None,
             seed: 1,
             dtype: DType::F32,
@@ -116,7 +121,7 @@ impl Model {
     ///
     /// # Errors
     /// When a tensor is missing or has another shape, the method's targets match no layer, or its virtual tokens leave no
-    /// position for a sequence's own.
+    /// position for a sequence's own, or more numbers would be new than [`ModelOptions::new_numbers`].
     pub fn new(pretrained: &Pretrained, options: &ModelOptions) -> Result<Self> {
         let config = pretrained.config.clone();
         let virtual_tokens = options.method.virtual_tokens();
@@ -134,6 +139,10 @@ impl Model {
             precision: options.precision,
             device: &options.device,
             seed: options.seed,
+            allowance: Allowance::new(
+                options.new_numbers.unwrap_or_else(|| new_numbers(pretrained, None)),
+                &options.method,
+            ),
             parameters: Parameters::default(),
             modules: Default::default(),
             adapted: Vec::new(),
@@ -142,6 +151,8 @@ impl Model {
         let encoder = Encoder::new(&mut builder, &config, &layout)?;
         builder.precision = builder.precision.of_f32();
         let head = Head::new(&mut builder, &config, &layout.head, options.pooling, options.num_labels)?;
+        let shared = builder.tuner.shared_tensors().map_or_else(Vec::new, |shared| shared.shapes());
+        shared.iter().try_for_each(|(name, shape)| builder.allowance.take(name, shape))?;
         let Builder { tuner, parameters, modules, adapted, new_layers, .. } = builder;
         let mut remarks = remarks(pretrained, &parameters, new_layers);
         remarks.extend(pretrained.configuration().other_pooling(options.pooling));

@@ -19,7 +19,7 @@ pub struct TrainableTensor {
 impl TrainableTensor {
     /// How many numbers it holds.
     pub fn count(&self) -> usize {
-        self.shape.iter().product()
+        self.shape.iter().copied().fold(1, usize::saturating_mul)
     }
 }
 
@@ -46,12 +46,12 @@ impl TrainableReport {
 
     /// How many numbers are trained, the head among them.
     pub fn trainable(&self) -> usize {
-        self.tensors.iter().map(TrainableTensor::count).sum()
+        sum(self.tensors.iter())
     }
 
     /// How many numbers are trained besides the head: what papers count.
     pub fn trainable_without_head(&self) -> usize {
-        self.tensors.iter().filter(|tensor| !is_head(&tensor.name)).map(TrainableTensor::count).sum()
+        sum(self.tensors.iter().filter(|tensor| !is_head(&tensor.name)))
     }
 
     /// Trained numbers per hundred of the model's.
@@ -60,10 +60,15 @@ impl TrainableReport {
     }
 }
 
+/// Counts that a record says may be more than can be added up.
+fn sum<'a>(tensors: impl Iterator<Item = &'a TrainableTensor>) -> usize {
+    tensors.map(TrainableTensor::count).fold(0, usize::saturating_add)
+}
+
 impl fmt::Display for TrainableReport {
     /// `peft_model.py`, `print_trainable_parameters`.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let (trainable, all) = (self.trainable(), self.total + self.copied);
+        let (trainable, all) = (self.trainable(), self.total.saturating_add(self.copied));
         let percent = 100.0 * trainable as f64 / all as f64;
         let (trainable, all) = (thousands(trainable), thousands(all));
         write!(f, "trainable params: {trainable} || all params: {all} || trainable%: {percent:.4}")

@@ -40,6 +40,11 @@ pub(crate) trait TunerConfig: Any + fmt::Display {
     /// Names the layers that are meant where none are named, on that architecture.
     fn set_default_layers(&mut self, _architecture: Architecture) {}
 
+    /// The options that the sizes of new parameters follow from, by their names in files.
+    fn sizes(&self) -> Vec<(&'static str, usize)> {
+        Vec::new()
+    }
+
     /// The learning rate to begin with, in an encoder of that hidden size.
     fn learning_rate(&self, hidden_size: usize) -> f64;
 

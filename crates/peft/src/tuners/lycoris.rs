@@ -98,6 +98,12 @@ impl Lycoris<'_> {
         }
     }
 
+    /// The options that the sizes of the factors follow from.
+    pub(super) fn sizes(&self) -> Vec<(&'static str, usize)> {
+        let highest = self.rank_pattern.values().max().map(|r| ("rank_pattern", *r));
+        [("r", self.r)].into_iter().chain(highest).collect()
+    }
+
     /// The options by which two adapters compute differently from the same values.
     pub(super) fn computed_by(&self) -> Vec<(&'static str, String)> {
         vec![

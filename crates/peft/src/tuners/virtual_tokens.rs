@@ -25,8 +25,10 @@ pub(super) fn table(
 /// A table that starts with these values, `(virtual tokens, columns)`; they are asked for with the table's path.
 pub(super) fn table_from(
     builder: &mut Builder,
+    [rows, columns]: [usize; 2],
     values: impl FnOnce(&Builder, &str) -> Result<Tensor>,
 ) -> Result<VirtualTokens> {
+    builder.allowance.check(&path(), &[rows, columns])?;
     let values = values(builder, &path())?;
     Ok(plain(builder.adapter_from(path(), values)?))
 }

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use peft::{Lora, Method, Model, ModelOptions, Pretrained, Warning};
+use peft::{
+    AdaLora, Bottleneck, Compacter, LoHa, Lora, Method, Model, ModelOptions, PTuning, PrefixTuning, Pretrained, Vera,
+    Warning,
+};
 use serde_json::{Value, json};
 
 use crate::support::*;
@@ -267,4 +270,79 @@ fn an_adapter_needs_no_more_of_a_checkpoint_than_its_folder() {
     let (again, warnings) = Model::from_adapter(&pretrained, folder.path()).unwrap();
     assert_eq!(warnings, []);
     assert_eq!(again.base_model(), model.base_model());
+}
+
+/// A folder of an oracle's adapter, of which one field is another.
+fn with_field(case: &str, field: &str, value: &Value) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(oracle_folder().join("adapters").join(case).join(file), folder.path().join(file)).unwrap();
+    }
+    edit_config(folder.path(), |config| config[field] = value.clone());
+    folder
+}
+
+#[test]
+fn a_configuration_that_says_more_than_its_tensors_hold_is_refused_before_memory_is_taken_for_it() {
+    let sizes = [json!(5_000_000), json!(1_000_000_000), json!(1_u64 << 62), json!(u64::MAX)];
+    for size in sizes {
+        for (case, field) in [
+            ("query_value", "r"),
+            ("dora", "r"),
+            ("loha", "r"),
+            ("adalora", "init_r"),
+            ("vera", "r"),
+            ("vera_key", "r"),
+            ("prefix_tuning", "num_virtual_tokens"),
+            ("prompt_tuning", "num_virtual_tokens"),
+            ("p_tuning", "num_virtual_tokens"),
+        ] {
+            let folder = with_field(case, field, &size);
+            let error = Model::from_adapter(&tiny(), folder.path()).err().unwrap().to_string();
+            let is_told = error.contains(&format!("{field} {size}")) && error.contains("at most");
+            // Virtual tokens are held against the model's positions first.
+            let is_told = is_told || error.contains(&format!("num_virtual_tokens is {size}"));
+            assert!(is_told, "{case}, {field} {size}: {error}");
+        }
+        let folder = with_field("patterns", "rank_pattern", &json!({ "query": size }));
+        let error = Model::from_adapter(&tiny(), folder.path()).err().unwrap().to_string();
+        assert!(error.contains(&format!("rank_pattern {size}")), "{error}");
+    }
+    // A rank that there is memory for is told by the shapes.
+    let folder = with_field("query_value", "r", &json!(64));
+    let error = Model::from_adapter(&tiny(), folder.path()).err().unwrap().to_string();
+    assert!(error.contains("should have shape [64, 32]"), "{error}");
+}
+
+#[test]
+fn options_that_would_make_more_than_a_model_can_have_are_refused_by_their_names() {
+    let prefix = PrefixTuning { prefix_projection: true, ..PrefixTuning::default() };
+    let methods = |size| {
+        [
+            (Method::lora(size), "r"),
+            (Method::Lora(Lora { rank_pattern: [("query".into(), size)].into(), ..Lora::default() }), "rank_pattern"),
+            (Method::LoHa(LoHa { r: size, ..LoHa::default() }), "r"),
+            (Method::Vera(Vera { r: size, ..Vera::default() }), "r"),
+            (Method::AdaLora(AdaLora { init_r: size, total_step: Some(9), ..AdaLora::default() }), "init_r"),
+            (
+                Method::Bottleneck(Bottleneck { bottleneck_size: Some(size), ..Bottleneck::default() }),
+                "bottleneck_size",
+            ),
+            (Method::Compacter(Compacter { phm_rank: size, reduction_factor: 8, ..Compacter::default() }), "phm_rank"),
+            (
+                Method::PrefixTuning(PrefixTuning { encoder_hidden_size: Some(size), ..prefix.clone() }),
+                "encoder_hidden_size",
+            ),
+            (Method::PTuning(PTuning { encoder_hidden_size: Some(size), ..PTuning::default() }), "encoder_hidden_size"),
+        ]
+    };
+    for size in [100_000_000_000, 1 << 62, usize::MAX] {
+        for (method, field) in methods(size) {
+            let error = Model::new(&tiny(), &ModelOptions::new(method, 2)).err().unwrap().to_string();
+            assert!(error.contains(&format!("{field} {size}")) && error.contains("choose smaller"), "{error}");
+        }
+    }
+    for (method, _) in methods(64) {
+        assert!(Model::new(&tiny(), &ModelOptions::new(method, 2)).is_ok());
+    }
 }

@@ -434,7 +434,7 @@ fn what_an_encoder_cannot_be_is_an_error_that_names_the_field() {
             json!({ "type": "linear" }),
             "rope_scaling {\"type\":\"linear\"}, which is not supported",
         ),
-        ("modernbert", "global_attn_every_n_layers", json!(0), "expected at least 1"),
+        ("modernbert", "global_attn_every_n_layers", json!(0), "expected a whole number from 1 to 1024"),
         ("distilbert", "activation", json!("mish"), "unknown variant `mish`"),
         ("electra", "embedding_size", json!(null), "embedding_size null: invalid type: null"),
     ] {

@@ -240,3 +240,59 @@ fn truncated_weights_are_an_error_that_names_the_file() {
         fails_with(folder.path(), &["model.safetensors", "expected a safetensors file"]);
     }
 }
+
+#[test]
+fn a_size_that_no_file_can_have_is_refused_before_memory_is_taken_for_it() {
+    let refused = |case: &str, field: &str, value: Value| {
+        let folder = tempfile::tempdir().unwrap();
+        let from = oracle_folder().join("encoders").join(case);
+        for file in ["config.json", "model.safetensors"] {
+            std::fs::copy(from.join(file), folder.path().join(file)).unwrap();
+        }
+        edit_config(folder.path(), |config| config[field] = value.clone());
+        let error = model(folder.path()).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(
+            error.contains(&format!("{field} {value}")) && error.contains("config.json"),
+            "{case}, {field} {value}: {error}"
+        );
+    };
+    for size in [json!(10_000_000_000_u64), json!(1_u64 << 63), json!(i64::MAX)] {
+        for case in ["deberta-v3", "deberta-v2", "mpnet", "modernbert", "roberta"] {
+            refused(case, "max_position_embeddings", size.clone());
+            refused(case, "num_hidden_layers", size.clone());
+            refused(case, "vocab_size", size.clone());
+        }
+        refused("deberta-v3", "position_buckets", size.clone());
+        refused("deberta-v3", "max_relative_positions", size.clone());
+        refused("deberta-v3", "attention_head_size", size.clone());
+        refused("mpnet", "relative_attention_num_buckets", size.clone());
+        refused("roberta", "pad_token_id", size.clone());
+        refused("electra", "embedding_size", size.clone());
+        refused("distilbert", "n_layers", size.clone());
+    }
+    // Distances have a logarithm of more than one step only where there is more than one.
+    refused("deberta-v3", "position_buckets", json!(1));
+    for (field, value) in [("max_relative_positions", 5), ("max_position_embeddings", 65_537)] {
+        refused("deberta-v3", field, json!(value));
+    }
+    for (field, value) in
+        [("hidden_dropout_prob", json!(5)), ("layer_norm_eps", json!(-1)), ("hidden_dropout_prob", json!(-0.1))]
+    {
+        refused("roberta", field, value);
+    }
+}
+
+#[test]
+fn a_weight_that_is_not_finite_is_an_error_that_names_its_tensor() {
+    for wrong in [f32::NAN, f32::INFINITY] {
+        let folder = copy();
+        edit_tensors(folder.path(), |tensors| {
+            let tensor = &tensors[OUTPUT];
+            let mut values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+            values[3] = wrong;
+            let damaged = Tensor::from_vec(values, tensor.dims(), &Device::Cpu).unwrap();
+            tensors.insert(OUTPUT.into(), damaged);
+        });
+        fails_with(folder.path(), &["model.safetensors", OUTPUT, "not finite"]);
+    }
+}

@@ -17,6 +17,7 @@ mod gradients;
 mod logits;
 mod merging;
 mod prompts;
+mod properties;
 mod python;
 mod reference;
 mod releases;

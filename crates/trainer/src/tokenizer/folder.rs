@@ -7,6 +7,7 @@ use peft::{Architecture, WrongContent};
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper, Tokenizer, TruncationDirection};
 
+use super::checks::{self, Growth};
 use super::{special_tokens, vocabulary};
 use crate::error::{Error, Result};
 use crate::files;
@@ -45,16 +46,17 @@ impl TokenizerFolder {
     }
 
     /// The tokenizer of `tokenizer.json`, or of `vocab.txt` where that is what there is, with the casing and the leading blank that `tokenizer_config.json` says: where both say
-    /// something, transformers goes by the latter.
-    pub(super) fn tokenizer(&self, architecture: Architecture) -> Result<Tokenizer> {
+    /// something, transformers goes by the latter. Besides, how much longer it may make a text.
+    pub(super) fn tokenizer(&self, architecture: Architecture) -> Result<(Tokenizer, Growth)> {
         let path = self.path();
         let failed = |error: tokenizers::Error| Error::Tokenizer { path: path.clone(), reason: error.to_string() };
-        let mut tokenizer = match files::read(&path)? {
+        let (mut tokenizer, growth) = match files::read(&path)? {
             Some(bytes) => {
                 check(&path, &bytes)?;
-                Tokenizer::from_bytes(&bytes).map_err(failed)?
+                let growth = checks::check(&bytes).map_err(|reason| Error::Tokenizer { path: path.clone(), reason })?;
+                (Tokenizer::from_bytes(&bytes).map_err(failed)?, growth)
             }
-            None if self.is_vocabulary(architecture) => self.of_vocabulary(architecture)?,
+            None if self.is_vocabulary(architecture) => (self.of_vocabulary(architecture)?, Growth::NONE),
             None => return Err(self.missing()),
         };
         self.add_tokens(&mut tokenizer)?;
@@ -72,7 +74,7 @@ impl TokenizerFolder {
             let changed = bytes.add_prefix_space(add);
             tokenizer.with_pre_tokenizer(Some(changed));
         }
-        Ok(tokenizer)
+        Ok((tokenizer, growth))
     }
 
     fn of_vocabulary(&self, architecture: Architecture) -> Result<Tokenizer> {

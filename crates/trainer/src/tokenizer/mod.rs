@@ -1,5 +1,6 @@
 //! Tokenization of examples by a model's own `tokenizer.json`, as transformers uses it for that folder.
 
+mod checks;
 mod folder;
 mod special_tokens;
 mod vocabulary;
@@ -8,13 +9,16 @@ use std::path::PathBuf;
 
 use glue::{Dataset, Example};
 use peft::{Pretrained, Remark, Sequence};
-use tokenizers::{EncodeInput, TruncationParams};
+use tokenizers::utils::parallelism::MaybeParallelIterator;
+use tokenizers::{Encoding, TruncationParams};
 
 use crate::error::{Error, Result};
 use crate::limits::Limits;
+use crate::panics::caught;
 use crate::record::Stop;
+use checks::Growth;
 
-/// How many examples are encoded at once. An encoding holds many times what a sequence does: not all of a large task's are in memory.
+/// How many examples are encoded before the time is looked at.
 const AT_ONCE: usize = 2048;
 
 /// A model's tokenizer, with its own truncation and without padding.
@@ -23,6 +27,7 @@ pub struct Tokenizer {
     path: PathBuf,
     /// Rows of the model's table of words: no id is as large.
     words: usize,
+    growth: Growth,
     remarks: Vec<Remark>,
 }
 
@@ -35,6 +40,11 @@ impl Tokenizer {
     /// When the file is missing or not a tokenizer, it lacks special tokens that the model needs, or `max_length` exceeds the model's
     /// positions.
     pub fn load(pretrained: &Pretrained, max_length: usize) -> Result<Self> {
+        let broken = |reason| Error::Tokenizer { path: pretrained.tokenizer_path(), reason };
+        caught(|| Self::read(pretrained, max_length)).map_err(broken)?
+    }
+
+    fn read(pretrained: &Pretrained, max_length: usize) -> Result<Self> {
         let path = pretrained.tokenizer_path();
         let positions = pretrained.max_length();
         if !(4..=positions).contains(&max_length) {
@@ -44,7 +54,7 @@ impl Tokenizer {
         let failed = |error: tokenizers::Error| Error::Tokenizer { path: path.clone(), reason: error.to_string() };
         let folder = folder::TokenizerFolder::read(pretrained.folder())?;
         let architecture = pretrained.config.architecture;
-        let mut tokenizer = folder.tokenizer(architecture)?;
+        let (mut tokenizer, growth) = folder.tokenizer(architecture)?;
         let remark = special_tokens::complete(&mut tokenizer, &folder, architecture)?;
         // A vocabulary says nothing of them, and they are as ever.
         let remark = remark.filter(|_| !folder.is_vocabulary(architecture));
@@ -53,7 +63,7 @@ impl Tokenizer {
         let truncation = TruncationParams { max_length, direction, ..Default::default() };
         tokenizer.with_truncation(Some(truncation)).map_err(failed)?;
         let (words, remarks) = (pretrained.config.vocab_size, remark.into_iter().collect());
-        Ok(Self { tokenizer, path, words, remarks })
+        Ok(Self { tokenizer, path, words, growth, remarks })
     }
 
     /// What should be known of how it was read.
@@ -95,19 +105,34 @@ impl Tokenizer {
     }
 
     fn encode_part(&self, examples: &[Example], sequences: &mut Vec<Sequence>) -> Result<()> {
-        let inputs: Vec<EncodeInput> = examples
-            .iter()
-            .map(|example| match &example.second {
-                Some(second) => (example.first.as_str(), second.as_str()).into(),
-                None => example.first.as_str().into(),
-            })
-            .collect();
-        let encodings = self.tokenizer.encode_batch_fast(inputs, true).map_err(|error| self.failed(error))?;
-        sequences.extend(encodings.iter().map(|encoding| Sequence {
-            input_ids: encoding.get_ids().to_vec(),
-            token_type_ids: encoding.get_type_ids().to_vec(),
-        }));
+        let part: Vec<Sequence> =
+            examples.into_maybe_par_iter().map(|example| self.encode_one(example)).collect::<Result<_>>()?;
+        sequences.extend(part);
         Ok(())
+    }
+
+    /// An encoding holds many times what a sequence does: none outlives its example.
+    fn encode_one(&self, example: &Example) -> Result<Sequence> {
+        let failed = |reason| Error::Tokenizer { path: self.path.clone(), reason };
+        for text in [Some(&example.first), example.second.as_ref()].into_iter().flatten() {
+            self.growth.check(text).map_err(failed)?;
+        }
+        let encode = || {
+            let first = self.cut(&example.first, 0)?;
+            let second = example.second.as_ref().map(|second| self.cut(second, 1)).transpose()?;
+            self.tokenizer.post_process(first, second, true)
+        };
+        let encoding = caught(encode).map_err(failed)?.map_err(|error| failed(error.to_string()))?;
+        Ok(Sequence { input_ids: encoding.get_ids().to_vec(), token_type_ids: encoding.get_type_ids().to_vec() })
+    }
+
+    /// A sentence of that token type without special tokens, cut to the length of a whole sequence on the side that is cut later: what then is left of it is the
+    /// same. What was cut off goes at once, since of a pair every piece of one sentence would be put beside every one of the other.
+    fn cut(&self, text: &str, token_type: u32) -> tokenizers::Result<Encoding> {
+        let mut encoding = self.tokenizer.encode_fast(text, false)?;
+        encoding.take_overflowing();
+        encoding.set_type_ids(vec![token_type; encoding.len()]);
+        Ok(encoding)
     }
 
     /// The pieces an example is cut into, `[CLS]` and `[SEP]` among them.
@@ -125,9 +150,5 @@ impl Tokenizer {
         let Some(&id) = ids.into_iter().find(|&&id| id as usize >= self.words) else { return Ok(()) };
         let token = self.tokenizer.id_to_token(id).unwrap_or_default();
         Err(Error::TokenWithoutRow { path: self.path.clone(), token, id, rows: self.words })
-    }
-
-    fn failed(&self, error: tokenizers::Error) -> Error {
-        Error::Tokenizer { path: self.path.clone(), reason: error.to_string() }
     }
 }

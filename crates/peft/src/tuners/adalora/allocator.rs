@@ -127,7 +127,7 @@ impl RankAllocator {
     /// `budget_schedule`).
     pub fn budget(&self, step: usize) -> (usize, bool) {
         let AdaLora { tinit, tfinal, delta_t, target_r, .. } = self.adalora;
-        let (first, last) = (self.first_budget(), target_r * self.branches.len());
+        let (first, last) = (self.first_budget(), target_r.saturating_mul(self.branches.len()));
         let decided = self.total_step.saturating_sub(tfinal);
         if step <= tinit {
             (first, false)
@@ -135,7 +135,7 @@ impl RankAllocator {
             (last, true)
         } else {
             let left = 1.0 - (step - tinit) as f64 / (decided - tinit) as f64;
-            let budget = ((first - last) as f64 * left.powi(3) + last as f64) as usize;
+            let budget = (first.saturating_sub(last) as f64 * left.powi(3) + last as f64) as usize;
             (budget, step.is_multiple_of(delta_t) || step == decided)
         }
     }

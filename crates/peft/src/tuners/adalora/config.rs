@@ -120,7 +120,7 @@ impl AdaLora {
             Self { orth_reg_weight, .. } if !orth_reg_weight.is_finite() || *orth_reg_weight < 0.0 => {
                 wrong("orth_reg_weight", orth_reg_weight.to_string(), "a finite number of at least 0")
             }
-            Self { total_step: Some(steps), .. } if self.tinit + self.tfinal >= *steps => wrong(
+            Self { total_step: Some(steps), .. } if self.tinit.saturating_add(self.tfinal) >= *steps => wrong(
                 "total_step",
                 steps.to_string(),
                 "more than tinit and tfinal together, so that there are steps in which the budget falls",

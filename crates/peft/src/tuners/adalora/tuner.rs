@@ -37,6 +37,10 @@ impl TunerConfig for AdaLora {
         Ok(Arc::new(layers.checking(move |modules| check_pattern(&rank_pattern, modules))))
     }
 
+    fn sizes(&self) -> Vec<(&'static str, usize)> {
+        vec![("init_r", self.init_r)]
+    }
+
     fn set_default_layers(&mut self, architecture: Architecture) {
         self.target_modules = architecture.default_targets();
     }

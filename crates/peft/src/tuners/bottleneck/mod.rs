@@ -199,6 +199,13 @@ impl TunerConfig for Bottleneck {
         Ok(Arc::new(self.clone()))
     }
 
+    fn sizes(&self) -> Vec<(&'static str, usize)> {
+        match self.bottleneck_size {
+            Some(size) => vec![("bottleneck_size", size)],
+            None => vec![("reduction_factor", self.reduction_factor)],
+        }
+    }
+
     fn learning_rate(&self, _hidden_size: usize) -> f64 {
         1e-3
     }

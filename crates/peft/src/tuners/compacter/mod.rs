@@ -140,6 +140,11 @@ impl TunerConfig for Compacter {
         }
     }
 
+    fn sizes(&self) -> Vec<(&'static str, usize)> {
+        let Self { reduction_factor, phm_dim, phm_rank, .. } = *self;
+        vec![("reduction_factor", reduction_factor), ("phm_dim", phm_dim), ("phm_rank", phm_rank)]
+    }
+
     /// That of the paper's code.
     fn learning_rate(&self, _hidden_size: usize) -> f64 {
         3e-3

@@ -93,6 +93,10 @@ impl TunerConfig for LoHa {
         self.shared().tuner(move |builder, place| Hadamard::new(builder, place, begins_as_nothing))
     }
 
+    fn sizes(&self) -> Vec<(&'static str, usize)> {
+        self.shared().sizes()
+    }
+
     fn set_default_layers(&mut self, architecture: Architecture) {
         self.target_modules = architecture.default_targets();
     }

@@ -103,6 +103,10 @@ impl TunerConfig for LoKr {
         self.shared().tuner(move |builder, place| Kronecker::new(builder, place, &lokr))
     }
 
+    fn sizes(&self) -> Vec<(&'static str, usize)> {
+        self.shared().sizes()
+    }
+
     fn set_default_layers(&mut self, architecture: Architecture) {
         self.target_modules = architecture.default_targets();
     }

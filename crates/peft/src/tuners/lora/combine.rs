@@ -7,9 +7,13 @@ use candle_core::{DType, Tensor};
 use super::config::Lora;
 use crate::error::{Error, Result};
 use crate::numerics::svd;
+use crate::sizes::count;
 use crate::tuners::combination::{Combination, CombinationType, Space, mix, refuse};
 use crate::tuners::config::{Bias, Part};
 use crate::tuners::task_tensors::Mixing;
+
+/// Numbers of the largest weight whose change is worked out as a whole: those of a layer of 4,096 by 16,384.
+const LARGEST_WEIGHT: usize = 1 << 26;
 
 /// What one adapter has at one layer.
 struct Term {
@@ -105,7 +109,13 @@ fn side_by_side(terms: &[Term], rank: usize) -> Result<(Tensor, Tensor)> {
 
 /// `ΔW = scaling B A` mixed, then cut to a rank: `B = U S` and `A = Vᵀ`.
 fn mixed_products(terms: &[Term], module: &str, rank: usize, mixing: &Mixing, seed: u64) -> Result<(Tensor, Tensor)> {
-    let product = |term: &Term| Ok((term.b.matmul(&term.a)? * term.scaling)?);
+    let product = |term: &Term| {
+        let shape = [term.b.dim(0)?, term.a.dim(1)?];
+        if count(&shape).is_none_or(|count| count > LARGEST_WEIGHT) {
+            return refuse(format!("{module} has the shape {shape:?}, more than {LARGEST_WEIGHT} numbers"));
+        }
+        Ok((term.b.matmul(&term.a)? * term.scaling)?)
+    };
     let products: Vec<Tensor> = terms.iter().map(product).collect::<Result<_>>()?;
     let weights: Vec<f64> = terms.iter().map(|term| term.weight).collect();
     let mixed = mix(&products, &weights, mixing, &format!("{module}.weight"), seed)?;

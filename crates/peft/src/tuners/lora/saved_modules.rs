@@ -16,6 +16,12 @@ pub(super) fn fold(lora: &Lora, tensors: &mut BTreeMap<String, Tensor>) -> Resul
         let Some(module) = name.strip_suffix(".lora_A.weight") else { continue };
         let [weight, a, b] = ["weight", "lora_A.weight", "lora_B.weight"].map(|part| format!("{module}.{part}"));
         if let (Some(w), Some(a), Some(b)) = (tensors.get(&weight), tensors.get(&a), tensors.get(&b)) {
+            let ((rows, columns), (outputs, _), (_, inputs)) = (w.dims2()?, b.dims2()?, a.dims2()?);
+            if [outputs, inputs] != [rows, columns] {
+                let (a, b, w) = (a.dims(), b.dims(), w.dims());
+                let unfit = format!("{module}: A {a:?} and B {b:?} within a weight {w:?}, which they do not fit");
+                return Err(candle_core::Error::Msg(unfit).into());
+            }
             let exact = |tensor: &Tensor| tensor.to_dtype(DType::F64);
             let change = (exact(b)?.matmul(&exact(a)?)? * lora.scaling())?;
             let folded = (exact(w)? + change)?.to_dtype(w.dtype())?;

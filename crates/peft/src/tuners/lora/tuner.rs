@@ -36,6 +36,11 @@ impl TunerConfig for Lora {
         Ok(Arc::new(tuner))
     }
 
+    fn sizes(&self) -> Vec<(&'static str, usize)> {
+        let highest = self.rank_pattern.values().max().map(|r| ("rank_pattern", *r));
+        [("r", self.r)].into_iter().chain(highest).collect()
+    }
+
     fn set_default_layers(&mut self, architecture: Architecture) {
         self.target_modules = architecture.default_targets();
     }
@@ -208,7 +213,7 @@ impl ConfigFile for Lora {
 
     fn complete(given: &mut Fields) -> std::result::Result<(), ConfigError> {
         if let (Some(r), false) = (given.get("r").and_then(Value::as_u64), given.contains_key("lora_alpha")) {
-            given.insert("lora_alpha".into(), json!(2 * r));
+            given.insert("lora_alpha".into(), json!(r.saturating_mul(2)));
         }
         let is_eva = given.get("init_lora_weights").is_some_and(|init| init == "eva");
         match given.get("eva_config") {

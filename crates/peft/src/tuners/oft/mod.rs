@@ -20,6 +20,9 @@ use crate::targets::Targets;
 
 use adapter::Rotation;
 
+/// Terms of the series: each costs a product of matrices, and beyond some tens they are below rounding wherever the series converges.
+const MOST_TERMS: usize = 100;
+
 /// OFT (Qiu et al. 2023, "Controlling text-to-image diffusion by orthogonal finetuning", section 3), in the words of PEFT's
 /// `OFTConfig` (`tuners/oft/config.py`), with its defaults.
 ///
@@ -94,7 +97,12 @@ impl Oft {
         let Self { r, oft_block_size: size, use_cayley_neumann, num_cayley_neumann_terms: terms, eps, .. } = *self;
         let rules = [
             ((r > 0) != (size > 0), "oft_block_size", size.to_string(), "0 where r is given, else at least 2"),
-            (!use_cayley_neumann || terms > 1, "num_cayley_neumann_terms", terms.to_string(), "at least 2"),
+            (
+                !use_cayley_neumann || (2..=MOST_TERMS).contains(&terms),
+                "num_cayley_neumann_terms",
+                terms.to_string(),
+                "2 to 100",
+            ),
             (!self.coft || (eps > 0.0 && eps.is_finite()), "eps", eps.to_string(), "a finite number above 0"),
         ];
         let wrong = |(_, field, found, expected)| Err(Error::Adapter { method: "OFT", field, found, expected });
@@ -112,6 +120,10 @@ impl TunerConfig for Oft {
             self.bias,
             move |builder, path, weight| Ok((Rotation::build(builder, path, weight.dims2()?.1, &oft)?, weight)),
         )?))
+    }
+
+    fn sizes(&self) -> Vec<(&'static str, usize)> {
+        vec![("r", self.r), ("oft_block_size", self.oft_block_size)]
     }
 
     fn set_default_layers(&mut self, architecture: Architecture) {

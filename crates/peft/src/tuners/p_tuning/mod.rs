@@ -113,6 +113,11 @@ impl TunerConfig for PTuning {
         Ok(Arc::new(self.clone()))
     }
 
+    fn sizes(&self) -> Vec<(&'static str, usize)> {
+        let width = self.encoder_hidden_size.map(|width| ("encoder_hidden_size", width));
+        [("num_virtual_tokens", self.num_virtual_tokens)].into_iter().chain(width).collect()
+    }
+
     fn learning_rate(&self, _hidden_size: usize) -> f64 {
         1e-2
     }

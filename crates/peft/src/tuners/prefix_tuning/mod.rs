@@ -111,6 +111,11 @@ impl TunerConfig for PrefixTuning {
         Ok(Arc::new(self.clone()))
     }
 
+    fn sizes(&self) -> Vec<(&'static str, usize)> {
+        let width = self.encoder_hidden_size.map(|width| ("encoder_hidden_size", width));
+        [("num_virtual_tokens", self.num_virtual_tokens)].into_iter().chain(width).collect()
+    }
+
     fn learning_rate(&self, _hidden_size: usize) -> f64 {
         if self.prefix_projection { 1e-3 } else { 1e-2 }
     }

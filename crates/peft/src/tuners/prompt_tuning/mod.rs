@@ -93,17 +93,17 @@ impl PromptTuning {
         match &self.prompt_tuning_init {
             _ if self.inference_mode => table(builder, rows, width, Initializer::Zeros),
             PromptTuningInit::Random => table(builder, rows, width, Initializer::Normal { standard_deviation: 1.0 }),
-            PromptTuningInit::SampleVocab => {
-                table_from(builder, |builder, path| embeddings(builder.random_ids(path, vocabulary, rows)))
-            }
+            PromptTuningInit::SampleVocab => table_from(builder, [rows, width], |builder, path| {
+                embeddings(builder.random_ids(path, vocabulary, rows))
+            }),
             PromptTuningInit::Text { token_ids, .. } => {
                 if let Some(id) = token_ids.iter().find(|&&id| id as usize >= vocabulary) {
                     let (field, found) = ("token_ids", id.to_string());
                     let expected = "ids of the model's own tokenizer, below its vocab_size";
                     return Err(Error::Adapter { method: NAME, field, found, expected });
                 }
-                let ids = token_ids.iter().copied().cycle().take(rows).collect();
-                table_from(builder, |_, _| embeddings(ids))
+                let ids = || token_ids.iter().copied().cycle().take(rows).collect();
+                table_from(builder, [rows, width], |_, _| embeddings(ids()))
             }
         }
     }
@@ -123,6 +123,10 @@ impl TunerConfig for PromptTuning {
     fn tuner(&self) -> Result<Arc<dyn Tuner>> {
         self.check()?;
         Ok(Arc::new(self.clone()))
+    }
+
+    fn sizes(&self) -> Vec<(&'static str, usize)> {
+        vec![("num_virtual_tokens", self.num_virtual_tokens)]
     }
 
     fn learning_rate(&self, _hidden_size: usize) -> f64 {

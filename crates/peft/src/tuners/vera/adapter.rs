@@ -21,9 +21,9 @@ impl VeraBranch {
     pub(super) fn build(self, builder: &mut Builder, path: &str, weight: &Tensor) -> Result<Box<dyn LinearAdapter>> {
         let (outputs, inputs) = weight.dims2()?;
         let Self { d_initial, dropout, projections } = self;
-        let filled = |value: f64, count: usize| Tensor::full(value, count, &Device::Cpu);
-        let d = filled(d_initial, projections.r())?;
-        let lambda_d = builder.adapter_from(format!("{path}.vera_lambda_d"), d)?;
+        let d_path = format!("{path}.vera_lambda_d");
+        builder.allowance.check(&d_path, &[projections.r()])?;
+        let lambda_d = builder.adapter_from(d_path, Tensor::full(d_initial, projections.r(), &Device::Cpu)?)?;
         let b = Tensor::zeros(outputs, DType::F64, &Device::Cpu)?;
         let lambda_b = builder.adapter_from(format!("{path}.vera_lambda_b"), b)?;
         projections.widen(inputs, outputs, builder.precision);

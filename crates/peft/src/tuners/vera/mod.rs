@@ -117,6 +117,10 @@ impl TunerConfig for Vera {
         Ok(Arc::new(layers.sharing(projections)))
     }
 
+    fn sizes(&self) -> Vec<(&'static str, usize)> {
+        vec![("r", self.r)]
+    }
+
     fn set_default_layers(&mut self, architecture: Architecture) {
         self.target_modules = architecture.default_targets();
     }
