@@ -15,15 +15,12 @@ static ALLOCATOR: Counting = Counting;
 fn every_target_takes_what_it_begins_from_and_survives_what_was_once_a_fault() {
     for (name, _) in all() {
         let mut inputs = Inputs::new(name, 1).unwrap();
+        // By the same: checkpoints are of its own runs.
+        let own: Vec<Input> = (0..).map(|index| inputs.get(index)).take(inputs.own()).collect();
         let mut run = |input: &Input| {
             allocator::begin();
             let outcome = inputs.run(input);
             (outcome, allocator::end())
-        };
-        let own: Vec<Input> = {
-            let inputs = Inputs::new(name, 1).unwrap();
-            let own = (0..).map(|index| inputs.get(index));
-            own.take(inputs.own()).collect()
         };
         for (index, input) in own.iter().enumerate() {
             assert_eq!(run(input).0.unwrap().unwrap(), Outcome::Accepted, "{name}: input {index} of its own");

@@ -126,6 +126,15 @@ pub(crate) enum Command {
     /// Make the runs of a study, in any number of interrupted parts and processes; show how its candidates compare; or print what is to be
     /// made next, for another program to make it.
     Study(StudyArguments),
+    /// Show how far the runs of a folder are, until all have ended or the command is interrupted.
+    Watch {
+        /// The folder of the runs.
+        #[arg(long, default_value = "runs", value_parser = path())]
+        runs: PathBuf,
+        /// Show it once and end.
+        #[arg(long)]
+        once: bool,
+    },
     /// Write the zip that GLUE's server takes, each file predicted by the best run of its task, and the majority where there is none.
     Submit(SubmitArguments),
     /// Print which data was found and how complete it is.

@@ -14,6 +14,7 @@ mod records;
 mod signals;
 mod study;
 mod submit;
+mod watch;
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -130,6 +131,7 @@ fn perform(arguments: Arguments) -> Result<ExitCode> {
         }
         Command::Glue(arguments) => return recipes::perform(&arguments),
         Command::Study(arguments) => return study::perform(&arguments),
+        Command::Watch { runs, once } => watch::perform(&runs, once)?,
         Command::Submit(arguments) => submit::perform(&arguments)?,
         Command::Data { download } => return data(download),
         Command::Parameters { run, tree } => parameters(&run, tree)?,

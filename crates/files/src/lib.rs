@@ -26,6 +26,6 @@ mod temporary;
 mod writers;
 
 pub use free_space::free_space;
-pub use locks::{Attempt, Lock, try_lock};
+pub use locks::{Attempt, Lock, is_locked, try_lock};
 pub use temporary::sweep;
 pub use writers::{check_writable, write, write_folder};

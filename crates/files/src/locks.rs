@@ -45,6 +45,13 @@ pub fn try_lock(path: &Path) -> Result<Attempt> {
     }
 }
 
+/// Whether a process holds the lock of a file; not where there is no such file, or the file system has no locks.
+pub fn is_locked(path: &Path) -> bool {
+    let Ok(file) = OpenOptions::new().read(true).open(path) else { return false };
+    // A shared lock is taken and let go in no time; whoever tries to take the file's in between tries again.
+    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)] // A test fails by panicking.
@@ -58,7 +65,9 @@ mod tests {
         let Attempt::Taken(lock) = try_lock(&path).unwrap() else { panic!("nobody has it") };
         let Attempt::Held(by) = try_lock(&path).unwrap() else { panic!("it is held") };
         assert_eq!(by, format!("process {}", std::process::id()));
+        assert!(is_locked(&path));
         drop(lock);
+        assert!(!is_locked(&path) && !is_locked(&folder.path().join("none")));
         assert!(matches!(try_lock(&path).unwrap(), Attempt::Taken(_)));
     }
 }

@@ -137,6 +137,14 @@ impl CheckpointFile {
     }
 }
 
+/// What was logged by the time of a checkpoint, whichever run it is of; nothing where it is missing or not whole.
+pub(crate) fn logged(path: &Path) -> Option<State> {
+    let bytes = files::read(path).ok().flatten()?;
+    let file = Opened::new(&bytes).ok()?;
+    let origin = file.origin()?;
+    state(&file, &origin).ok()
+}
+
 /// What was logged by the time of a checkpoint of that origin.
 fn state(file: &Opened, origin: &Origin) -> std::result::Result<State, Fault> {
     if let Some(state) = file.content::<State>(origin)? {

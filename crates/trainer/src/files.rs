@@ -62,6 +62,11 @@ impl RunFolder {
         self.0.join("lock")
     }
 
+    /// Whether a process makes the run now.
+    pub(crate) fn is_claimed(&self) -> bool {
+        ::files::is_locked(&self.lock())
+    }
+
     /// Removes what killed processes have left, for who has made sure that no other is at work here: temporary files, also those of versions
     /// that called them `.tmp`, and, beside the record of a run that came to its end, the checkpoint.
     pub(crate) fn tidy(&self, is_final: bool) {

@@ -169,6 +169,12 @@ impl<'a> Opened<'a> {
         Ok(Self { tensors, header, metadata })
     }
 
+    /// Which run a file says that it is of.
+    pub(crate) fn origin(&self) -> Option<Origin> {
+        let header: Header<serde::de::IgnoredAny> = serde_json::from_str(self.header.as_ref()?).ok()?;
+        Some(header.origin)
+    }
+
     /// What stands in the header of a file that must be of `origin`; nothing in one of before there was a header.
     pub(crate) fn content<T: DeserializeOwned>(&self, origin: &Origin) -> std::result::Result<Option<T>, Fault> {
         let Some(header) = &self.header else { return Ok(None) };

@@ -48,6 +48,7 @@ mod npz;
 pub mod numbers;
 mod panics;
 pub mod predictions;
+pub mod progress;
 pub mod provenance;
 mod recipe;
 mod record;

@@ -211,3 +211,43 @@ fn of_two_that_want_one_run_one_makes_it_and_the_other_waits_for_its_record_or_i
     // Down to its seconds: it is one record.
     assert_eq!(records[0], records[1]);
 }
+
+#[test]
+fn who_watches_a_folder_sees_what_ended_what_is_under_way_and_what_its_process_left() {
+    use trainer::progress::{State, of_folder};
+    let (model, runs) = (model(), tempfile::tempdir().unwrap());
+    let [whole, cut, under_way] = [1, 2, 3].map(|seed| run(&model, Method::bitfit()).seed(seed));
+    let record = trainer(runs.path()).run(&whole).unwrap();
+    // A stop file ends the second after a step; without its record it looks as one that was killed then.
+    std::fs::write(runs.path().join("stop"), "").unwrap();
+    trainer(runs.path()).run(&cut).unwrap();
+    std::fs::remove_file(runs.path().join("stop")).unwrap();
+    let left = trainer(runs.path()).folder(&cut);
+    std::fs::remove_file(left.join("record.json")).unwrap();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (folder, at_step) = (runs.path().to_path_buf(), seen.clone());
+    let told = Told(move |event: &Event| {
+        if matches!(event, Event::Step { .. }) {
+            *at_step.lock().unwrap() = of_folder(&folder).unwrap();
+        }
+    });
+    trainer(runs.path()).logger(told).run(&under_way).unwrap();
+
+    let seen = seen.lock().unwrap();
+    let of = |run: &Run| {
+        let name = trainer(runs.path()).folder(run);
+        seen.iter().find(|progress| Some(progress.folder.as_str()) == name.file_name().unwrap().to_str()).unwrap()
+    };
+    assert_eq!(seen.len(), 3);
+    let ended = of(&whole);
+    assert_eq!(
+        (ended.state, ended.step, ended.run.as_deref()),
+        (State::Ended(Stop::Finished), 12, Some(whole.name().as_str()))
+    );
+    assert_eq!(ended.best.as_ref().map(|(_, scores)| scores), record.best.as_ref().map(|best| &best.scores));
+    let left = of(&cut);
+    assert_eq!((left.state, left.step, left.loss.is_some()), (State::Left, 1, true));
+    assert_eq!(of(&under_way).state, State::UnderWay);
+    let after = of_folder(runs.path()).unwrap();
+    assert!(after.iter().all(|progress| progress.state != State::UnderWay));
+}

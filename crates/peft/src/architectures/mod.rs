@@ -123,6 +123,11 @@ impl Architecture {
         ModuleNames { query, key, value, feed_forward_output, layer_norms }
     }
 
+    /// Whether a table has a row for each distance between two tokens.
+    fn has_table_by_distance(self) -> bool {
+        matches!(self, Self::Mpnet | Self::DebertaV2)
+    }
+
     /// The sizes and the layout that a `config.json` of this architecture says.
     pub(crate) fn read(self, json: &Value) -> serde_json::Result<(Config, Layout)> {
         let mut fields: Map<String, Value> = part(json)?;
@@ -130,7 +135,7 @@ impl Architecture {
             use_alias(&mut fields, alias, name)?;
         }
         let fields = self.fields().complete(&fields)?;
-        ranges::check(&fields, matches!(self, Self::Mpnet | Self::DebertaV2))?;
+        ranges::check(&fields, self.has_table_by_distance())?;
         let (config, layout) = match self {
             Self::Bert => bert::read(&fields),
             Self::Roberta | Self::XlmRoberta => roberta::read(&fields),

@@ -113,7 +113,7 @@ mod tests {
             for (field, _) in
                 architecture.config_fields().into_iter().filter(|(_, role)| matches!(role, FieldRole::Used(_)))
             {
-                let Some(range) = Range::of(&field, true) else { continue };
+                let Some(range) = Range::of(&field, architecture.has_table_by_distance()) else { continue };
                 let wrong = match range {
                     Range::Whole(..) => vec![json!(i64::MAX), json!(u64::MAX), json!(1.5)],
                     Range::Probability => vec![json!(1), json!(-0.1), json!(5.0)],
