@@ -268,8 +268,19 @@ impl Trainer {
     }
 
     fn own_record(&self, run: &Run) -> Result<Option<Record>> {
-        let record = Record::read(&self.files(run).record())?;
-        Ok(record.filter(|record| record.run == *run && record.stop.is_final()))
+        let RunPlace { folder, inputs, .. } = self.place(run);
+        let Some(record) = Record::read(&folder.record())? else { return Ok(None) };
+        if record.run != *run || !record.stop.is_final() {
+            return Ok(None);
+        }
+        match record.inputs.as_ref().map(|told| inputs.changed_since(told)).unwrap_or_default().as_slice() {
+            [] => Ok(Some(record)),
+            changed => Err(Error::Content {
+                path: folder.record(),
+                expected: "the record of this run",
+                found: format!("one that was made from another {}", changed.join(" and ")),
+            }),
+        }
     }
 
     /// Whether a run came to its end below this runs folder, and the weights of its best evaluation were kept.

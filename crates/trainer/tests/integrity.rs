@@ -14,6 +14,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use trainer::results::{self, Condition};
 use trainer::{Record, Run, Stop, Trainer};
 
 fn run(model: &TempDir) -> Run {
@@ -231,6 +232,22 @@ fn a_published_record_of_other_data_or_another_model_does_not_count() {
 }
 
 #[test]
+fn a_record_of_the_same_run_on_another_model_is_refused_in_its_folder() {
+    let model = support::model();
+    let (run, runs, others) = (run(&model), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    trainer(runs.path()).run(&run).unwrap();
+    let foreign = trainer(runs.path()).folder(&run).join("record.json");
+    let weights = model.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(weights, bytes).unwrap();
+    trainer(others.path()).run(&run).unwrap();
+    std::fs::copy(foreign, trainer(others.path()).folder(&run).join("record.json")).unwrap();
+    let error = trainer(others.path()).run(&run).unwrap_err().to_string();
+    assert!(error.contains("made from another model") && error.contains("remove the file"), "{error}");
+}
+
+#[test]
 fn where_the_inputs_of_a_folder_are_missing_its_record_tells_them() {
     let model = support::model();
     let (run, runs) = (run(&model), tempfile::tempdir().unwrap());
@@ -262,4 +279,13 @@ fn a_run_of_more_steps_than_a_record_holds_has_all_its_losses_beside_it() {
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let view: TensorView = file.tensor("learning_rate").unwrap();
     assert_eq!((view.dtype(), view.shape()), (Dtype::F64, &[2001][..]));
+
+    let folder = trainer(runs.path()).folder(&run);
+    let condition = || results::check(&folder.join("record.json")).unwrap();
+    assert_eq!(condition(), Condition::Whole);
+    let mut flipped = bytes;
+    flipped[9000] ^= 1;
+    std::fs::write(folder.join("losses.safetensors"), flipped).unwrap();
+    assert!(matches!(condition(), Condition::Damaged(reason) if reason.contains("losses.safetensors")));
+    assert!(trainer(runs.path()).losses(&run).unwrap_err().to_string().contains("edited or damaged"));
 }

@@ -14,7 +14,8 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::integrity::{FORMAT, Fault, known};
+use crate::integrity::{FORMAT, Fault, Origin, known};
+use crate::losses;
 use crate::numbers::hexadecimal;
 use crate::record::Record;
 
@@ -69,15 +70,22 @@ impl Record {
     }
 }
 
-/// How the record in a file is.
+/// How the record in a file is; in a run's folder also whether the losses beside it, where it does not hold all of them, are its own and whole.
 ///
 /// # Errors
 /// When the file cannot be read.
 pub fn check(path: &Path) -> Result<Condition> {
-    Ok(match parsed(&required(path)?) {
-        Ok((_, true)) => Condition::Whole,
-        Ok((_, false)) => Condition::Old,
-        Err(fault) => Condition::Damaged(fault.at(path, EXPECTED).to_string()),
+    let with_losses = |(record, has_digest): (Record, bool)| {
+        if let Some(folder) = path.parent().filter(|_| path.ends_with("record.json")) {
+            losses::read(folder, &Origin::new(&record.run, &record.inputs.unwrap_or_default()))?;
+        }
+        Ok(has_digest)
+    };
+    let bytes = required(path)?;
+    Ok(match parsed(&bytes).map_err(|fault| fault.at(path, EXPECTED)).and_then(with_losses) {
+        Ok(true) => Condition::Whole,
+        Ok(false) => Condition::Old,
+        Err(error) => Condition::Damaged(error.to_string()),
     })
 }
 
