@@ -164,7 +164,7 @@ test-cluster: setup target/services/.installed  ## a study on a cluster of three
 
 test-report: setup  ## the notebooks with the smallest budget, the report to the PDF
 	@$(MAKE) --no-print-directory report PROFILE=smoke
-	@cd scripts && ../$(PYTHON) -m unittest test_report.SmokePaper
+	@cd scripts && SMOKE_REPORT=1 ../$(PYTHON) -m unittest test_report.SmokePaper
 	@$(MAKE) --no-print-directory methods PROFILE=smoke
 	@$(MAKE) --no-print-directory glue-notebook PROFILE=smoke
 
