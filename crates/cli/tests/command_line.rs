@@ -133,6 +133,18 @@ fn a_run_that_is_not_finished_is_told_by_the_exit_status_and_what_cannot_be_writ
 }
 
 #[test]
+fn a_complaint_tells_its_cause_once() {
+    let error =
+        complaint(&[&RUN[..], &["--model", TINY, "--max-length", "40", "--runs", "/dev/null/runs"]].concat(), &[]);
+    assert!(error.contains("/dev/null/runs") && error.matches("(os error").count() == 1, "{error}");
+    let adapter = adapter_naming(TINY);
+    std::fs::write(adapter.path().join("adapter_config.json"), "{").unwrap();
+    let asked = ["predict", "--task", "mnli", "--model", TINY, "--adapter", adapter.path().to_str().unwrap()];
+    let error = complaint(&asked, &[]);
+    assert!(error.matches("EOF while parsing").count() == 1, "{error}");
+}
+
+#[test]
 fn impossible_numbers_are_refused_by_name() {
     let error = complaint(&[&RUN[..], &["--seed", "minus one"]].concat(), &[]);
     assert!(error.contains("--seed"), "{error}");

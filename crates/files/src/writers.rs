@@ -65,7 +65,8 @@ pub fn check_writable(folder: &Path) -> Result<()> {
     let above = place.ancestors().skip(1).find(|above| above.exists()).unwrap_or(Path::new("/"));
     sweep(above);
     temporary::folder(above)?;
-    if folder.exists() { Err(ErrorKind::NotADirectory.into()) } else { Ok(()) }
+    // It may be a folder by now, which another process has made.
+    if folder.exists() && !folder.is_dir() { Err(ErrorKind::NotADirectory.into()) } else { Ok(()) }
 }
 
 /// Makes a folder with these files; false where another process has made it meanwhile.

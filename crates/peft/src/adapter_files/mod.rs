@@ -71,18 +71,16 @@ impl Adapter {
     /// When a file is missing or broken, a field means something that this crate does not do, a tensor holds a number that
     /// is not finite, or there is no head.
     pub fn read(folder: &Path) -> Result<Self> {
-        // Another process may be writing it: tensors that were read between two equal configurations are of those.
-        let configuration = || std::fs::read(folder.join(config::FILE)).ok();
-        let mut before = configuration();
+        // Another process may be writing it, and removes the configuration first: one that is still there stands beside its own tensors.
+        let path = folder.join(config::FILE);
         for _ in 0..READS {
+            let before = std::fs::File::open(&path).ok();
             let read = Self::read_once(folder);
-            let after = configuration();
-            if after == before {
+            if before.map_or(read.is_err(), |before| is_at(&before, &path)) {
                 return read;
             }
-            before = after;
         }
-        Self::read_once(folder)
+        Err(Error::AdapterFile { path, source: std::io::Error::other("another process is writing it") })
     }
 
     fn read_once(folder: &Path) -> Result<Self> {
@@ -146,6 +144,20 @@ impl Adapter {
     pub fn new_numbers(&self, pretrained: &Pretrained) -> usize {
         new_numbers(pretrained, Some(self.weights.iter().map(|(_, tensor)| tensor.elem_count()).sum()))
     }
+}
+
+/// Whether a file is still the one at that path. While it is open no other can have its number.
+#[cfg(unix)]
+fn is_at(file: &std::fs::File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let number = |about: &std::fs::Metadata| (about.dev(), about.ino());
+    matches!((file.metadata(), path.metadata()), (Ok(before), Ok(now)) if number(&before) == number(&now))
+}
+
+#[cfg(not(unix))]
+fn is_at(file: &std::fs::File, path: &Path) -> bool {
+    let modified = |about: &std::fs::Metadata| about.modified().ok();
+    matches!((file.metadata(), path.metadata()), (Ok(before), Ok(now)) if modified(&before) == modified(&now))
 }
 
 impl Model {

@@ -12,6 +12,7 @@ use crate::cpu::products::amx;
 pub(crate) const LANES: usize = 16;
 /// Vectors of a panel, and rows of a vector tile: 3 x 8 sums of 32 registers.
 const VECTORS: usize = 3;
+#[cfg(target_arch = "x86_64")]
 const ROWS: usize = 8;
 /// Columns of a panel.
 pub(crate) const WIDTH: usize = VECTORS * LANES;
@@ -187,7 +188,7 @@ impl Tile {
     /// Whether it takes sums of which the first product is of such numbers, on this processor.
     pub(crate) fn takes(self, first: Number) -> bool {
         match self {
-            Self::Portable => true,
+            Self::Portable => matches!(first, Number::F32 | Number::Bf16),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => first == Number::F32 && is_x86_feature_detected!("avx512f"),
             #[cfg(target_arch = "x86_64")]
