@@ -6,7 +6,6 @@
 #[path = "../../trainer/tests/support/mod.rs"]
 mod support;
 
-use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -114,7 +113,7 @@ fn a_reader_that_leaves_ends_no_training() {
 #[test]
 fn a_disk_that_takes_no_line_ends_no_training_and_is_told_at_the_end() {
     let (model, runs) = (model(), tempfile::tempdir().unwrap());
-    let full = || Stdio::from(File::options().write(true).open("/dev/full").unwrap());
+    let full = || Stdio::from(std::fs::File::options().write(true).open("/dev/full").unwrap());
     let output = run(&model, runs.path(), "2", &[]).stdout(full()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(1) && said.contains("did not take everything"), "{said}");
