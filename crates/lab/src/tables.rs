@@ -294,7 +294,8 @@ pub fn findings(searches: &[Search], compared: &[Record], ranked: &[Record]) -> 
         Some(search.best.settings.learning_rate)
     };
     if let (Some(full), Some(lora), Some(bitfit)) = (rate("full"), rate("lora"), rate("bitfit")) {
-        let times = |rate: f64| format!("{} times", text::small((100.0 * rate / full).round() / 100.0));
+        // Two digits: the rates that were tried lie threefold apart.
+        let times = |rate: f64| format!("{} times", format!("{:.1e}", rate / full).parse().unwrap_or(rate / full));
         let answer = format!("LoRA {} and BitFit {} that of full fine-tuning", times(lora), times(bitfit));
         table.push(["best learning rate found", &answer]);
     }
