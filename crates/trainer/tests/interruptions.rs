@@ -68,7 +68,7 @@ fn a_run_that_is_asked_to_stop_at_any_moment_goes_on_to_the_bits_of_one_that_was
         let mut uninterrupted = trainer(whole.path());
         let expected = uninterrupted.run(&run).unwrap();
         assert_eq!((expected.stop, expected.losses.len(), expected.evaluations.len()), (Stop::Finished, 12, 3));
-        let (mut sittings, mut steps) = (0, Vec::new());
+        let (mut parts_made, mut steps) = (0, Vec::new());
         loop {
             let flag = Arc::new(AtomicBool::new(false));
             let begun = Arc::new(AtomicBool::new(false));
@@ -77,7 +77,7 @@ fn a_run_that_is_asked_to_stop_at_any_moment_goes_on_to_the_bits_of_one_that_was
                 seen.fetch_or(matches!(event, Event::Begun { .. }), Ordering::SeqCst);
             }));
             // From the moment that the model is there, each time a little later: within steps, evaluations and checkpoints.
-            let delay = Duration::from_micros(300 * sittings);
+            let delay = Duration::from_micros(300 * parts_made);
             let asked = std::thread::spawn(move || {
                 while !begun.load(Ordering::SeqCst) {
                     std::thread::sleep(Duration::from_micros(50));
@@ -95,9 +95,9 @@ fn a_run_that_is_asked_to_stop_at_any_moment_goes_on_to_the_bits_of_one_that_was
             assert_eq!(record.stop, Stop::Interrupted);
             assert_eq!(record.losses[..], expected.losses[..record.losses.len()]);
             steps.push(record.losses.len());
-            sittings += 1;
+            parts_made += 1;
         }
-        assert!(sittings > 2 && steps.is_sorted(), "stopped after the steps {steps:?}");
+        assert!(parts_made > 2 && steps.is_sorted(), "stopped after the steps {steps:?}");
     }
 }
 
