@@ -58,7 +58,8 @@ impl Kronecker {
             let start = if is_zero { Initializer::Zeros } else { Initializer::KaimingUniform { inputs: shape[1] } };
             builder.adapter(format!("{path}.{name}"), &shape, start)
         };
-        let is_low = |rows: usize, columns: usize| 2 * r < rows.max(columns);
+        // Twice the rank is below it, said so that no rank is too large to double.
+        let is_low = |rows: usize, columns: usize| r < rows.max(columns).div_ceil(2);
         // Which of a product's two factors is zero, or else the whole.
         let mut side = |name: &str, [rows, columns]: [usize; 2], is_product: bool, zero: [bool; 2]| {
             if !is_product {
