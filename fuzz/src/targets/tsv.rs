@@ -159,12 +159,12 @@ type Row = (String, Option<String>, String);
 fn rows(table: &Table, bytes: &[u8]) -> Option<Vec<Row>> {
     let text = std::str::from_utf8(bytes).ok()?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut lines =
-        text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line)).filter(|line| !line.is_empty());
+    let lines = text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line)).enumerate();
+    let mut lines = lines.filter(|(_, line)| !line.is_empty());
     let is_test = matches!(table.split, Split::Test | Split::TestMismatched);
     let header: Vec<&str> = match (table.task, is_test) {
         (Task::Cola, false) => vec!["source", "label", "mark", "sentence"],
-        _ => lines.next()?.split('\t').collect(),
+        _ => lines.next()?.1.split('\t').collect(),
     };
     let [first, second, label] = match table.task {
         Task::Cola | Task::Sst2 => ["sentence", "", "label"],
@@ -179,11 +179,11 @@ fn rows(table: &Table, bytes: &[u8]) -> Option<Vec<Row>> {
     let (first, second) = (column(first)?, if second.is_empty() { None } else { Some(column(second)?) });
     let label = if is_test { None } else { Some(column(label)?) };
     let mut rows = Vec::new();
-    let mut lines = lines.peekable();
-    while let Some(line) = lines.next() {
+    let ends = text.matches('\n').count();
+    for (index, line) in lines {
         let fields: Vec<&str> = line.split('\t').collect();
         // Torn lines and rows without a question are left out of QQP's training file, but for a last line that was cut off.
-        let is_cut = lines.peek().is_none() && !text.ends_with('\n');
+        let is_cut = index == ends;
         let may_be_left_out = table.file == "QQP/train.tsv" && !is_cut;
         let is_whole = fields.len() == header.len();
         let sentences = || [Some(first), second].into_iter().flatten();

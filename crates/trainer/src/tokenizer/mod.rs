@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use glue::{Dataset, Example};
 use peft::{Pretrained, Remark, Sequence};
 use tokenizers::utils::parallelism::MaybeParallelIterator;
-use tokenizers::{Encoding, TruncationParams};
+use tokenizers::{Encoding, PostProcessor, TruncationParams};
 
 use crate::error::{Error, Result};
 use crate::limits::Limits;
@@ -60,6 +60,12 @@ impl Tokenizer {
         let remark = remark.filter(|_| !folder.is_vocabulary(architecture));
         let direction = folder.truncation_side(&tokenizer)?;
         tokenizer.with_padding(None);
+        let added = |is_pair| tokenizer.get_post_processor().map_or(0, |added| added.added_tokens(is_pair));
+        let added = added(false).max(added(true));
+        if added > max_length {
+            let reason = format!("it adds {added} special tokens to a sequence, which has at most {max_length} of all");
+            return Err(Error::Tokenizer { path, reason });
+        }
         let truncation = TruncationParams { max_length, direction, ..Default::default() };
         tokenizer.with_truncation(Some(truncation)).map_err(failed)?;
         let (words, remarks) = (pretrained.config.vocab_size, remark.into_iter().collect());
