@@ -90,7 +90,9 @@ class Run:
         path = self.file("record.json")
         expect(path is not None, f"no record below {self.folder}")
         record = json.loads(path.read_text())
-        return {name: value for name, value in record.items() if name not in ("train_seconds", "peak_memory", "environment")}
+        # The digest is of all of the record, times and machine too.
+        varies = ("train_seconds", "peak_memory", "environment", "sha256")
+        return {name: value for name, value in record.items() if name not in varies}
 
     def outcome(self):
         """All that must not depend on faults."""
