@@ -1,11 +1,11 @@
-//! A packed batch of tokenised sequences.
+//! A packed batch of tokenized sequences.
 
 use candle_core::{Device, Tensor};
 use ops::Segments;
 
 use crate::error::{Error, Result};
 
-/// One tokenised example: `[CLS] first [SEP]`, or `[CLS] first [SEP] second [SEP]`.
+/// One tokenized example: `[CLS] first [SEP]`, or `[CLS] first [SEP] second [SEP]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sequence {
     /// Vocabulary ids.

@@ -133,7 +133,7 @@ impl Trainer {
     }
 
     /// Stop soon after somebody sets this flag, such as a signal's handler, another thread or a button: between two operations of a step,
-    /// of an evaluation, or of tokenising. Each run that is under way then has a checkpoint and a record that says
+    /// of an evaluation, or of tokenizing. Each run that is under way then has a checkpoint and a record that says
     /// [`Stop::Interrupted`]; none begins. Asked for again, they go on, to the bits that they would have come to.
     pub fn stop_when(mut self, flag: Arc<AtomicBool>) -> Self {
         self.limits.stop = flag;
