@@ -133,6 +133,18 @@ pub fn check_writable(folder: &Path) -> Result<()> {
     ::files::check_writable(folder).map_err(|source| Error::File { path: folder.into(), source })
 }
 
+/// What lies in a folder, in the order of the names; nothing where there is no folder.
+pub(crate) fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |source| Error::File { path: folder.into(), source };
+    let mut paths = match std::fs::read_dir(folder) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>().map_err(failed)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(failed(error)),
+    };
+    paths.sort();
+    Ok(paths)
+}
+
 /// The file's bytes, or `None` if there is no such file.
 pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     match std::fs::read(path) {

@@ -180,14 +180,8 @@ pub fn publish(folder: &Path, name: &str, predictions: &Predictions) -> Result<P
 /// # Errors
 /// When a file is not one of predictions.
 pub fn load(folder: &Path) -> Result<Vec<Predictions>> {
-    let failed = |source| Error::File { path: folder.into(), source };
-    let mut paths = match std::fs::read_dir(folder) {
-        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>().map_err(failed)?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(failed(error)),
-    };
+    let mut paths = files::entries(folder)?;
     paths.retain(|path| path.to_string_lossy().ends_with(ENDING));
-    paths.sort();
     paths.iter().filter_map(|path| Predictions::read(path).transpose()).collect()
 }
 

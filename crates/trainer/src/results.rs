@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::files::write_atomically;
+use crate::files::{entries, write_atomically};
 use crate::losses::over_stretches;
 use crate::record::Record;
 
@@ -52,17 +52,6 @@ pub fn load(folder: &Path) -> Result<Vec<Record>> {
 fn json_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = entries(folder)?;
     paths.retain(|path| path.extension().is_some_and(|end| end == "json"));
-    Ok(paths)
-}
-
-fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
-    let failed = |source| Error::File { path: folder.into(), source };
-    let mut paths = match std::fs::read_dir(folder) {
-        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>().map_err(failed)?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(failed(error)),
-    };
-    paths.sort();
     Ok(paths)
 }
 
