@@ -137,7 +137,10 @@ impl Predictions {
             let view = file.tensor(&name).map_err(|error| format!("{name}: {error}"))?;
             from_bytes(&view).ok_or_else(|| format!("{name} of the type {:?}", view.dtype()))
         };
-        let splits = run.task.validation_splits().iter().map(|&split| {
+        let splits = run.task.validation_splits();
+        // Rows held out of the training set stand in the place of the first.
+        let splits = if run.settings.held_out { splits.get(..1).unwrap_or_default() } else { splits };
+        let splits = splits.iter().map(|&split| {
             let (predicted, labels) = (targets(split, "predicted")?, targets(split, "label")?);
             if predicted.len() != labels.len() {
                 return Err(format!("{} predictions and {} labels", predicted.len(), labels.len()));
@@ -254,6 +257,21 @@ pub(crate) mod tests {
         std::fs::write(folder.path().join("rte-bitfit-1.json"), "{}").unwrap();
         assert_eq!(load(folder.path()).unwrap(), [mnli, rte, stsb]);
         assert_eq!(load(&folder.path().join("none")).unwrap(), []);
+    }
+
+    #[test]
+    fn predictions_for_rows_held_out_are_those_of_the_first_split_and_no_other_is_missed() {
+        let folder = tempfile::tempdir().unwrap();
+        let classes = |ids: &[usize]| Targets::Classes(ids.to_vec());
+        let (_, mut mnli) = with_predictions(Task::Mnli, Method::Full, 1, classes(&[2, 0]), classes(&[2, 1]));
+        let path = publish(folder.path(), "mnli-full-1", &mnli).unwrap();
+        assert!(Predictions::read(&path).unwrap_err().to_string().contains("validation_mismatched"));
+        mnli.run.settings.held_out = true;
+        mnli.splits[0].split = Split::Train;
+        mnli.write(&path).unwrap();
+        let read = Predictions::read(&path).unwrap().unwrap();
+        assert_eq!(read.splits.len(), 1);
+        assert_eq!(read.on(Split::Validation).map(|read| &read.predicted), Some(&mnli.splits[0].predicted));
     }
 
     #[test]
