@@ -69,6 +69,16 @@ impl Recipe {
 
     /// The same, when these recipes are to start from it.
     fn load_after(name: &str, after: &[&str]) -> Result<Self> {
+        Ok(Self::read(name, after)?.0)
+    }
+
+    /// What stands in the file of a recipe, which is one.
+    pub(crate) fn table(name: &str) -> Result<Table> {
+        Ok(Self::read(name, &[])?.1)
+    }
+
+    /// The recipe, and what stands in its file.
+    fn read(name: &str, after: &[&str]) -> Result<(Self, Table)> {
         let path = path(name);
         let wrong =
             |found: String, expected: &str| Error::Recipe { path: path.clone(), found, expected: expected.into() };
@@ -83,20 +93,9 @@ impl Recipe {
             }
             Err(source) => return Err(Error::File { path, source }),
         };
-        let table = toml::from_str(&text).map_err(|error| wrong(error.to_string(), EXPECTED))?;
-        Self::from_table(&path, table, |start| Self::load_after(start, &[after, &[name]].concat()))
-    }
-
-    /// What stands in the file of a recipe, without what it starts from.
-    pub(crate) fn table(name: &str) -> Result<Table> {
-        Self::load(name)?;
-        let path = path(name);
-        let text = std::fs::read_to_string(&path).map_err(|source| Error::File { path: path.clone(), source })?;
-        toml::from_str(&text).map_err(|error| Error::Recipe {
-            path,
-            found: error.to_string(),
-            expected: EXPECTED.into(),
-        })
+        let table: Table = toml::from_str(&text).map_err(|error| wrong(error.to_string(), EXPECTED))?;
+        let start = |start: &str| Self::load_after(start, &[after, &[name]].concat());
+        Ok((Self::from_table(&path, table.clone(), start)?, table))
     }
 
     /// The recipe that a table describes, as one of that file; `start` finds what it starts from.
