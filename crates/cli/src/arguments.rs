@@ -399,9 +399,8 @@ pub(crate) struct StudyArguments {
     /// A .toml file, such as studies/learning-rates.toml.
     #[arg(value_parser = path())]
     pub study: PathBuf,
-    /// How many runs are under way at once, as for several runs.
-    #[arg(long, default_value = "1", value_name = "RUNS")]
-    pub at_once: NonZeroUsize,
+    #[command(flatten)]
+    pub at_once: AtOnceArguments,
     /// Stop after so many seconds; the same command goes on from there.
     #[arg(long)]
     pub time_budget: Option<u64>,
@@ -434,14 +433,21 @@ pub(crate) struct SeveralArguments {
     /// LoRA: make a run at each of these ranks, such as 1,8,64. lora_alpha grows with them, so that the scaling stays.
     #[arg(long, value_delimiter = ',', conflicts_with = "r")]
     ranks: Vec<usize>,
+    #[command(flatten)]
+    pub at_once: AtOnceArguments,
+}
+
+/// How many of several runs are made concurrently.
+#[derive(Args)]
+pub(crate) struct AtOnceArguments {
     /// How many of them are under way at once. It pays on a GPU that one run does not fill; on the CPU one run has all cores.
     #[arg(long, default_value = "1", value_name = "RUNS")]
     at_once: NonZeroUsize,
 }
 
-impl SeveralArguments {
-    /// How many runs are under way at once: no more than there are threads of use on the machine.
-    pub(crate) fn at_once(&self) -> usize {
+impl AtOnceArguments {
+    /// So many: no more than there are threads of use on the machine.
+    pub(crate) fn runs(&self) -> usize {
         let (asked, most) = (self.at_once.get(), most_threads());
         if asked > most {
             eprintln!(
@@ -450,7 +456,9 @@ impl SeveralArguments {
         }
         asked.min(most)
     }
+}
 
+impl SeveralArguments {
     /// The runs of all ranks and seeds; of a recipe those of its seeds, if no others are given.
     pub(crate) fn runs(&self, arguments: &RunArguments) -> Result<Vec<Run>> {
         let run = arguments.run()?;

@@ -200,7 +200,7 @@ fn run(
     let Some(first) = runs.first() else { bail!("there is no run: give a seed") };
     runs.iter().try_for_each(Run::check)?;
     let glue = glue_for(first, true)?;
-    let trainer = trainer(arguments, glue)?.keep_weights(keep_weights).at_once(several.at_once());
+    let trainer = trainer(arguments, glue)?.keep_weights(keep_weights).at_once(several.at_once.runs());
     let mut trainer = keeping.of(trainer);
     trainer.check(&runs)?;
     if let Some(folder) = save_adapter {

@@ -22,11 +22,11 @@ pub(crate) fn perform(arguments: &StudyArguments) -> Result<ExitCode> {
     let trainer = Trainer::new(glue, &arguments.runs)
         .published(published)
         .device(arguments.device.clone())
-        .at_once(arguments.at_once.get())
+        .at_once(arguments.at_once.runs())
         .time_budget(arguments.time_budget.map(std::time::Duration::from_secs));
     let mut trainer = signals::heeded_by(arguments.keeping.of(trainer), progress::logger());
     let stage = match arguments.action {
-        StudyAction::Run => study::make(&mut trainer, &study, |stage| println!("{}", told(stage)))?,
+        StudyAction::Run => study::make(&mut trainer, &study, |stage| println!("{stage}"))?,
         StudyAction::Show => study.stage(|run| trainer.record(run))?,
         StudyAction::Next => {
             let stage = study.stage(|run| trainer.record(run))?;
@@ -36,15 +36,6 @@ pub(crate) fn perform(arguments: &StudyArguments) -> Result<ExitCode> {
     show(&study, &stage);
     let unfinished = || ExitCode::from(signals::status().unwrap_or(crate::UNFINISHED));
     Ok(if stage.missing.is_empty() { ExitCode::SUCCESS } else { unfinished() })
-}
-
-/// How far a stage is, in a line.
-fn told(stage: &Stage) -> String {
-    let runs: usize = stage.candidates.iter().map(|candidate| candidate.runs.len()).sum();
-    let done = runs - stage.missing.len();
-    let Stage { number, of, candidates, .. } = stage;
-    let stages = if *of > 1 { format!("stage {number} of {of}: ") } else { String::new() };
-    format!("{stages}{} candidates, {done} of {runs} runs have their records", candidates.len())
 }
 
 /// One line of JSON for each run that has no record: the name of its folder, and the recipe that `peft-glue run --config` makes it of.
@@ -63,12 +54,12 @@ fn show(study: &Study, stage: &Stage) {
     if !study.about.is_empty() {
         println!("{}", study.about);
     }
-    println!("{}", told(stage));
+    println!("{stage}");
     let ranking: Vec<_> = stage.ranking().into_iter().filter(|(_, scores)| !scores.0.is_empty()).collect();
     if ranking.is_empty() {
         return;
     }
-    let fields: Vec<&str> = study.fields.iter().map(|name| name.rsplit('.').next().unwrap_or(name)).collect();
+    let fields = study.short_names();
     println!("\n| | recipe | {}score | deviation | seeds |", columns(&fields));
     println!("| ---: | --- | {}---: | ---: | ---: |", "---: | ".repeat(fields.len()));
     for (place, (Candidate { recipe, values, runs, .. }, scores)) in ranking.iter().enumerate() {

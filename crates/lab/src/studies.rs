@@ -8,7 +8,7 @@ use crate::table::Table;
 
 /// The candidates that have a score, the best first.
 pub fn ranking(study: &Study, stage: &Stage) -> Table {
-    let columns = ["place", "recipe"].into_iter().chain(short_names(study)).chain(["score", "deviation", "seeds"]);
+    let columns = ["place", "recipe"].into_iter().chain(study.short_names()).chain(["score", "deviation", "seeds"]);
     let mut table = Table::new(columns);
     for (place, (candidate, scores)) in scored(stage).into_iter().enumerate() {
         let numbers =
@@ -16,7 +16,7 @@ pub fn ranking(study: &Study, stage: &Stage) -> Table {
         let row = [(place + 1).to_string(), candidate.recipe.clone()].into_iter().chain(candidate.values.clone());
         table.push(row.chain(numbers));
     }
-    table.note(progress(stage));
+    table.note(stage.to_string());
     table
 }
 
@@ -29,18 +29,18 @@ pub fn importance_of_fields(study: &Study, stage: &Stage) -> Figure {
     let bars = shares.iter().enumerate().filter_map(|(index, share)| Some((index, 100.0 * (*share)?)));
     let points = bars.map(|(index, share)| Point::new(index as f64, share).label(format!("{share:.0} %"))).collect();
     let chart =
-        Chart::new("", Axis::categories("", short_names(study)), Axis::new("share of the scores' variance (%)"));
+        Chart::new("", Axis::categories("", study.short_names()), Axis::new("share of the scores' variance (%)"));
     Figure::new("What the score depends on")
         .panel(chart.series(Series::new("", Mark::Bars, Style::indexed(0), points)))
         .note("epsilon squared of each field alone, over all candidates; what fields do together is in none")
-        .note(progress(stage))
+        .note(stage.to_string())
 }
 
 /// The score of each candidate against the value of each field, one panel per field; a color for each recipe.
 pub fn responses(study: &Study, stage: &Stage) -> Figure {
     let mut figure =
         Figure::new("The score against each field").note("a point is a candidate, its score the mean over seeds");
-    for (field, name) in short_names(study).into_iter().enumerate() {
+    for (field, name) in study.short_names().into_iter().enumerate() {
         let places = Places::of(stage, field);
         let mut chart = Chart::new(name, places.axis(name), Axis::new("score"));
         for (index, recipe) in recipes(stage).into_iter().enumerate() {
@@ -51,7 +51,7 @@ pub fn responses(study: &Study, stage: &Stage) -> Figure {
         }
         figure = figure.panel(chart);
     }
-    figure.note(progress(stage))
+    figure.note(stage.to_string())
 }
 
 /// Parallel coordinates: a line for each candidate through its values, each field's from its lowest at the foot to its highest, and its
@@ -61,7 +61,7 @@ pub fn parallel_coordinates(study: &Study, stage: &Stage) -> Figure {
     let all: Vec<Places> = (0..study.fields.len()).map(|field| Places::of(stage, field)).collect();
     let means: Vec<f64> = scored.iter().map(|(_, scores)| scores.mean()).collect();
     let (lowest, highest) = (means.last().copied().unwrap_or(0.0), means.first().copied().unwrap_or(1.0));
-    let names = short_names(study).into_iter().chain(["score"]);
+    let names = study.short_names().into_iter().chain(["score"]);
     let mut chart = Chart::new("", Axis::categories("", names), Axis::new("lowest to highest").marked_at([]));
     // The best are drawn last, above the others.
     for (place, (candidate, scores)) in scored.iter().enumerate().rev() {
@@ -77,7 +77,7 @@ pub fn parallel_coordinates(study: &Study, stage: &Stage) -> Figure {
         let name = ["best third", "middle third", "last third"][third.min(2)];
         chart = chart.series(Series::new(name, Mark::Line, Style::indexed(third.min(2)), points));
     }
-    Figure::new("Which values go with a high score").panel(chart).note(progress(stage))
+    Figure::new("Which values go with a high score").panel(chart).note(stage.to_string())
 }
 
 /// The candidates with a score, the best first.
@@ -90,17 +90,6 @@ fn recipes(stage: &Stage) -> Vec<&str> {
     let mut names: Vec<&str> = stage.candidates.iter().map(|candidate| candidate.recipe.as_str()).collect();
     names.dedup();
     names
-}
-
-/// The fields' names without the tables they are in.
-fn short_names(study: &Study) -> Vec<&str> {
-    study.fields.iter().map(|name| name.rsplit('.').next().unwrap_or(name)).collect()
-}
-
-fn progress(stage: &Stage) -> String {
-    let runs: usize = stage.candidates.iter().map(|candidate| candidate.runs.len()).sum();
-    let Stage { number, of, candidates, missing, .. } = stage;
-    format!("stage {number} of {of}: {} candidates, {} of {runs} runs", candidates.len(), runs - missing.len())
 }
 
 /// Where the values of a field stand along an axis.

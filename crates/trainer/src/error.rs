@@ -94,12 +94,9 @@ pub enum Error {
     /// A run that starts from one that has not come to its end.
     #[error("{run} starts from {start}, which has not come to its end: {stop}")]
     StartUnfinished { run: String, start: String, stop: String },
-    /// A recipe that cannot be read.
+    /// A recipe or a study that cannot be read.
     #[error("{path}: {found}; expected {expected}")]
     Recipe { path: PathBuf, found: String, expected: String },
-    /// A study that cannot be read.
-    #[error("{path}: {found}; expected {expected}")]
-    Study { path: PathBuf, found: String, expected: String },
     /// A run that is to predict and has no end to predict from.
     #[error("{run}: expected a run that has come to its end, found {stop}")]
     Unfinished { run: String, stop: String },

@@ -106,7 +106,7 @@ impl Study {
     /// When the file or a recipe cannot be read, or a value does not fit its field; the message names both.
     pub fn load(path: &Path) -> Result<Self> {
         let wrong =
-            |found: String, expected: &str| Error::Study { path: path.into(), found, expected: expected.into() };
+            |found: String, expected: &str| Error::Recipe { path: path.into(), found, expected: expected.into() };
         let text = std::fs::read_to_string(path).map_err(|source| Error::File { path: path.into(), source })?;
         let written: Written = toml::from_str(&text).map_err(|error| wrong(error.to_string(), EXPECTED))?;
         if written.recipes.is_empty() {
@@ -149,6 +149,11 @@ impl Study {
             }
         }
         Ok(study)
+    }
+
+    /// The names of the varied fields without the tables they are in, such as `learning_rate`.
+    pub fn short_names(&self) -> Vec<&str> {
+        self.fields.iter().map(|name| name.rsplit('.').next().unwrap_or(name)).collect()
     }
 
     /// How far the study is, by the records there are: the candidates that are compared now, and the runs of theirs that have none. Of

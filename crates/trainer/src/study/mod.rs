@@ -8,6 +8,8 @@ mod space;
 pub use file::Study;
 pub use importance::importance;
 
+use std::fmt;
+
 use glue::Task;
 use peft::Method;
 
@@ -89,6 +91,18 @@ impl Stage {
             a.is_nan().cmp(&b.is_nan()).then(b.total_cmp(&a))
         });
         ranking
+    }
+}
+
+impl fmt::Display for Stage {
+    /// How far it is, such as `stage 1 of 3: 27 candidates, 4 of 27 runs have their records`.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { number, of, candidates, missing, .. } = self;
+        let runs: usize = candidates.iter().map(|candidate| candidate.runs.len()).sum();
+        if *of > 1 {
+            write!(f, "stage {number} of {of}: ")?;
+        }
+        write!(f, "{} candidates, {} of {runs} runs have their records", candidates.len(), runs - missing.len())
     }
 }
 
