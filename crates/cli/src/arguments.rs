@@ -324,6 +324,9 @@ pub(crate) struct KeepingArguments {
     /// Fail where another process is making the run, and do not wait for its record.
     #[arg(long)]
     no_wait: bool,
+    /// Record of each run that is made how far it moved its model, on so many validation examples.
+    #[arg(long, value_name = "EXAMPLES")]
+    movement: Option<NonZeroUsize>,
 }
 
 impl KeepingArguments {
@@ -334,7 +337,8 @@ impl KeepingArguments {
             (None, Some(seconds)) => CheckpointEvery::Time(Duration::from_secs(seconds)),
             (None, None) => CheckpointEvery::default(),
         };
-        trainer.checkpoint_every(every).waits(!self.no_wait)
+        let movement = self.movement.map(NonZeroUsize::get);
+        trainer.checkpoint_every(every).waits(!self.no_wait).movement_examples(movement)
     }
 }
 

@@ -136,6 +136,7 @@ pub(crate) mod tests {
             },
             losses: (1..=150).map(loss).collect(),
             best: Some(evaluations[1].clone()),
+            movement: None,
             evaluations,
             stop: Stop::Finished,
             train_seconds: 60.0,

@@ -19,6 +19,7 @@ use crate::inputs::Inputs;
 use crate::integrity::Origin;
 use crate::limits::{Limits, is_interruption};
 use crate::losses;
+use crate::movement::Movement;
 use crate::provenance;
 use crate::record::{Environment, Evaluation, ParameterCounts, Record, Stop, best_evaluation};
 use crate::run::Run;
@@ -44,6 +45,8 @@ pub(crate) struct Job {
     /// The cards that share its batches with the model's own.
     pub cards: Vec<Device>,
     pub folder: RunFolder,
+    /// Measure how far training moves the model, on so many validation examples.
+    pub movement_examples: Option<usize>,
     /// Keep the weights of the best evaluation, even where they are many.
     pub keep_weights: bool,
     /// Stop within these; the next job of the run goes on.
@@ -74,6 +77,7 @@ impl Job {
         self.keep_weights |= report.trainable() * SMALL_PART <= report.total;
         self.folder.check_space(report.trainable(), self.keep_weights, training.plan.steps)?;
         let (stop, best) = self.train(&mut training)?;
+        let movement = self.movement(&training.learner.model, stop)?;
         let environment = self.environment(environment);
         let Training { state, logger, .. } = training;
         let record = Record {
@@ -85,6 +89,7 @@ impl Job {
             },
             data: self.data.summary.clone(),
             best,
+            movement,
             losses: losses::over_stretches(&state.losses, losses::RECORDED),
             evaluations: state.evaluations,
             stop,
@@ -105,12 +110,8 @@ impl Job {
     /// The model and its replicas, as they start or as the checkpoint has them.
     fn begin<'a>(&mut self, model_made_by: Option<&Run>, logger: &'a mut dyn JobLogger) -> Result<Training<'a>> {
         let Self { run, data, .. } = &*self;
-        let build = |device: &Device| {
-            let options = ModelOptions { device: device.clone(), ..self.options.clone() };
-            build_model(run, &self.pretrained, &options, training_batches(run, data)?)
-        };
-        let model = build(&self.options.device)?;
-        let others = self.cards.iter().map(build).collect::<Result<_>>()?;
+        let model = self.build(&self.options.device)?;
+        let others = self.cards.iter().map(|card| self.build(card)).collect::<Result<_>>()?;
         // Before anything else is written there: what lies in the folder is then known to be of these inputs.
         files::write_json(&self.folder.inputs(), &self.inputs)?;
         let start = match (&self.first, &run.starts_from) {
@@ -132,9 +133,28 @@ impl Job {
             logger.log(&Event::Resumed { step, steps });
         }
         let plan = StepPlan::new(&run.settings, steps, per_epoch);
-        self.first = None; // Its memory is not needed any more.
+        if self.movement_examples.is_none() {
+            self.first = None; // Its memory is not needed any more.
+        }
         let state = state.unwrap_or_else(|| State::new(checkpoint.origin));
         Ok(Training::new(learner, replicas, plan, state, logger))
+    }
+
+    /// The model without what it starts from besides the pretrained one.
+    fn build(&self, device: &Device) -> Result<Model> {
+        let options = ModelOptions { device: device.clone(), ..self.options.clone() };
+        build_model(&self.run, &self.pretrained, &options, training_batches(&self.run, &self.data)?)
+    }
+
+    /// How far the steps have moved the model, if that is to be measured and they came to their end.
+    fn movement(&self, after: &Model, stop: Stop) -> Result<Option<Movement>> {
+        let ended = matches!(stop, Stop::Finished | Stop::EarlyStopping);
+        let Some(examples) = self.movement_examples.filter(|_| ended) else { return Ok(None) };
+        let before = self.build(&self.options.device)?;
+        if let (Some(first), Some(start)) = (&self.first, &self.run.starts_from) {
+            before.start_from(first, start.has_labels_of(self.run.task))?;
+        }
+        Movement::on_validation(&before, after, &self.data, examples).map(Some)
     }
 
     /// Takes the steps that are left, or as many as the budget allows. A run that does not come to its end has a checkpoint. Returns why it

@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use peft::{Batch, Model};
 use serde::{Deserialize, Serialize};
 
+use crate::data::TaskData;
 use crate::error::Result;
 use crate::run::Run;
 use crate::trainer::Trainer;
@@ -53,6 +54,16 @@ impl Movement {
     }
 }
 
+impl Movement {
+    /// On the first so many validation examples.
+    pub(crate) fn on_validation(before: &Model, after: &Model, data: &TaskData, examples: usize) -> Result<Self> {
+        let sequences = data.validation.first().map_or(&[][..], |(_, validation)| &validation.sequences);
+        let sequences = &sequences[..examples.min(sequences.len())];
+        let batches = sequences.chunks(BATCH_SIZE).map(|part| Ok(Batch::new(part)?)).collect::<Result<Vec<_>>>()?;
+        Self::between(before, after, &batches)
+    }
+}
+
 /// The sum of the squares.
 fn squares(tensor: &Tensor) -> Result<f64> {
     Ok(tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar()?)
@@ -65,11 +76,7 @@ impl Trainer {
     /// When no weights were kept.
     pub fn movement(&mut self, run: &Run, examples: usize) -> Result<Movement> {
         let (before, after) = (self.untrained_model(run)?, self.trained_model(run)?);
-        let data = self.data(run)?;
-        let Some((_, validation)) = data.validation.first() else { return Movement::between(&before, &after, &[]) };
-        let sequences = &validation.sequences[..examples.min(validation.len())];
-        let batches = sequences.chunks(BATCH_SIZE).map(|part| Ok(Batch::new(part)?)).collect::<Result<Vec<_>>>()?;
-        Movement::between(&before, &after, &batches)
+        Movement::on_validation(&before, &after, &*self.data(run)?, examples)
     }
 }
 

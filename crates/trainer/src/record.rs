@@ -9,6 +9,7 @@ use glue::{Completeness, Metric, Scores, Split};
 use serde::{Deserialize, Serialize};
 
 use crate::inputs::Inputs;
+use crate::movement::Movement;
 use crate::run::Run;
 use crate::statistics::best_by;
 
@@ -37,6 +38,10 @@ pub struct Record {
     /// The best of them by the task's score on its first validation split, whose weights are kept. A score that is not a number never wins,
     /// and the evaluation of an interruption only where no other has a score.
     pub best: Option<Evaluation>,
+    /// How far its last step left the model from where it began, where that was to be measured
+    /// ([`Trainer::movement_examples`](crate::Trainer::movement_examples)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub movement: Option<Movement>,
     /// Why it ended.
     pub stop: Stop,
     /// Seconds spent in training steps, those before the run was resumed among them. Where runs were made concurrently

@@ -168,6 +168,7 @@ pub(crate) mod tests {
             losses: Vec::new(),
             evaluations: vec![best.clone()],
             best: Some(best),
+            movement: None,
             stop: Stop::Finished,
             train_seconds: 1.0,
             tokens: 1,

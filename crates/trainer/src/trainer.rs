@@ -44,6 +44,7 @@ pub struct Trainer {
     runs: PathBuf,
     published: Vec<Record>,
     keep_weights: bool,
+    movement_examples: Option<usize>,
     limits: Limits,
     checkpoint_every: CheckpointEvery,
     waits: bool,
@@ -99,6 +100,7 @@ impl Trainer {
             runs,
             published: Vec::new(),
             keep_weights: false,
+            movement_examples: None,
             limits: Limits::default(),
             checkpoint_every: CheckpointEvery::default(),
             waits: true,
@@ -122,6 +124,12 @@ impl Trainer {
     /// Keep the trained weights of every run's best evaluation, not only of those runs that train a small part of the model.
     pub fn keep_weights(mut self, keep: bool) -> Self {
         self.keep_weights = keep;
+        self
+    }
+
+    /// Measure of each run that is made how far its steps moved the model, on the first so many validation examples, and record it.
+    pub fn movement_examples(mut self, examples: Option<usize>) -> Self {
+        self.movement_examples = examples;
         self
     }
 
@@ -435,6 +443,7 @@ impl Trainer {
             first: self.first_model(run)?,
             cards,
             keep_weights: self.needs_weights(need),
+            movement_examples: self.movement_examples,
             limits: self.limits.clone(),
             checkpoint_every: self.checkpoint_every,
             stop_files: vec![folder.stop(), self.runs.join("stop")],
