@@ -22,4 +22,4 @@ pub use crate::progress::lines;
 pub use crate::table::Table;
 pub use crate::tree::Tree;
 pub use crate::verdicts::verdict;
-pub use crate::{benchmark, charts, studies, tables, verdicts};
+pub use crate::{benchmark, charts, rates, studies, tables, verdicts};

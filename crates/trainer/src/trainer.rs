@@ -117,7 +117,7 @@ impl Trainer {
     /// Take these records as those of their runs, too: such as published ones ([`crate::results::load`]), whose runs are then not made
     /// again unless their weights are needed.
     pub fn published(mut self, records: Vec<Record>) -> Self {
-        self.published = records;
+        self.published.extend(records);
         self
     }
 

@@ -56,6 +56,19 @@ fn where_no_evaluation_has_a_score_the_last_weights_are_kept() {
 }
 
 #[test]
+fn a_run_that_is_to_be_measured_records_how_far_its_last_step_left_the_model() {
+    let (runs, model) = (TempDir::new().unwrap(), support::model());
+    let mut trainer =
+        Trainer::new(Glue::synthetic("a test"), runs.path()).keep_weights(true).movement_examples(Some(5));
+    // Evaluated at its end alone, so that the weights that are kept are the last ones.
+    let run = run(Task::Synthetic, &model).with(|s| s.evaluate = Evaluate::Steps(1000));
+    let movement = trainer.run(&run).unwrap().movement.unwrap();
+    assert!(movement.change > 0.0 && movement.layers.iter().all(|&layer| layer > 0.0), "{movement:?}");
+    assert_eq!(trainer.movement(&run, 5).unwrap(), movement);
+    assert_ne!(trainer.movement(&run, 6).unwrap().layers, movement.layers);
+}
+
+#[test]
 fn a_run_that_diverged_before_an_evaluation_says_so_and_is_not_made_again_for_its_weights() {
     let (runs, model) = (TempDir::new().unwrap(), support::model());
     let mut trainer = Trainer::new(Glue::synthetic("a test"), runs.path()).keep_weights(true);

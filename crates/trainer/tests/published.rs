@@ -4,13 +4,15 @@
 
 use std::path::Path;
 
+use trainer::Record;
 use trainer::results::{self, Condition};
 
 #[test]
 fn every_published_record_reads_and_is_the_same_after_it_was_migrated() {
     let published = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../results");
     let folder = tempfile::tempdir().unwrap();
-    let files = results::files(&published).unwrap();
+    let mut files = results::files(&published).unwrap();
+    files.retain(|file| file.extension().is_some_and(|end| end == "json"));
     assert!(files.len() >= 68, "{}", files.len());
     for file in &files {
         std::fs::copy(file, folder.path().join(file.file_name().unwrap())).unwrap();
@@ -23,6 +25,31 @@ fn every_published_record_reads_and_is_the_same_after_it_was_migrated() {
         assert_eq!(results::check(&file).unwrap(), Condition::Whole);
     }
     assert_eq!(results::load(folder.path()).unwrap(), records);
+}
+
+#[test]
+fn the_records_of_a_study_lie_in_one_file_of_which_every_line_is_checked() {
+    let published = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../results");
+    let mut records = results::load(&published).unwrap();
+    records.truncate(3);
+    let folder = tempfile::tempdir().unwrap();
+    let file = results::publish_study(folder.path(), "rates", &records).unwrap();
+    assert_eq!(results::files(folder.path()).unwrap(), [file.clone()]);
+    assert_eq!(results::check(&file).unwrap(), Condition::Whole);
+    let read = results::study(folder.path(), "rates").unwrap();
+    let names = |records: &[Record]| records.iter().map(|record| record.run.key()).collect::<Vec<_>>();
+    assert_eq!(names(&read), names(&records));
+    assert!(read.iter().zip(&records).all(|(read, record)| read.best == record.best && read.losses.len() <= 25));
+
+    let text = std::fs::read_to_string(&file).unwrap();
+    let seed = format!("\"seed\":{}", records[1].run.seed);
+    let lines: Vec<String> = text.lines().map(String::from).collect();
+    let edited = [&lines[0], &lines[1].replace(&seed, "\"seed\":77"), &lines[2]].map(String::as_str).join("\n");
+    std::fs::write(&file, edited).unwrap();
+    let Condition::Damaged(reason) = results::check(&file).unwrap() else { panic!("not damaged") };
+    assert!(reason.contains("line 2") && reason.contains("rates.jsonl"), "{reason}");
+    assert!(results::study(folder.path(), "rates").is_err());
+    assert!(results::study(folder.path(), "another").unwrap().is_empty());
 }
 
 #[test]
