@@ -28,6 +28,7 @@ struct CrateReadme;
 struct AdaptersGuide;
 
 mod batches;
+mod biases;
 mod checkpoint;
 mod claim;
 mod data;
@@ -69,6 +70,7 @@ mod training;
 pub mod verdict;
 
 pub use crate::files::{check_space, check_writable};
+pub use biases::BiasChange;
 pub use data::{Labeled, TaskData};
 pub use device::DeviceName;
 pub use environment::environment;

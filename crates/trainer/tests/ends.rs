@@ -69,6 +69,27 @@ fn a_run_that_is_to_be_measured_records_how_far_its_last_step_left_the_model() {
 }
 
 #[test]
+fn the_biases_that_a_run_has_changed_are_told_by_layer_and_module() {
+    let (runs, model) = (TempDir::new().unwrap(), support::model());
+    let mut trainer = Trainer::new(Glue::synthetic("a test"), runs.path()).keep_weights(true);
+    let run = Run { method: Method::bitfit(), ..run(Task::Synthetic, &model) };
+    trainer.run(&run).unwrap();
+    let changes = trainer.bias_changes(&run).unwrap();
+    // Query, key, value, output and its norm, two of the feed-forward network and its norm.
+    assert_eq!(changes.iter().map(|change| change.layer).collect::<Vec<_>>(), [[0; 8], [1; 8]].concat());
+    let (before, after) = (trainer.untrained_model(&run).unwrap(), trainer.trained_model(&run).unwrap());
+    let bias = |model: &peft::Model| {
+        let bias = model.parameters().get("bert.encoder.layer.1.intermediate.dense.bias").unwrap();
+        bias.as_tensor().to_vec1::<f32>().unwrap()
+    };
+    let (before, after) = (bias(&before), bias(&after));
+    let sum: f64 = before.iter().zip(&after).map(|(before, after)| f64::from((after - before).abs())).sum();
+    let found =
+        changes.iter().find(|change| (change.layer, change.module.as_str()) == (1, "intermediate.dense")).unwrap();
+    assert!(sum > 0.0 && (found.change - sum / before.len() as f64).abs() < 1e-9, "{found:?} {sum}");
+}
+
+#[test]
 fn a_run_that_diverged_before_an_evaluation_says_so_and_is_not_made_again_for_its_weights() {
     let (runs, model) = (TempDir::new().unwrap(), support::model());
     let mut trainer = Trainer::new(Glue::synthetic("a test"), runs.path()).keep_weights(true);
