@@ -83,7 +83,7 @@ pub use movement::Movement;
 pub use predictions::Predictions;
 pub use recipe::Recipe;
 pub use record::{DataSummary, Environment, Evaluation, ParameterCounts, Record, StepLoss, Stop};
-pub use replay::{Passes, Replayed, Start, replay};
+pub use replay::{InitialValues, Passes, Replayed, replay};
 pub use run::{DEFAULT_MODEL, Evaluate, Run, SavedAdapter, Settings, StartsFrom};
 pub use speed::Speed;
 pub use tensorboard::TensorBoard;

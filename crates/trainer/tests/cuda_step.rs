@@ -14,7 +14,7 @@ use batches::write_batches;
 use candle_core::{Device, Tensor, safetensors};
 use glue::{Glue, Task};
 use peft::{Method, Precision};
-use trainer::{DeviceName, Passes, Run, Start, Trainer, replay};
+use trainer::{DeviceName, InitialValues, Passes, Run, Trainer, replay};
 
 /// Launches and memory are those of the whole process.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -72,7 +72,7 @@ fn train(method: &Method, folder: &Path, steps: usize, sequences: usize) {
         s.dropout = Some(0.1);
         s.precision = Precision::Bf16;
     });
-    let losses = replay(&mut trainer, &run, &batches, Start::New, Passes::Training, None).unwrap().losses;
+    let losses = replay(&mut trainer, &run, &batches, InitialValues::New, Passes::Training, None).unwrap().losses;
     assert!(losses.len() == steps && losses.iter().all(|loss| loss.is_finite()), "{losses:?}");
 }
 

@@ -34,7 +34,7 @@ fn the_records_of_a_study_lie_in_one_file_of_which_every_line_is_checked() {
     records.truncate(3);
     let folder = tempfile::tempdir().unwrap();
     let file = results::publish_study(folder.path(), "rates", &records).unwrap();
-    assert_eq!(results::files(folder.path()).unwrap(), [file.clone()]);
+    assert_eq!(results::files(folder.path()).unwrap(), std::slice::from_ref(&file));
     assert_eq!(results::check(&file).unwrap(), Condition::Whole);
     let read = results::study(folder.path(), "rates").unwrap();
     let names = |records: &[Record]| records.iter().map(|record| record.run.key()).collect::<Vec<_>>();

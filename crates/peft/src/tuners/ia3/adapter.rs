@@ -5,7 +5,7 @@ use ops::{Precision, Weight};
 
 use crate::builder::Builder;
 use crate::error::Result;
-use crate::layers::{BaseLayer, LinearAdapter, Pass};
+use crate::layers::{BaseLayer, ForwardPass, LinearAdapter};
 use crate::parameters::Initializer;
 
 /// `l ∘ (x Wᵀ + b)`, or `(l ∘ x) Wᵀ + b`.
@@ -28,7 +28,7 @@ impl Scaled {
 
 impl LinearAdapter for Scaled {
     /// `l ∘ (x Wᵀ + b)`, or `(l ∘ x) Wᵀ + b`.
-    fn forward(&self, base: &BaseLayer, x: &Tensor, _pass: &Pass) -> Result<Tensor> {
+    fn forward(&self, base: &BaseLayer, x: &Tensor, _pass: &ForwardPass) -> Result<Tensor> {
         if self.is_feedforward {
             let x = ops::scale_columns(x, &self.scale, None)?;
             return base.forward(&x);

@@ -7,7 +7,7 @@ use ops::{Lora, Precision, Weight};
 use super::config::InitLoraWeights;
 use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::layers::{BaseLayer, LinearAdapter, LowRankBranch, Pass};
+use crate::layers::{BaseLayer, ForwardPass, LinearAdapter, LowRankBranch};
 use crate::numerics::{qr, svd};
 use crate::parameters::Initializer;
 
@@ -112,7 +112,7 @@ impl LoraBranch {
 
 impl LinearAdapter for LoraBranch {
     /// `x Wᵀ + b + scaling * dropout(x) Aᵀ Bᵀ`.
-    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &ForwardPass) -> Result<Tensor> {
         base.forward_with_branch(x, self.operation(pass))
     }
 
@@ -126,7 +126,7 @@ impl LinearAdapter for LoraBranch {
 }
 
 impl LowRankBranch for LoraBranch {
-    fn operation(&self, pass: &Pass) -> Lora<'_> {
+    fn operation(&self, pass: &ForwardPass) -> Lora<'_> {
         Lora { dropout: pass.dropout(self.dropout), ..self.without_dropout() }
     }
 }
@@ -143,7 +143,7 @@ impl LinearAdapter for DoraBranch {
     /// `m / ‖W + scaling B A‖ ∘ x (W + scaling B A)ᵀ + b`. With dropout the base layer keeps its input and what DoRA adds to it
     /// sees the masked one, as in PEFT:
     /// `(x - dropout(x)) Wᵀ + m / ‖W + scaling B A‖ ∘ dropout(x) (W + scaling B A)ᵀ + b`.
-    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &ForwardPass) -> Result<Tensor> {
         let norm = self.branch.adapted_norm(&self.weight)?; // (out)
         let dropout = pass.dropout(self.branch.dropout);
         let input = ops::dropout(x, dropout)?;

@@ -6,7 +6,7 @@ use ops::{Precision, Weight};
 use super::Oft;
 use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::layers::{BaseLayer, LinearAdapter, Pass};
+use crate::layers::{BaseLayer, ForwardPass, LinearAdapter};
 use crate::parameters::Initializer;
 
 /// The block-diagonal R of one layer.
@@ -53,7 +53,7 @@ impl Rotation {
 
 impl LinearAdapter for Rotation {
     /// `(x R) Wᵀ + b`.
-    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &ForwardPass) -> Result<Tensor> {
         base.forward(&ops::block_product(x, &self.blocks(pass.is_training())?)?)
     }
 
