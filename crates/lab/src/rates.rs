@@ -93,26 +93,30 @@ pub fn best(records: &[Record]) -> Table {
     table
 }
 
-/// Whether the methods' best rates, and the highest that serve, lie farther apart than what they move.
+/// Whether the methods' rates lie farther apart than what they move: the lowest that serve, the best and the highest that serve.
 fn spread(task: Task, curves: &[Curve]) -> Option<String> {
     let serving: Vec<Serving> = curves.iter().filter_map(Curve::serving).collect();
     if serving.len() < 2 {
         return None;
     }
-    let factors = |of: fn(&Serving) -> (f64, f64)| {
-        (factor(serving.iter().map(|serving| of(serving).0)), factor(serving.iter().map(|serving| of(serving).1)))
-    };
-    let (rate, function) = factors(|Serving { best, .. }| (best.rate, best.function));
-    let (highest_rate, highest_function) = factors(|Serving { highest, .. }| (highest.rate, highest.function));
-    let nearer = match (function < rate, highest_function < highest_rate) {
-        (true, true) => "The methods are nearer together by what they move than by their rates",
-        (false, false) => "The methods are no nearer together by what they move than by their rates",
+    let ends: [(&str, fn(&Serving) -> (f64, f64)); 3] = [
+        ("the lowest rates that serve", |Serving { lowest, .. }| (lowest.rate, lowest.function)),
+        ("the best rates", |Serving { best, .. }| (best.rate, best.function)),
+        ("the highest rates that serve", |Serving { highest, .. }| (highest.rate, highest.function)),
+    ];
+    let factors = ends.map(|(name, of)| {
+        (name, factor(serving.iter().map(|serving| of(serving).0)), factor(serving.iter().map(|serving| of(serving).1)))
+    });
+    let parts = factors.map(|(name, rate, function)| format!("{name} {rate:.0} and {function:.1}"));
+    let nearer = match factors.iter().filter(|(_, rate, function)| function < rate).count() {
+        3 => "The methods are nearer together by what they move than by their rates",
+        0 => "The methods are no nearer together by what they move than by their rates",
         _ => "Whether the methods are nearer together by what they move than by their rates depends on where one looks",
     };
     Some(format!(
-        "On {task} the best rates of {} methods lie a factor of {rate:.0} apart, and their changes of the function a factor of {function:.1}; \
-         the highest rates that serve {highest_rate:.0} and {highest_function:.1}. {nearer}.",
-        serving.len()
+        "On {task}, of {} methods the rates and their changes of the function lie these factors apart: {}. {nearer}.",
+        count(serving.len()),
+        text::list(&parts)
     ))
 }
 
@@ -239,7 +243,7 @@ mod tests {
         assert_eq!(column(&table, "their changes of the function"), ["0.10 to 0.30", "0.10 to 0.30"]);
         let text = table.to_text();
         assert!(
-            text.contains("lie a factor of 100 apart, and their changes of the function a factor of 1.0"),
+            text.contains("the lowest rates that serve 100 and 1.0, the best rates 100 and 1.0 and the highest"),
             "{text}"
         );
         assert!(text.contains("The methods are nearer together by what they move"), "{text}");
