@@ -6,6 +6,7 @@ use std::path::Path;
 
 use trainer::Record;
 use trainer::results::{self, Condition};
+use trainer::study::Study;
 
 #[test]
 fn every_published_record_reads_and_is_the_same_after_it_was_migrated() {
@@ -50,6 +51,26 @@ fn the_records_of_a_study_lie_in_one_file_of_which_every_line_is_checked() {
     assert!(reason.contains("line 2") && reason.contains("rates.jsonl"), "{reason}");
     assert!(results::study(folder.path(), "rates").is_err());
     assert!(results::study(folder.path(), "another").unwrap().is_empty());
+}
+
+#[test]
+fn every_study_of_the_repository_can_be_made_and_one_that_is_published_is_whole() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut published = 0;
+    for entry in std::fs::read_dir(root.join("studies")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_string();
+        let study = Study::load(&path).unwrap();
+        let records = results::study(&root.join("results"), &name).unwrap();
+        let stage = study.stage(|run| Ok(records.iter().find(|record| record.run == *run).cloned())).unwrap();
+        assert!(stage.candidates.len() > 1, "{name}");
+        assert!(records.is_empty() || stage.missing.is_empty(), "{name}: {stage}");
+        published += records.len();
+    }
+    let files = results::files(&root.join("results")).unwrap();
+    let studies = files.iter().filter(|file| file.extension().is_some_and(|end| end == "jsonl"));
+    let lines = |file: &Path| std::fs::read_to_string(file).unwrap().lines().count();
+    assert_eq!(published, studies.map(|file| lines(file)).sum::<usize>(), "a published study has no file in studies/");
 }
 
 #[test]
