@@ -1,6 +1,7 @@
 # `make` lists the targets. Each one sets up what it needs; a step already done is skipped.
 
-# Budget of the notebook: smoke (CI, 3 minutes of training at most), quick (15, measured), standard (100), full (all seeds; for a GPU).
+# Budget of the notebook: smoke (CI, 3 minutes of training at most), quick (15, measured), published (none: the report from its published
+# records; FRESH=1 trains all of it), standard (100, less what has a record), full (all seeds; for a GPU).
 PROFILE ?= quick
 # The encoder of the notebooks, such as all-MiniLM-L6-v2: a folder below models/, any folder, or a hub id. Empty: the profile's own.
 MODEL ?=
@@ -43,7 +44,7 @@ endif
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
-	@echo "  PROFILE=smoke|quick|standard|full chooses the report's budget (now: $(PROFILE))"
+	@echo "  PROFILE=smoke|quick|published|standard|full chooses the report's budget (now: $(PROFILE))"
 
 setup:  ## Python environment, Rust kernel, base model, Chromium (7 minutes the first time)
 	@scripts/setup.sh

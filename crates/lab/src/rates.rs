@@ -99,13 +99,13 @@ fn spread(task: Task, curves: &[Curve]) -> Option<String> {
     if serving.len() < 2 {
         return None;
     }
-    let ends: [(&str, fn(&Serving) -> (f64, f64)); 3] = [
-        ("the lowest rates that serve", |Serving { lowest, .. }| (lowest.rate, lowest.function)),
-        ("the best rates", |Serving { best, .. }| (best.rate, best.function)),
-        ("the highest rates that serve", |Serving { highest, .. }| (highest.rate, highest.function)),
+    let places: [(&str, Vec<&Place>); 3] = [
+        ("the lowest rates that serve", serving.iter().map(|serving| serving.lowest).collect()),
+        ("the best rates", serving.iter().map(|serving| serving.best).collect()),
+        ("the highest rates that serve", serving.iter().map(|serving| serving.highest).collect()),
     ];
-    let factors = ends.map(|(name, of)| {
-        (name, factor(serving.iter().map(|serving| of(serving).0)), factor(serving.iter().map(|serving| of(serving).1)))
+    let factors = places.map(|(name, places)| {
+        (name, factor(places.iter().map(|place| place.rate)), factor(places.iter().map(|place| place.function)))
     });
     let parts = factors.map(|(name, rate, function)| format!("{name} {rate:.0} and {function:.1}"));
     let nearer = match factors.iter().filter(|(_, rate, function)| function < rate).count() {

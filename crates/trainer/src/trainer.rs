@@ -43,6 +43,7 @@ pub struct Trainer {
     glue: Glue,
     runs: PathBuf,
     published: Vec<Record>,
+    trains: bool,
     keep_weights: bool,
     movement_examples: Option<usize>,
     limits: Limits,
@@ -99,6 +100,7 @@ impl Trainer {
             glue,
             runs,
             published: Vec::new(),
+            trains: true,
             keep_weights: false,
             movement_examples: None,
             limits: Limits::default(),
@@ -118,6 +120,12 @@ impl Trainer {
     /// again unless their weights are needed.
     pub fn published(mut self, records: Vec<Record>) -> Self {
         self.published.extend(records);
+        self
+    }
+
+    /// Whether to make a run that has no record, as by default, or to fail.
+    pub fn trains(mut self, trains: bool) -> Self {
+        self.trains = trains;
         self
     }
 
@@ -372,6 +380,9 @@ impl Trainer {
             logger.log(&Event::Found { run });
             lock(trainer).tidy(run)?;
             return Ok(record);
+        }
+        if !lock(trainer).trains {
+            return Err(Error::NoRecord { run: run.description() });
         }
         let RunPlace { folder, changed, before, .. } = lock(trainer).place(run);
         let (limits, waits) = {

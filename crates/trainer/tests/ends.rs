@@ -69,6 +69,22 @@ fn a_run_that_is_to_be_measured_records_how_far_its_last_step_left_the_model() {
 }
 
 #[test]
+fn a_trainer_that_trains_nothing_has_the_records_there_are_and_refuses_what_has_none() {
+    let (runs, model) = (TempDir::new().unwrap(), support::model());
+    let run = run(Task::Synthetic, &model);
+    let made = Trainer::new(Glue::synthetic("a test"), runs.path()).run(&run).unwrap();
+    let elsewhere = TempDir::new().unwrap();
+    let mut trainer =
+        Trainer::new(Glue::synthetic("a test"), elsewhere.path()).trains(false).published(vec![made.clone()]);
+    assert_eq!(trainer.run(&run).unwrap(), made);
+    let error = trainer.run(&run.clone().seed(7)).unwrap_err().to_string();
+    assert!(error.contains("seed 7") && error.contains("PROFILE=standard"), "{error}");
+    assert!(
+        std::fs::read_dir(elsewhere.path()).unwrap().all(|entry| !entry.unwrap().path().join("record.json").exists())
+    );
+}
+
+#[test]
 fn the_biases_that_a_run_has_changed_are_told_by_layer_and_module() {
     let (runs, model) = (TempDir::new().unwrap(), support::model());
     let mut trainer = Trainer::new(Glue::synthetic("a test"), runs.path()).keep_weights(true);

@@ -70,6 +70,8 @@ fn every_study_of_the_repository_can_be_made_and_one_that_is_published_is_whole(
     let files = results::files(&root.join("results")).unwrap();
     let studies = files.iter().filter(|file| file.extension().is_some_and(|end| end == "jsonl"));
     let lines = |file: &Path| std::fs::read_to_string(file).unwrap().lines().count();
+    // That of the report has no file: its runs are those of the notebook.
+    let studies = studies.filter(|file| !file.ends_with("report.jsonl"));
     assert_eq!(published, studies.map(|file| lines(file)).sum::<usize>(), "a published study has no file in studies/");
 }
 
