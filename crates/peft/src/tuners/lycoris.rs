@@ -198,7 +198,7 @@ impl<C: WeightChange> LinearAdapter for WeightBranch<C> {
 
     /// `W + ΔW`.
     fn merge(&self, base: BaseLayer) -> Result<BaseLayer> {
-        let weight = (base.weight.tensor() + self.change.weight()?.detach())?;
+        let weight = (base.weight.unrounded()? + self.change.weight()?.detach())?;
         Ok(BaseLayer { weight: Weight::new(weight, self.precision)?, ..base })
     }
 }

@@ -72,10 +72,12 @@ impl Branch {
         if !self.use_dora {
             return Ok((Box::new(branch), weight));
         }
-        let norm = branch.adapted_norm(&weight)?;
+        // Each pass reads its unrounded numbers.
+        let own = ops::to_device(&weight, builder.device)?;
+        let norm = branch.adapted_norm(&own)?;
         let magnitude = builder.adapter_from(format!("{path}.lora_magnitude_vector"), norm)?;
         let precision = builder.precision;
-        Ok((Box::new(DoraBranch { branch, magnitude, weight: weight.clone(), precision }), weight))
+        Ok((Box::new(DoraBranch { branch, magnitude, weight: own, precision }), weight))
     }
 }
 

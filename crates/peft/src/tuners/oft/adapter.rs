@@ -59,7 +59,7 @@ impl LinearAdapter for Rotation {
 
     /// `W Rᵀ`.
     fn merge(&self, base: BaseLayer) -> Result<BaseLayer> {
-        let weight = ops::block_product(base.weight.tensor(), &self.blocks(false)?.detach().t()?)?;
+        let weight = ops::block_product(&base.weight.unrounded()?, &self.blocks(false)?.detach().t()?)?;
         Ok(BaseLayer { weight: Weight::new(weight, self.precision)?, ..base })
     }
 }
