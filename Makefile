@@ -46,7 +46,7 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
 	@echo "  PROFILE=smoke|quick|published|standard|full chooses the report's budget (now: $(PROFILE))"
 
-setup:  ## Python environment, Rust kernel, base model, Chromium (7 minutes the first time)
+setup:  ## Python environment, Rust kernel, base model, Chromium (5 minutes the first time)
 	@scripts/setup.sh
 
 data:  ## GLUE, downloaded to data/glue where neither GLUE_DIR nor data/glue has it, and what there is of it
