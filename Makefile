@@ -1,6 +1,7 @@
 # `make` lists the targets. Each one sets up what it needs; a step already done is skipped.
 
-# Budget of the notebook: smoke (CI, 3 minutes of training at most), quick (15, measured), standard (100), full (all seeds; for a GPU).
+# Budget of the notebook: smoke (CI, 3 minutes of training at most), quick (15, measured), published (none: the report from its published
+# records; FRESH=1 trains all of it), standard (100, less what has a record), full (all seeds; for a GPU).
 PROFILE ?= quick
 # The encoder of the notebooks, such as all-MiniLM-L6-v2: a folder below models/, any folder, or a hub id. Empty: the profile's own.
 MODEL ?=
@@ -43,9 +44,9 @@ endif
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
-	@echo "  PROFILE=smoke|quick|standard|full chooses the report's budget (now: $(PROFILE))"
+	@echo "  PROFILE=smoke|quick|published|standard|full chooses the report's budget (now: $(PROFILE))"
 
-setup:  ## Python environment, Rust kernel, base model, Chromium (7 minutes the first time)
+setup:  ## Python environment, Rust kernel, base model, Chromium (5 minutes the first time)
 	@scripts/setup.sh
 
 data:  ## GLUE, downloaded to data/glue where neither GLUE_DIR nor data/glue has it, and what there is of it
@@ -119,13 +120,16 @@ test-torture:
 # On an emulated GPU; scripts/gpu_check.py runs the same on a card. The whole workspace is named, so that nothing but candle and what
 # stands on it is built anew.
 CUDA_BUILD := --workspace --features peft-glue-trainer/cuda,lab/cuda --locked
+# As late as a card may do it, in each stream's order alone.
+LATE := CUDA_EMULATOR_LATE=1 CUDA_EMULATOR_ALGORITHMS=exact PEFT_POISON_CUDA_MEMORY=1
 test-cuda:  ## what is computed on a GPU, by the CUDA build on an emulated one
 	@eval "$$(scripts/cuda_emulator.sh --test)" && \
 		cargo clippy $(CUDA_BUILD) --all-targets -- -D warnings && \
 		cargo test $(CUDA_BUILD) --test cuda_layers --test cuda_operations --test cuda_nccl \
-			--test cuda --test cuda_calls --test cuda_memory --test cuda_step --test cuda_replicas --test replay \
-			--test concurrent_runs && \
+			--test cuda_streams --test cuda --test cuda_calls --test cuda_memory --test cuda_step --test cuda_replicas \
+			--test replay --test concurrent_runs && \
 		env -u PEFT_NO_CUDA_MEMORY_CACHING cargo test $(CUDA_BUILD) --test cuda --test replay --test concurrent_runs && \
+		env -u PEFT_NO_CUDA_MEMORY_CACHING $(LATE) cargo test $(CUDA_BUILD) --test cuda --test start --test concurrent_runs && \
 		PEFT_TEST_DEVICE=cuda:0 cargo test $(CUDA_BUILD) --test model -- \
 			equal_those_of pefts_logits pefts_gradients adapterhub_on_every unmerged share_a_batch \
 			conversion_to_lora_has collection_combines

@@ -176,7 +176,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--output", type=Path, required=True, help="the executed notebook (may be the notebook itself)")
-    parser.add_argument("--profile", choices=["smoke", "quick", "standard", "full"], required=True)
+    parser.add_argument("--profile", choices=["smoke", "quick", "published", "standard", "full"], required=True)
     parser.add_argument("--browser", required=True, help="a Chromium or Chrome, which draws the stills of charts")
     arguments = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)

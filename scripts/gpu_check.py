@@ -71,6 +71,7 @@ SECONDS = {False: 120, True: 900}  # that one step may take, without --long and 
 TESTS = {
     "ops-cuda_operations": ([], {}),
     "ops-cuda_layers": ([], {}),
+    "ops-cuda_streams": ([], {}),
     "ops-cuda_nccl": ([], {}),
     "trainer-cuda": ([], {}),
     "trainer-replay": ([], {}),

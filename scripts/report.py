@@ -17,6 +17,9 @@ from stills import PLOTLY, SVG, charts, text_of
 # A cell with the name of one of them as a tag speaks of that profile's results: no other's report has it.
 PROFILES = ["smoke", "quick", "standard", "full"]
 
+# What the standard profile trains is what the published one reads.
+SPOKEN_OF_AS = {"published": "standard"}
+
 ABSTRACT, ANSWERS, APPENDIX, FIGURE, TABLE = "abstract", "answers", "appendix", "figure", "table"
 TAGS = {"markdown": [ABSTRACT, ANSWERS, APPENDIX, *PROFILES], "code": [ANSWERS, FIGURE, TABLE], "raw": []}
 
@@ -121,6 +124,7 @@ class Report:
         title, _, cells[0].source = cells[0].source.partition("\n")
         self.title = title.removeprefix("# ").strip()
         profile = self.about.get("profile")
+        profile = SPOKEN_OF_AS.get(profile, profile)
         self.cells = [cell for cell in cells if cell.source.strip() and (profile in cell.tags or not set(cell.tags) & set(PROFILES))]
         self.exhibits = self.numbered_exhibits()
         self.labels = {name: exhibit.label for name, exhibit in self.exhibits.items()}

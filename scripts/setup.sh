@@ -109,14 +109,29 @@ find_kernel() {
     return 1
 }
 
+# What of the kernel only assists who types, or passes messages on: not optimized, it costs a fraction to build. What reads a cell is.
+ASSISTANCE=(ra_ap_ide ra_ap_ide_assists ra_ap_ide_completion ra_ap_ide_diagnostics ra_ap_ide_ssr evcxr_jupyter zeromq)
+
+# Begins to build the kernel where there is none. What is fetched meanwhile leaves the processor idle.
+begin_kernel() {
+    find_kernel >/dev/null && return
+    say "building the Rust kernel, evcxr_jupyter $(variable EVCXR_VERSION) (about 4 minutes on 2 cores, once)"
+    local options=() package
+    for package in "${ASSISTANCE[@]}"; do options+=(--config "profile.release.package.$package.opt-level=0"); done
+    cargo install --locked --root "$environment" evcxr_jupyter --version "$(variable EVCXR_VERSION)" "${options[@]}" &
+    building=$!
+    # What goes wrong meanwhile ends the build too.
+    trap 'kill "$building" 2>/dev/null || true' EXIT
+}
+
 install_kernel() {
     local kernel
-    if ! kernel=$(find_kernel); then
-        say "building the Rust kernel, evcxr_jupyter $(variable EVCXR_VERSION) (about 7 minutes on 2 cores, once)"
-        cargo install --locked --root "$environment" evcxr_jupyter --version "$(variable EVCXR_VERSION)" \
-            || fail "cargo could not build evcxr_jupyter; its messages are above"
-        kernel=$(find_kernel) || fail "cargo installed another version than it was asked for"
+    if [ -n "${building:-}" ]; then
+        say "waiting for the Rust kernel"
+        wait "$building" || fail "cargo could not build evcxr_jupyter; its messages are above"
+        trap - EXIT
     fi
+    kernel=$(find_kernel) || fail "cargo installed another version than it was asked for"
     local spec="$environment/share/jupyter/kernels/rust/kernel.json" starter="$PWD/scripts/rust_kernel.sh"
     if ! grep -qsF "\"$kernel\"" "$spec"; then
         say "registering the Rust kernel in $environment"
@@ -146,10 +161,11 @@ install_browser() {
 
 check_tools
 create_environment
+begin_kernel
 mapfile -t requirements < <(pip_requirements)
 pip_install .requirements "${requirements[@]}"
 install_study_model
 install_small_model
-install_kernel
 install_browser
+install_kernel
 say "ready"

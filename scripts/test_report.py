@@ -132,7 +132,7 @@ class Tags(unittest.TestCase):
 
     def test_what_speaks_of_a_profile_is_in_that_profiles_report_alone(self):
         cells = [text("# T\n\nAlways."), text("So it was.", "standard"), new_code_cell("work()")]
-        for profile, shown in [("standard", True), ("smoke", False), (None, False)]:
+        for profile, shown in [("standard", True), ("published", True), ("smoke", False), (None, False)]:
             for forms in (PAPER_FORMS, SCREEN_FORMS):
                 made = new_notebook(cells=cells, metadata={"report": {"profile": profile}})
                 self.assertEqual("So it was." in page(made, forms), shown, profile)

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 
@@ -12,7 +13,7 @@ using namespace emulator;
 
 namespace {
 
-enum Status { SUCCESS = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
+enum Status { SUCCESS = 0, INVALID_VALUE = 7, EXECUTION_FAILED = 13, NOT_SUPPORTED = 15 };
 
 // Values of CUDA's enumerations.
 enum DataType { R_32F = 0, R_16BF = 14 };
@@ -21,7 +22,7 @@ enum EpilogueCode { EPILOGUE_DEFAULT = 1, EPILOGUE_BIAS = 4, EPILOGUE_BGRADA = 2
 enum PointerMode { POINTER_MODE_HOST = 0 };
 enum Order { ORDER_COLUMNS = 0 };
 
-constexpr size_t REQUIRED_ALIGNMENT = 16; // of what tensor cores load
+constexpr uint32_t REQUIRED_ALIGNMENT = 16; // of what tensor cores load
 
 struct Description {
     int32_t compute_type, scale_type;
@@ -47,11 +48,13 @@ struct Preference {
     uint32_t alignment_a = 256, alignment_b = 256, alignment_c = 256, alignment_d = 256;
 };
 
-// The one algorithm there is: what it relies on.
+// The one algorithm there is: what it relies on. With CUDA_EMULATOR_ALGORITHMS=exact it computes products of the numbers that it was
+// chosen for alone, which cublasLtMatmulAlgoCheck tells and cublasLtMatmul does not: a real algorithm that does not fit may do anything.
 struct Algorithm {
     uint64_t mark;
-    uint64_t alignment_a, alignment_b, alignment_c, alignment_d;
-    uint64_t unused[3];
+    uint32_t alignment_a, alignment_b, alignment_c, alignment_d;
+    uint64_t rows, inner, columns; // of the product that it was chosen for
+    uint64_t unused[2];
 };
 constexpr uint64_t MARK = 0x656d756c61746564;
 
@@ -62,6 +65,25 @@ struct HeuristicResult {
     float waves;
     int reserved[4];
 };
+
+bool are_exact() {
+    const char* algorithms = getenv("CUDA_EMULATOR_ALGORITHMS");
+    return algorithms && strcmp(algorithms, "exact") == 0;
+}
+
+Algorithm algorithm_for(const Description& description, const Layout& a, const Layout& d) {
+    Algorithm algorithm{};
+    algorithm.mark = MARK;
+    algorithm.rows = d.rows;
+    algorithm.inner = description.transpose_a ? a.rows : a.columns;
+    algorithm.columns = d.columns;
+    return algorithm;
+}
+
+bool fits(const Algorithm& algorithm, const Description& description, const Layout& a, const Layout& d) {
+    Algorithm own = algorithm_for(description, a, d);
+    return !are_exact() || (own.rows == algorithm.rows && own.inner == algorithm.inner && own.columns == algorithm.columns);
+}
 
 Status refuse(Status status, const char* why) {
     fprintf(stderr, "emulated GPU: cublasLt refuses a product: %s\n", why);
@@ -195,12 +217,27 @@ API Status cublasLtMatmulAlgoGetHeuristic(void*, const Description* description,
     if (requested < 1) return INVALID_VALUE;
     Status status = check(*description, *a, *b, *c, *d);
     if (status != SUCCESS) return status;
-    auto alignment = [](uint32_t promised) { return std::min<uint64_t>(promised, REQUIRED_ALIGNMENT); };
+    auto alignment = [](uint32_t promised) { return std::min(promised, REQUIRED_ALIGNMENT); };
     results[0] = {};
-    results[0].algorithm = {MARK, alignment(preference->alignment_a), alignment(preference->alignment_b),
-        alignment(preference->alignment_c), alignment(preference->alignment_d), {}};
+    Algorithm& algorithm = results[0].algorithm = algorithm_for(*description, *a, *d);
+    algorithm.alignment_a = alignment(preference->alignment_a);
+    algorithm.alignment_b = alignment(preference->alignment_b);
+    algorithm.alignment_c = alignment(preference->alignment_c);
+    algorithm.alignment_d = alignment(preference->alignment_d);
     results[0].waves = 1.0f;
     *found = 1;
+    return SUCCESS;
+}
+
+API Status cublasLtMatmulAlgoCheck(void*, const Description* description, const Layout* a, const Layout* b, const Layout* c, const Layout* d,
+    const Algorithm* algorithm, HeuristicResult* result) {
+    Status status = check(*description, *a, *b, *c, *d);
+    if (status != SUCCESS) return status;
+    if (algorithm->mark != MARK) return refuse(INVALID_VALUE, "the algorithm is not one that the heuristic gave");
+    if (!fits(*algorithm, *description, *a, *d)) return NOT_SUPPORTED;
+    *result = {};
+    result->algorithm = *algorithm;
+    result->waves = 1.0f;
     return SUCCESS;
 }
 
@@ -212,6 +249,9 @@ API Status cublasLtMatmul(void*, const Description* description, const float* al
     if (algorithm) {
         auto is_aligned = [](const void* data, uint64_t alignment) { return reinterpret_cast<size_t>(data) % alignment == 0; };
         if (algorithm->mark != MARK) return refuse(INVALID_VALUE, "the algorithm is not one that the heuristic gave");
+        if (!fits(*algorithm, *description, *layout_a, *layout_d)) {
+            return refuse(EXECUTION_FAILED, "the algorithm was chosen for another product, and does not fit this one");
+        }
         if (!is_aligned(a, algorithm->alignment_a) || !is_aligned(b, algorithm->alignment_b) || !is_aligned(c, algorithm->alignment_c) ||
             !is_aligned(d, algorithm->alignment_d)) {
             return refuse(INVALID_VALUE, "a matrix is not aligned as the preference promised");

@@ -185,6 +185,53 @@ bool Recording::owns(const void* address) const {
     return std::find(allocations.begin(), allocations.end(), address) != allocations.end();
 }
 
+bool is_late() { return getenv("CUDA_EMULATOR_LATE") != nullptr; }
+
+// Never destroyed, as the memory.
+static std::mutex& streams_lock() {
+    static std::mutex& lock = *new std::mutex;
+    return lock;
+}
+static std::set<Stream*>& streams() {
+    static std::set<Stream*>& streams = *new std::set<Stream*>;
+    return streams;
+}
+
+Stream::Stream() {
+    std::lock_guard<std::mutex> guard(streams_lock());
+    streams().insert(this);
+}
+
+Stream::~Stream() {
+    std::lock_guard<std::mutex> guard(streams_lock());
+    streams().erase(this);
+}
+
+void finish(Stream& stream) {
+    if (!is_late()) return;
+    std::lock_guard<std::mutex> running(stream.running);
+    for (;;) {
+        Work work;
+        {
+            std::lock_guard<std::mutex> guard(stream.listing);
+            if (stream.late.empty()) return;
+            work = std::move(stream.late.front());
+            stream.late.pop_front();
+        }
+        work();
+    }
+}
+
+void finish_card(int card) {
+    if (!is_late()) return;
+    std::vector<Stream*> own;
+    {
+        std::lock_guard<std::mutex> guard(streams_lock());
+        std::copy_if(streams().begin(), streams().end(), std::back_inserter(own), [card](Stream* stream) { return stream->card == card; });
+    }
+    for (Stream* stream : own) finish(*stream);
+}
+
 Stream& busy_stream_of(void* handle) {
     static Stream* default_streams = new Stream[MAX_CARDS];
     static thread_local Stream thread_streams[MAX_CARDS];
@@ -211,6 +258,9 @@ void enqueue(void* handle, Work work) {
     all_launches++;
     if (stream.recording) {
         stream.recording->work.push_back(std::move(work));
+    } else if (is_late()) {
+        std::lock_guard<std::mutex> guard(stream.listing);
+        stream.late.push_back(std::move(work));
     } else {
         std::lock_guard<std::mutex> guard(stream.running);
         work();

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -72,7 +73,18 @@ struct Stream {
     std::shared_ptr<Recording> recording; // while capturing
     std::mutex listing;
     std::vector<Work> awaited; // what other cards have a part in: each returns when it is done
+    std::deque<Work> late;     // what was put on it and is not done yet
+
+    Stream();
+    ~Stream();
 };
+
+// Whether CUDA_EMULATOR_LATE is set: work is done when somebody waits for its stream, as late as a card may do it.
+bool is_late();
+
+// Has a stream's work done, or that of all streams of a card.
+void finish(Stream& stream);
+void finish_card(int card);
 
 // The stream of a handle: null and 1 are the card's default stream, 2 that of this host thread. What was put on it before is done.
 Stream& stream_of(void* handle);
@@ -80,7 +92,7 @@ Stream& stream_of(void* handle);
 // The same, whatever is still to be awaited.
 Stream& busy_stream_of(void* handle);
 
-// Runs the work, or records it.
+// Runs the work, records it, or keeps it until somebody waits for it.
 void enqueue(void* stream, Work work);
 
 // For tests, which look them up by name: what all cards were asked for until now, pieces of memory, and kernels, products, copies and

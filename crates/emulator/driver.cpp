@@ -88,6 +88,22 @@ Result copy(void* to, const void* from, size_t bytes, void* stream) {
     return SUCCESS;
 }
 
+// Memory of the program's is read before the call returns, and written when it returns: the driver does so with what is not pinned.
+Result copy_in(void* to, const void* from, size_t bytes, void* stream) {
+    if (!is_late() || is_capturing(stream)) return copy(to, from, bytes, stream);
+    int card = stream_of(stream).card;
+    if (is_broken(card)) return state_of(card);
+    auto* first = static_cast<const unsigned char*>(from);
+    enqueue(stream, [to, own = std::vector<unsigned char>(first, first + bytes)] { memcpy(to, own.data(), own.size()); });
+    return SUCCESS;
+}
+
+Result copy_out(void* to, const void* from, size_t bytes, void* stream) {
+    Result result = copy(to, from, bytes, stream);
+    finish(stream_of(stream));
+    return result;
+}
+
 template <typename T> Result fill(uint64_t to, T value, size_t count, void* stream) {
     int card = stream_of(stream).card;
     if (is_broken(card)) return state_of(card);
@@ -181,7 +197,7 @@ API Result cuCtxSetCurrent(void* context) {
     return current_context = context, SUCCESS;
 }
 API Result cuCtxGetDevice(int* device) { return *device = current_card(), current_context ? SUCCESS : INVALID_CONTEXT; }
-API Result cuCtxSynchronize() { return state_of(current_card()); }
+API Result cuCtxSynchronize() { return finish_card(current_card()), state_of(current_card()); }
 API Result cuCtxSetFlags(unsigned) { return SUCCESS; }
 API Result cuCtxGetStreamPriorityRange(int* least, int* greatest) { return *least = *greatest = 0, SUCCESS; }
 
@@ -197,6 +213,10 @@ static Result allocate_on(int card, uint64_t* address, size_t bytes, bool pooled
     if (is_broken(card)) return state_of(card);
     if (bytes == 0) return INVALID_VALUE;
     void* memory = allocate(bytes, card, pooled);
+    if (!memory) {
+        finish_card(card); // What is to be freed then is.
+        memory = allocate(bytes, card, pooled);
+    }
     *address = reinterpret_cast<uint64_t>(memory);
     return memory ? SUCCESS : OUT_OF_MEMORY;
 }
@@ -212,13 +232,23 @@ API Result cuMemAllocAsync(uint64_t* address, size_t bytes, void* stream) {
     return result;
 }
 
-API Result cuMemFree_v2(uint64_t address) { return address == 0 || release(pointer(address)) ? SUCCESS : INVALID_VALUE; }
+API Result cuMemFree_v2(uint64_t address) {
+    finish_card(current_card());
+    return address == 0 || release(pointer(address)) ? SUCCESS : INVALID_VALUE;
+}
 
 // What a capturing stream allocated belongs to its graph: it is only forgotten.
 API Result cuMemFreeAsync(uint64_t address, void* stream) {
     Stream& of = stream_of(stream);
     int owner = card_of(pointer(address));
     if (owner >= 0 && owner != of.card) return INVALID_VALUE;
+    if (!of.recording && is_late()) {
+        if (address != 0 && owner < 0) return INVALID_VALUE;
+        enqueue(stream, [=] {
+            if (address != 0 && !release(pointer(address))) fail("memory was freed twice");
+        });
+        return SUCCESS;
+    }
     if (!of.recording) {
         std::lock_guard<std::mutex> guard(of.running);
         return cuMemFree_v2(address);
@@ -264,35 +294,40 @@ API Result cuMemPoolGetAttribute(void* pool, int attribute, void* value) {
 
 API Result cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
     bool known = is_allocated(pointer(to), bytes, stream_of(stream).card);
-    return known ? copy(pointer(to), from, bytes, stream) : INVALID_VALUE;
+    return known ? copy_in(pointer(to), from, bytes, stream) : INVALID_VALUE;
 }
 API Result cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
     bool known = is_allocated(pointer(from), bytes, stream_of(stream).card);
-    return known ? copy(to, pointer(from), bytes, stream) : INVALID_VALUE;
+    return known ? copy_out(to, pointer(from), bytes, stream) : INVALID_VALUE;
 }
 API Result cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) {
     int card = stream_of(stream).card;
     bool known = is_allocated(pointer(to), bytes, card) && is_allocated(pointer(from), bytes, card);
     return known ? copy(pointer(to), pointer(from), bytes, stream) : INVALID_VALUE;
 }
-API Result cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) { return cuMemcpyHtoDAsync_v2(to, from, bytes, nullptr); }
+// What is asked for without a stream is done when the call returns. Streams do not wait for it, nor it for them.
+static Result finished(Result result) { return finish(stream_of(nullptr)), result; }
+
+API Result cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) { return finished(cuMemcpyHtoDAsync_v2(to, from, bytes, nullptr)); }
 API Result cuMemcpyDtoH_v2(void* to, uint64_t from, size_t bytes) { return cuMemcpyDtoHAsync_v2(to, from, bytes, nullptr); }
-API Result cuMemcpyDtoD_v2(uint64_t to, uint64_t from, size_t bytes) { return cuMemcpyDtoDAsync_v2(to, from, bytes, nullptr); }
+API Result cuMemcpyDtoD_v2(uint64_t to, uint64_t from, size_t bytes) { return finished(cuMemcpyDtoDAsync_v2(to, from, bytes, nullptr)); }
 
 API Result cuMemsetD8Async(uint64_t to, uint8_t value, size_t count, void* stream) { return fill(to, value, count, stream); }
 API Result cuMemsetD16Async(uint64_t to, uint16_t value, size_t count, void* stream) { return fill(to, value, count, stream); }
 API Result cuMemsetD32Async(uint64_t to, uint32_t value, size_t count, void* stream) { return fill(to, value, count, stream); }
-API Result cuMemsetD8_v2(uint64_t to, uint8_t value, size_t count) { return fill(to, value, count, nullptr); }
-API Result cuMemsetD16_v2(uint64_t to, uint16_t value, size_t count) { return fill(to, value, count, nullptr); }
-API Result cuMemsetD32_v2(uint64_t to, uint32_t value, size_t count) { return fill(to, value, count, nullptr); }
+API Result cuMemsetD8_v2(uint64_t to, uint8_t value, size_t count) { return finished(fill(to, value, count, nullptr)); }
+API Result cuMemsetD16_v2(uint64_t to, uint16_t value, size_t count) { return finished(fill(to, value, count, nullptr)); }
+API Result cuMemsetD32_v2(uint64_t to, uint32_t value, size_t count) { return finished(fill(to, value, count, nullptr)); }
 
 // ---- Streams and events ----
 
 API Result cuStreamCreate(void** stream, unsigned) { return *stream = new Stream, SUCCESS; }
 API Result cuStreamCreateWithPriority(void** stream, unsigned, int) { return *stream = new Stream, SUCCESS; }
-API Result cuStreamDestroy_v2(void* stream) { return delete &stream_of(stream), SUCCESS; }
+API Result cuStreamDestroy_v2(void* stream) { return finish(stream_of(stream)), delete &stream_of(stream), SUCCESS; }
 API Result cuStreamSynchronize(void* stream) {
-    return is_capturing(stream) ? STREAM_CAPTURE_UNSUPPORTED : state_of(stream_of(stream).card);
+    if (is_capturing(stream)) return STREAM_CAPTURE_UNSUPPORTED;
+    finish(stream_of(stream));
+    return state_of(stream_of(stream).card);
 }
 API Result cuStreamQuery(void* stream) { return cuStreamSynchronize(stream); }
 
@@ -308,6 +343,7 @@ API Result cuEventSynchronize(void*) { return SUCCESS; }
 
 API Result cuEventRecord(void* handle, void* stream) {
     auto* event = static_cast<Event*>(handle);
+    if (!is_capturing(stream)) finish(stream_of(stream)); // Who waits for the event finds it done.
     event->time = std::chrono::steady_clock::now();
     event->recording = stream_of(stream).recording;
     return SUCCESS;

@@ -198,6 +198,7 @@ FUNCTION(cublasLtMatmulAlgoGetHeuristic,
         for (int i = 0; i < requested; i++) results[i] = {};
         *found = requested;
     })
+FUNCTION(cublasLtMatmulAlgoCheck, (void*, void*, void*, void*, void*, void*, const void*, Heuristic* result), *result = {})
 IGNORED(cublasLtMatmul)
 
 // ---- libcurand ----

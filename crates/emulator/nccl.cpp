@@ -73,6 +73,7 @@ void join(const Call& call) {
     Communicator& own = *call.communicator;
     std::shared_ptr<Clique> clique = own.clique;
     size_t number = own.begun++;
+    finish(busy_stream_of(call.stream)); // What it sums may still have to be computed.
     {
         std::lock_guard<std::mutex> guard(clique->lock);
         Sum& sum = clique->sums[number];

@@ -15,7 +15,7 @@ use trainer::study::{over_ranks, over_seeds};
 use trainer::{CheckpointEvery, DeviceName, Evaluate, Recipe, Run, Settings, StartsFrom, Trainer, most_threads};
 
 use crate::adapter::AdapterCommand;
-use crate::given_adapter::{GivenAdapter, tell_before_download};
+use crate::given_adapter::{GivenAdapter, tell_before_downloads};
 use crate::method;
 use crate::records::RecordsCommand;
 
@@ -397,7 +397,8 @@ pub(crate) struct SubmitArguments {
 /// A study, and what to do with it.
 #[derive(Args)]
 pub(crate) struct StudyArguments {
-    /// run makes what has no record; show prints the candidates, the best first; next prints a line of JSON for each run to be made now.
+    /// run makes what has no record; show prints the candidates, the best first; next prints a line of JSON for each run to be made now;
+    /// publish writes the records there are to one file below the folder of published records.
     #[arg(value_enum)]
     pub action: StudyAction,
     /// A .toml file, such as studies/learning-rates.toml.
@@ -426,6 +427,7 @@ pub(crate) enum StudyAction {
     Run,
     Show,
     Next,
+    Publish,
 }
 
 /// Several runs in the place of one.
@@ -522,7 +524,7 @@ impl RunArguments {
             );
         }
         let run = Recipe::load(name)?.run;
-        tell_before_download(&run.model, Path::new(name));
+        tell_before_downloads([&run], Path::new(name));
         Ok(if self.is_given("seed") { run.seed(self.seed) } else { run })
     }
 
@@ -539,7 +541,7 @@ impl RunArguments {
             (Some(adapter), _) => adapter.base_model(given)?,
             (None, Some(run)) if given.is_none() => {
                 let file = self.config.as_deref().unwrap_or_default();
-                tell_before_download(&run.model, Path::new(file));
+                tell_before_downloads([run], Path::new(file));
                 run.model.clone()
             }
             _ => with_home(&self.model).to_string_lossy().into_owned(),
@@ -556,7 +558,11 @@ impl RunArguments {
             Some(folder) if Path::new(folder).join("adapter_config.json").is_file() => {
                 Some(StartsFrom::adapter(Path::new(folder))?)
             }
-            Some(recipe) => Some(StartsFrom::Run(Box::new(Recipe::load(recipe)?.run))),
+            Some(recipe) => {
+                let first = Recipe::load(recipe)?.run;
+                tell_before_downloads([&first], Path::new(recipe));
+                Some(StartsFrom::Run(Box::new(first)))
+            }
             None => base.and_then(|run| run.starts_from.clone()),
         };
         let seed = match base {

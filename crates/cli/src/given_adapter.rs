@@ -1,10 +1,11 @@
 //! The adapter that `--adapter` names: what it says of the run that it is for.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 use trainer::peft::{AdapterConfig, Conditions, ModelFiles, Pooling};
-use trainer::{Run, provenance};
+use trainer::{Run, StartsFrom, provenance};
 
 /// An adapter's files without its tensors.
 pub(crate) struct GivenAdapter {
@@ -51,6 +52,18 @@ pub(crate) fn base_model(folder: &Path, config: &AdapterConfig, given: Option<&s
     }
     let name = given.map(String::from).or_else(named);
     name.ok_or_else(|| anyhow!("{} names no base model: give --model", folder.display()))
+}
+
+/// The same of the models of some runs, and of the runs that these start from, each once.
+pub(crate) fn tell_before_downloads<'a>(runs: impl IntoIterator<Item = &'a Run>, file: &Path) {
+    let chain = |run: &'a Run| {
+        std::iter::successors(Some(run), |run| match &run.starts_from {
+            Some(StartsFrom::Run(first)) => Some(&**first),
+            _ => None,
+        })
+    };
+    let models: BTreeSet<&str> = runs.into_iter().flat_map(chain).map(|run| run.model.as_str()).collect();
+    models.into_iter().for_each(|model| tell_before_download(model, file));
 }
 
 /// Says which name is about to be looked for on the hub, and which file it is from: who wrote the file chose it.

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use trainer::glue::{Glue, Scores, Task};
-use trainer::{Passes, Record, Run, Start, StartsFrom, Stop, TensorBoard, Trainer, check_space};
+use trainer::{InitialValues, Passes, Record, Run, StartsFrom, Stop, TensorBoard, Trainer, check_space};
 
 use crate::arguments::{Arguments, Command, KeepingArguments, RunArguments, SeveralArguments};
 use crate::output::check_output;
@@ -123,9 +123,9 @@ fn perform(arguments: Arguments) -> Result<ExitCode> {
         Command::Replay { run, batches, start, save_adapter, forward_only, merge } => {
             let passes = if forward_only { Passes::Forward { merged: merge } } else { Passes::Training };
             let start = match (&run.adapter, &start) {
-                (Some(folder), _) => Start::Adapter(folder),
-                (None, Some(file)) => Start::Values(file),
-                (None, None) => Start::New,
+                (Some(folder), _) => InitialValues::Adapter(folder),
+                (None, Some(file)) => InitialValues::File(file),
+                (None, None) => InitialValues::New,
             };
             replay(&run, &batches, start, passes, save_adapter.as_deref())?;
         }
@@ -336,7 +336,7 @@ fn predict(arguments: &RunArguments, keeping: &KeepingArguments, folder: &Path) 
 fn replay(
     arguments: &RunArguments,
     batches: &Path,
-    start: Start,
+    start: InitialValues,
     passes: Passes,
     save_adapter: Option<&Path>,
 ) -> Result<()> {

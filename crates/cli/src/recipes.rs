@@ -1,5 +1,6 @@
 //! `peft-glue glue`: every recipe, in any number of interrupted parts.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -10,6 +11,7 @@ use trainer::verdict::{AgainstBaseline, Verdict};
 use trainer::{Predictions, Recipe, Record, Run, StartsFrom, Stop, Trainer, check_writable, predictions, results};
 
 use crate::arguments::GlueArguments;
+use crate::given_adapter::tell_before_downloads;
 use crate::{progress, signals};
 
 /// A run of a recipe.
@@ -36,6 +38,9 @@ pub(crate) fn perform(arguments: &GlueArguments) -> Result<ExitCode> {
     if arguments.verdicts {
         verdicts(&recipes, &published, &predictions::load(&arguments.results)?);
         return Ok(ExitCode::SUCCESS);
+    }
+    for recipe in &recipes {
+        tell_before_downloads([&recipe.run], Path::new(&recipe.name));
     }
     let trainer = Trainer::new(crate::locate_glue()?, &arguments.runs).device(arguments.device.clone());
     let mut trainer = signals::heeded_by(arguments.keeping.of(trainer), progress::logger());

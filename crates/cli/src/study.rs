@@ -8,17 +8,25 @@ use trainer::study::{self, Candidate, Stage, Study};
 use trainer::{Recipe, Trainer, results};
 
 use crate::arguments::{StudyAction, StudyArguments};
+use crate::given_adapter::tell_before_downloads;
 use crate::{progress, signals};
 
-/// Makes a study's runs, shows how far it is, or hands out what is to be made.
+/// Makes a study's runs, shows how far it is, hands out what is to be made, or publishes what there is.
 pub(crate) fn perform(arguments: &StudyArguments) -> Result<ExitCode> {
     let study = Study::load(&arguments.study)?;
-    let published = results::load(&arguments.results)?;
+    let name = arguments.study.file_stem().unwrap_or_default().to_string_lossy();
+    let published = [results::load(&arguments.results)?, results::study(&arguments.results, &name)?].concat();
     let glue = match arguments.action {
         StudyAction::Run => crate::locate_glue()?,
         // Where the records are no data is needed.
-        StudyAction::Show | StudyAction::Next => Glue::find()?.unwrap_or_else(|| Glue::synthetic("no data is needed")),
+        StudyAction::Show | StudyAction::Next | StudyAction::Publish => {
+            Glue::find()?.unwrap_or_else(|| Glue::synthetic("no data is needed"))
+        }
     };
+    if arguments.action == StudyAction::Run {
+        let candidates = study.stage(|_| Ok(None))?.candidates;
+        tell_before_downloads(candidates.iter().flat_map(|candidate| &candidate.runs), &arguments.study);
+    }
     let trainer = Trainer::new(glue, &arguments.runs)
         .published(published)
         .device(arguments.device.clone())
@@ -32,8 +40,20 @@ pub(crate) fn perform(arguments: &StudyArguments) -> Result<ExitCode> {
             let stage = study.stage(|run| trainer.record(run))?;
             return next(&trainer, &stage);
         }
+        StudyAction::Publish => {
+            let mut records = Vec::new();
+            let stage = study.stage(|run| {
+                let record = trainer.record(run)?;
+                records.extend(record.clone());
+                Ok(record)
+            })?;
+            println!("{stage}: {}", results::publish_study(&arguments.results, &name, &records)?.display());
+            stage
+        }
     };
-    show(&study, &stage);
+    if arguments.action != StudyAction::Publish {
+        show(&study, &stage);
+    }
     let unfinished = || ExitCode::from(signals::status().unwrap_or(crate::UNFINISHED));
     Ok(if stage.missing.is_empty() { ExitCode::SUCCESS } else { unfinished() })
 }

@@ -41,6 +41,34 @@ fn a_model_that_is_nowhere_is_an_error_that_says_what_to_do() {
 }
 
 #[test]
+fn every_model_that_a_file_has_asked_of_the_hub_is_told_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let write = |name: &str, model: &str, start: &str| {
+        let text = format!(
+            "about = ''\ntask = 'synthetic'\nmodel = '{model}'\nseeds = [1]\n{start}\n[method]\nname = 'bitfit'\n[settings]\n"
+        );
+        std::fs::write(path(name), text).unwrap();
+    };
+    write("first.toml", "someone/first", "");
+    write("second.toml", "someone/second", &format!("starts_from = {:?}", path("first.toml")));
+    std::fs::write(path("study.toml"), format!("recipes = [{:?}]\n", path("second.toml"))).unwrap();
+    // Nobody listens there.
+    let variables = [("HF_ENDPOINT", "http://127.0.0.1:1"), ("HF_HOME", &path("cache")), ("GLUE_DIR", "")];
+    let (second, first, study) = (path("second.toml"), path("first.toml"), path("study.toml"));
+    for (arguments, file, models) in [
+        (vec!["run", "--recipe", &second], &second, ["someone/first", "someone/second"].as_slice()),
+        ([&RUN[..], &["--starts-from", &first]].concat(), &first, &["someone/first"]),
+        (vec!["study", "run", &study, "--runs", &path("runs")], &study, &["someone/first", "someone/second"]),
+    ] {
+        let error = complaint(&arguments, &variables);
+        for model in models {
+            assert!(error.contains(&format!("Note: {file} names the model {model}, which")), "{arguments:?}: {error}");
+        }
+    }
+}
+
+#[test]
 fn a_complaint_names_the_option_as_it_was_typed() {
     for (option, value, name) in [
         ("--lr", "0", "lr is 0"),

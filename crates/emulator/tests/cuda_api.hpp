@@ -12,6 +12,8 @@ int cuMemFreeAsync(uint64_t address, void* stream);
 int cuMemGetInfo_v2(size_t* free, size_t* total);
 int cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes);
 int cuMemcpyDtoH_v2(void* to, uint64_t from, size_t bytes);
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream);
+int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream);
 int cuMemsetD8Async(uint64_t to, unsigned char value, size_t count, void* stream);
 int cuStreamCreate(void** stream, unsigned flags);
 int cuStreamDestroy_v2(void* stream);

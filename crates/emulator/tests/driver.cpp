@@ -127,4 +127,30 @@ void test_driver() {
         cuStreamDestroy_v2(stream);
         cuStreamDestroy_v2(other);
     });
+    test("with CUDA_EMULATOR_LATE a stream works when somebody waits for it, in its own order alone", [] {
+        setenv("CUDA_EMULATOR_LATE", "1", 1);
+        int numbers[] = {1, 2, 3, 4};
+        uint64_t x, y;
+        void *stream, *other;
+        cuStreamCreate(&stream, 0);
+        cuStreamCreate(&other, 0);
+        cuMemAllocAsync(&x, 16, stream);
+        cuMemAllocAsync(&y, 16, stream);
+        cuMemcpyHtoDAsync_v2(x, numbers, 16, stream);
+        numbers[0] = 10; // The copy has been told what to write.
+        reverse(y, x, stream);
+        int found[4];
+        cuMemcpyDtoHAsync_v2(found, y, 16, other);
+        check(found[0] == -1, "another stream finds what was there before");
+        cuMemcpyDtoHAsync_v2(found, y, 16, stream);
+        check(std::vector<int>(found, found + 4) == std::vector<int>({4, 3, 2, 1}), "the same stream finds what it has done");
+        cuMemFreeAsync(x, stream);
+        cuMemcpyDtoHAsync_v2(found, x, 16, other);
+        check(found[0] == 1, "not freed before its turn");
+        check(cuStreamSynchronize(stream) == SUCCESS && cuMemFreeAsync(x, stream) == INVALID_VALUE, "freed");
+        cuMemFreeAsync(y, stream);
+        cuStreamDestroy_v2(stream);
+        cuStreamDestroy_v2(other);
+        unsetenv("CUDA_EMULATOR_LATE");
+    });
 }

@@ -437,7 +437,7 @@ __device__ __forceinline__ void backward(
     Sequence sequence(batch, work.tile());
     unsigned first = IsWhole ? 0 : batch.tiles[2 * work.tile() + 1], head = work.head(), column = head * Width;
     unsigned warp = threadIdx.x / WARP, warp_row = warp * SQUARE;
-    unsigned keys = IsWhole ? sequence.keys : min(KEYS, sequence.keys - first);
+    unsigned keys = min(KEYS, sequence.keys - first); // If IsWhole all of them, by what the host chose the kernel for.
     bool works = warp_row < keys;
     unsigned begin = IsWhole ? 0 : sequence.first_seeing(first);
     unsigned end = IsWhole ? sequence.queries : sequence.end_seeing(first + keys - 1);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use glue::{Dataset, Metric, Targets, Task};
 use peft::Method;
-use trainer::{Record, TaskData};
+use trainer::{BiasChange, Record, TaskData};
 
 use crate::chart::{Axis, Chart, Figure, Mark, Point, Series};
 use crate::error::Result;
@@ -134,6 +134,27 @@ pub fn learning_rate_response(records: &[Record]) -> Figure {
         }
         chart
     })
+}
+
+/// How far BitFit has moved the biases of each module, by layer ([`BiasChange`]). One panel for each task.
+pub fn bias_changes(tasks: &[(Task, Vec<BiasChange>)]) -> Figure {
+    let mut figure = Figure::new("How far BitFit moved the biases");
+    for (task, changes) in tasks {
+        let mut chart = Chart::new(task.name(), Axis::new("layer"), Axis::new("mean change of a bias"));
+        let mut modules: Vec<&str> = Vec::new();
+        for change in changes {
+            if !modules.contains(&change.module.as_str()) {
+                modules.push(&change.module);
+            }
+        }
+        for (index, module) in modules.into_iter().enumerate() {
+            let of_module = changes.iter().filter(|change| change.module == module);
+            let points = of_module.map(|change| Point::new(change.layer as f64 + 1.0, change.change)).collect();
+            chart = chart.series(Series::new(module, Mark::LineAndMarkers, Style::indexed(index), points));
+        }
+        figure = figure.panel(chart);
+    }
+    figure
 }
 
 /// The mean over seeds of each method on each task, with its deviation, the single runs, and the baseline.
@@ -415,6 +436,20 @@ mod tests {
         assert_eq!(titles(&ranks), ["SST-2", "MRPC", "Parameters"]);
         let means = |chart: &Chart| chart.series[1].points.iter().map(|point| point.x).collect::<Vec<_>>();
         assert_eq!((means(&ranks.panels[0]), means(&ranks.panels[1])), (vec![1.0, 8.0], vec![1.0, 8.0]));
+    }
+
+    #[test]
+    fn the_changes_of_biases_are_a_line_for_each_module_over_the_layers() {
+        let change = |layer, module: &str, change| BiasChange { layer, module: module.into(), change };
+        let changes =
+            vec![change(0, "query", 0.1), change(0, "output", 0.3), change(1, "query", 0.2), change(1, "output", 0.4)];
+        let figure = bias_changes(&[(Task::Sst2, changes)]);
+        let lines: Vec<(&str, Vec<(f64, f64)>)> = figure.panels[0]
+            .series
+            .iter()
+            .map(|series| (series.name.as_str(), series.points.iter().map(|point| (point.x, point.y)).collect()))
+            .collect();
+        assert_eq!(lines, [("query", vec![(1.0, 0.1), (2.0, 0.2)]), ("output", vec![(1.0, 0.3), (2.0, 0.4)])]);
     }
 
     #[test]

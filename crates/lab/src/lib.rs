@@ -21,6 +21,7 @@ mod plot;
 pub mod prelude;
 mod profile;
 mod progress;
+pub mod rates;
 pub mod studies;
 mod table;
 pub mod tables;

@@ -1,20 +1,29 @@
 //! The plan of a study: its tasks and runs, as many as a profile and this processor's speed allow.
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
 use glue::{Glue, Split, Task};
 use peft::{
     AdaLora, AdapterStyle, Bottleneck, Ia3, InitLoraWeights, LnTuning, Lora, Method, PTuning, Pooling, Precision,
     PrefixTuning, PromptTuning, PromptTuningInit, Targets, Vera,
 };
-use trainer::study::SearchSpace;
-use trainer::{DEFAULT_MODEL, Evaluate, Recipe, Result, Run, Settings, Speed, Trainer};
+use trainer::study::{SearchSpace, best_run};
+use trainer::{DEFAULT_MODEL, Evaluate, Recipe, Record, Result, Run, Settings, Speed, Trainer, results};
 
-use crate::profile::Profile;
+use crate::profile::{Profile, REPORT, is_set};
+use crate::table::Table;
 
 /// The encoder of the study and of the recipes: all-mpnet-base-v2, 12 layers of width 768.
 const STUDY_MODEL: &str = "all-mpnet-base-v2";
 
 /// With so many examples of either task both parameter-efficient methods reach its baseline: with 2500 of MRPC BitFit just does.
 const LEAST_EXAMPLES: usize = 3000;
+
+// Seconds of training and evaluation that each part of the profile `quick` may take.
+const COMPARISON_SECONDS: f64 = 600.0;
+const SEARCH_SECONDS: f64 = 150.0;
+const RANKS_SECONDS: f64 = 150.0;
 
 /// The part of a task's training set that a run sees, and how often.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,19 +69,21 @@ impl Plan {
             Profile::Smoke => (of(Some(128), 1, 2), of(Some(128), 1, 1), of(Some(128), 1, 2)),
             Profile::Full => (of(None, 5, 10), of(None, 3, 1), of(None, 5, 10)),
             // Measured below.
-            Profile::Quick | Profile::Standard => {
-                (of(Some(LEAST_EXAMPLES), 1, 3), of(Some(500), 1, 1), of(Some(1000), 1, 1))
+            Profile::Quick => (of(Some(LEAST_EXAMPLES), 1, 3), of(Some(500), 1, 1), of(Some(1000), 1, 1)),
+            // The same on every machine, so that published records are of these runs. The comparison is that of the recipes.
+            Profile::Published | Profile::Standard => {
+                (of(Some(LEAST_EXAMPLES), 1, 3), of(Some(800), 1, 1), of(Some(2100), 1, 1))
             }
         };
         let seeds = match profile {
             Profile::Smoke => vec![1, 2],
             Profile::Quick => vec![1],
-            Profile::Standard => vec![1, 2, 3],
+            Profile::Published | Profile::Standard => vec![1, 2, 3],
             Profile::Full => vec![1, 2, 3, 4, 5],
         };
         let mut plan = Self { profile, model, tasks: tasks(trainer.glue()), seeds, is_base, comparison, search, ranks };
-        if let Some(seconds) = plan.seconds() {
-            plan.spend(seconds, trainer)?;
+        if profile == Profile::Quick {
+            plan.spend(trainer)?;
         }
         Ok(plan)
     }
@@ -86,13 +97,13 @@ impl Plan {
         let (train_limit, epochs) = match profile {
             Profile::Smoke => (Some(64), 1),
             Profile::Quick => (Some(4000), 1),
-            Profile::Standard => (Some(8000), 2),
+            Profile::Published | Profile::Standard => (Some(8000), 2),
             Profile::Full => (None, 3),
         };
         let budget = Budget { train_limit, epochs, evaluations: 1 };
         let seeds = (1..=match profile {
             Profile::Smoke => 2,
-            Profile::Quick | Profile::Standard => 3,
+            Profile::Quick | Profile::Published | Profile::Standard => 3,
             Profile::Full => 5,
         })
             .collect();
@@ -100,19 +111,9 @@ impl Plan {
         Ok(Self { profile, model, tasks, seeds, is_base, comparison: budget, search: budget, ranks: budget })
     }
 
-    /// Seconds of training and evaluation for each part of the study, where it is a budget of time.
-    fn seconds(&self) -> Option<Seconds> {
-        match self.profile {
-            Profile::Quick => Some(Seconds { comparison: 600.0, search: 150.0, ranks: 150.0 }),
-            // The comparison is that of the recipes.
-            Profile::Standard => Some(Seconds { comparison: 0.0, search: 500.0, ranks: 700.0 }),
-            Profile::Smoke | Profile::Full => None,
-        }
-    }
-
-    /// Gives each part as many examples as its time pays for on this processor. The comparison has a least number, with which both
+    /// Gives each part of the study as many examples as its time pays for on this processor. The comparison has a least number, with which both
     /// parameter-efficient methods have learned their task: a slow processor takes longer for it.
-    fn spend(&mut self, seconds: Seconds, trainer: &mut Trainer) -> Result<()> {
+    fn spend(&mut self, trainer: &mut Trainer) -> Result<()> {
         let mut costs = Vec::new();
         for method in &self.methods() {
             let speed = trainer.speed(&self.budgeted(self.tasks[0], method, self.search))?;
@@ -131,10 +132,10 @@ impl Plan {
         let most_tried = self.methods().iter().map(tried).max().unwrap_or(1) as f64;
         let rank_runs = (self.ranks().len() * self.rank_seeds().len() + self.rank_seeds().len()) as f64;
 
-        self.comparison.spend(seconds.comparison, seeds, &all, [LEAST_EXAMPLES, 20_000]);
-        self.search.spend(seconds.search, most_tried, &of_first, [500, 4000]);
+        self.comparison.spend(COMPARISON_SECONDS, seeds, &all, [LEAST_EXAMPLES, 20_000]);
+        self.search.spend(SEARCH_SECONDS, most_tried, &of_first, [500, 4000]);
         // High ranks take longer than the eighth.
-        self.ranks.spend(seconds.ranks, 1.2 * rank_runs, &of_lora, [1000, 8000]);
+        self.ranks.spend(RANKS_SECONDS, 1.2 * rank_runs, &of_lora, [1000, 8000]);
         Ok(())
     }
 
@@ -157,7 +158,8 @@ impl Plan {
     /// # Errors
     /// When there is a recipe that cannot be read.
     pub fn run(&self, task: Task, method: &Method) -> Result<Run> {
-        if self.profile == Profile::Standard && self.model == STUDY_MODEL && task != Task::Synthetic {
+        let has_recipes = matches!(self.profile, Profile::Published | Profile::Standard);
+        if has_recipes && self.model == STUDY_MODEL && task != Task::Synthetic {
             return Ok(Recipe::load(&format!("{}-{}", task.id(), method.id()))?.run);
         }
         Ok(self.budgeted(task, method, self.comparison))
@@ -176,7 +178,7 @@ impl Plan {
         let learning_rates = match self.profile {
             Profile::Smoke => vec![usual],
             Profile::Quick => times(&[0.3, 1.0, 3.0]),
-            Profile::Standard | Profile::Full => times(&[0.1, 0.3, 1.0, 3.0, 10.0]),
+            Profile::Published | Profile::Standard | Profile::Full => times(&[0.1, 0.3, 1.0, 3.0, 10.0]),
         };
         let batch_size = self.batch_size(self.search);
         SearchSpace { learning_rates, batch_sizes: vec![batch_size, 2 * batch_size], warmup_ratios: vec![0.06, 0.2] }
@@ -191,9 +193,45 @@ impl Plan {
     pub fn rank_seeds(&self) -> Vec<u64> {
         match self.profile {
             Profile::Smoke | Profile::Quick => vec![1],
-            Profile::Standard => vec![1, 2],
+            Profile::Published | Profile::Standard => vec![1, 2],
             Profile::Full => self.seeds.clone(),
         }
+    }
+
+    /// The best BitFit run of each task, to predict the test sets with. Where the profile trains nothing, only those whose weights are here.
+    ///
+    /// # Errors
+    /// When there is a record that is not whole.
+    pub fn predicting(&self, trainer: &Trainer, records: &[Record]) -> Result<Vec<Run>> {
+        let mut predicting = Vec::new();
+        for run in self.tasks.iter().filter_map(|&task| best_run(records, task, &Method::bitfit())) {
+            if self.profile.trains() || trainer.has_weights(&run)? {
+                predicting.push(run);
+            }
+        }
+        Ok(predicting)
+    }
+
+    /// Publishes those records of the report that are not published yet, where the variable `PUBLISH` is set; says what became of them.
+    ///
+    /// # Errors
+    /// When a record among the published ones cannot be read, or the file cannot be written.
+    pub fn publish(&self, results: &Path, records: &[&[Record]]) -> Result<Table> {
+        let published = results::load(results)?;
+        let mut new: Vec<Record> = Vec::new();
+        for record in records.iter().copied().flatten() {
+            if published.iter().chain(&new).all(|other| other.run != record.run) {
+                new.push(record.clone());
+            }
+        }
+        let mut table = Table::new(["records of this report", "in results/", "its own", "published in"]);
+        let file = match is_set("PUBLISH") {
+            true => results::publish_study(results, REPORT, &new)?.display().to_string(),
+            false => "not now: PUBLISH=1 publishes them".into(),
+        };
+        let runs: BTreeSet<String> = records.iter().copied().flatten().map(|record| record.run.key()).collect();
+        table.push([runs.len().to_string(), (runs.len() - new.len()).to_string(), new.len().to_string(), file]);
+        Ok(table)
     }
 
     /// A run of every method on a task. Each adapts what its paper or PEFT would; LoRA and its kin have the layers and the rank of
@@ -291,14 +329,6 @@ impl Plan {
     }
 }
 
-/// A budget of time.
-#[derive(Clone, Copy)]
-struct Seconds {
-    comparison: f64,
-    search: f64,
-    ranks: f64,
-}
-
 /// What a method costs on a task.
 struct Cost {
     task: Task,
@@ -352,6 +382,7 @@ fn decimal(value: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::groups::tests::record;
 
     fn plan(profile: Profile) -> Plan {
         let budget = Budget { train_limit: Some(1000), epochs: 1, evaluations: 1 };
@@ -376,6 +407,21 @@ mod tests {
         }
         let lora = runs.iter().find(|run| run.method == Method::Lora(plan.lora())).unwrap();
         assert_eq!(plan.rates(lora).learning_rates, [3e-4, 1e-3, 3e-3]);
+    }
+
+    #[test]
+    fn the_published_report_is_of_the_standard_ones_runs_and_predicts_with_what_is_here_alone() {
+        let [published, standard] = [Profile::Published, Profile::Standard].map(plan);
+        assert_eq!(published.rank_seeds(), standard.rank_seeds());
+        for method in standard.methods() {
+            assert_eq!(published.search_space(&method), standard.search_space(&method));
+            assert_eq!(published.search_run(Task::Sst2, &method), standard.search_run(Task::Sst2, &method));
+        }
+        let runs = tempfile::tempdir().unwrap();
+        let trainer = Trainer::new(Glue::synthetic("a test"), runs.path());
+        let records = [record(Task::Sst2, Method::bitfit(), 1, 0.9), record(Task::Sst2, Method::bitfit(), 2, 0.8)];
+        assert_eq!(standard.predicting(&trainer, &records).unwrap(), [records[0].run.clone()]);
+        assert_eq!(published.predicting(&trainer, &records).unwrap(), []);
     }
 
     #[test]

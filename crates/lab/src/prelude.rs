@@ -12,8 +12,8 @@ pub use plotly;
 pub use polars::{self, prelude::DataFrame};
 pub use trainer::study::{self, Search, SearchSpace, Study, best_record, best_run, over_ranks, over_seeds, search};
 pub use trainer::{
-    DeviceName, Evaluate, Predictions, Recipe, Record, Run, Settings, TaskData, Tokenizer, Trainer, predictions,
-    results,
+    BiasChange, DeviceName, Evaluate, Predictions, Recipe, Record, Run, Settings, TaskData, Tokenizer, Trainer,
+    predictions, results,
 };
 
 pub use crate::plan::Plan;
@@ -22,4 +22,4 @@ pub use crate::progress::lines;
 pub use crate::table::Table;
 pub use crate::tree::Tree;
 pub use crate::verdicts::verdict;
-pub use crate::{benchmark, charts, studies, tables, verdicts};
+pub use crate::{benchmark, charts, rates, studies, tables, verdicts};

@@ -1,8 +1,9 @@
 //! Profiles: how much time a study may take, from a smoke test to the whole of it.
 
+use std::path::Path;
 use std::str::FromStr;
 
-use trainer::{Error, Result, Trainer};
+use trainer::{Error, Record, Result, Trainer, results};
 
 use crate::plan::Plan;
 
@@ -13,6 +14,8 @@ pub enum Profile {
     Smoke,
     /// A first look: about 15 minutes on any processor, which is measured first.
     Quick,
+    /// The report as it is published: what [`Profile::Standard`] trains, read from its records.
+    Published,
     /// The report: the recipes with three seeds, about 100 minutes.
     Standard,
     /// All seeds and epochs, meant for a GPU.
@@ -21,7 +24,7 @@ pub enum Profile {
 
 impl Profile {
     /// All of them, the smallest first.
-    pub const ALL: [Self; 4] = [Self::Smoke, Self::Quick, Self::Standard, Self::Full];
+    pub const ALL: [Self; 5] = [Self::Smoke, Self::Quick, Self::Published, Self::Standard, Self::Full];
 
     /// The profile that the variable `LAB_PROFILE` names; `quick` if it is not set.
     ///
@@ -31,11 +34,12 @@ impl Profile {
         std::env::var("LAB_PROFILE").map_or(Ok(Self::Quick), |name| name.parse())
     }
 
-    /// `smoke`, `quick`, `standard` or `full`.
+    /// `smoke`, `quick`, `published`, `standard` or `full`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Smoke => "smoke",
             Self::Quick => "quick",
+            Self::Published => "published",
             Self::Standard => "standard",
             Self::Full => "full",
         }
@@ -46,9 +50,27 @@ impl Profile {
         match self {
             Self::Smoke => "checks that everything runs; its scores mean nothing",
             Self::Quick => "a first look: what this processor trains in a quarter of an hour",
+            Self::Published => "the report from the records that were published of it; it trains nothing",
             Self::Standard => "the report: the recipes of both tasks, with three seeds",
             Self::Full => "whole training sets, all seeds and epochs; meant for a GPU",
         }
+    }
+
+    /// Whether it trains what has no record.
+    pub fn trains(self) -> bool {
+        self != Self::Published || is_fresh()
+    }
+
+    /// The records that were published in the folder `results`, of the recipes and of the report; none where the variable `FRESH` is set: then
+    /// all of it is trained.
+    ///
+    /// # Errors
+    /// As [`results::load`].
+    pub fn records(self, results: &Path) -> Result<Vec<Record>> {
+        if is_fresh() {
+            return Ok(Vec::new());
+        }
+        Ok([results::load(results)?, results::study(results, REPORT)?].concat())
     }
 
     /// The study of this profile, as large as it can be here.
@@ -66,6 +88,18 @@ impl Profile {
     pub fn plan_of_every_method(self, trainer: &mut Trainer) -> Result<Plan> {
         Plan::of_every_method(self, trainer)
     }
+}
+
+/// The name that the records of the report are published under.
+pub(crate) const REPORT: &str = "report";
+
+fn is_fresh() -> bool {
+    is_set("FRESH")
+}
+
+/// Whether a variable has a value; one that is empty counts as unset.
+pub(crate) fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| !value.is_empty())
 }
 
 impl FromStr for Profile {
@@ -87,6 +121,6 @@ mod tests {
     #[test]
     fn an_unknown_profile_is_an_error_that_lists_the_known_ones() {
         let error = "fast".parse::<Profile>().unwrap_err().to_string();
-        assert!(error.contains("fast") && error.contains("smoke, quick, standard, full"), "{error}");
+        assert!(error.contains("fast") && error.contains("smoke, quick, published, standard, full"), "{error}");
     }
 }

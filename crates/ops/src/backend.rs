@@ -5,14 +5,14 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use candle_core::{Error, Result, Tensor, bail};
+use candle_core::{Device, Error, Result, Tensor, bail};
 
 use crate::adamw::{AdamWSettings, AdamWSlot, ClipFactor, Moments, ParameterMoments};
 use crate::autograd::{InputGradient, Operation};
 pub(crate) use crate::cpu;
 #[cfg(feature = "cuda")]
 use crate::cuda;
-use crate::operations::linear::{CpuWeight, LinearLayer, Precision};
+use crate::operations::linear::{CpuWeight, LinearLayer, Precision, Weight};
 
 /// What a forward pass has saved, in the memory of its device.
 pub(crate) type Saved = Box<dyn Any + Send + Sync>;
@@ -62,6 +62,15 @@ pub(crate) fn linear_layers(x: &Tensor, layers: &[LinearLayer]) -> Result<Option
     Ok(None)
 }
 
+/// A weight as the operations of its device are given it.
+pub(crate) fn factor(weight: &Weight) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if weight.device().is_cuda() {
+        return cuda::factor(weight);
+    }
+    Ok(weight.tensor().clone())
+}
+
 /// A weight as its device multiplies by it: ordered or rounded once if it is frozen. Clones are the same.
 #[derive(Clone, Debug)]
 pub(crate) struct Prepared(Arc<dyn Any + Send + Sync>);
@@ -69,11 +78,12 @@ pub(crate) struct Prepared(Arc<dyn Any + Send + Sync>);
 impl Prepared {
     /// # Errors
     /// When the tensor is no matrix, or its numbers cannot be multiplied at that precision.
-    pub(crate) fn new(weight: &Tensor, precision: Precision) -> Result<Self> {
+    pub(crate) fn new(weight: &Tensor, device: &Device, precision: Precision) -> Result<Self> {
         #[cfg(feature = "cuda")]
-        if weight.device().is_cuda() {
+        if device.is_cuda() {
             return Ok(Self(Arc::new(cuda::GpuWeight::new(precision, !weight.track_op()))));
         }
+        let _ = device;
         Ok(Self(Arc::new(CpuWeight::new(weight, precision)?)))
     }
 

@@ -38,6 +38,7 @@ mod cuda;
 mod interruption;
 mod operations;
 mod segments;
+mod transfer;
 
 pub use adamw::{
     AdamWSettings, AdamWSlot, AdamWStep, ClipFactor, Moments, ParameterMoments, adamw, adamw_step, squared_norm,
@@ -75,3 +76,4 @@ pub use operations::prepend::prepend;
 pub use operations::rotary::rotary;
 pub use operations::skew_symmetric::skew_symmetric;
 pub use segments::Segments;
+pub use transfer::to_device;

@@ -150,7 +150,9 @@ impl Builder<'_> {
         if !self.trains(path, "weight") {
             self.modules.linear_layers.insert(path.into());
         }
-        let weight = self.parameter(path, "weight", &[outputs, inputs], initializer)?;
+        // A GPU that rounds a frozen weight keeps nothing else of it.
+        let stays = self.device.is_cuda() && self.precision == Precision::Bf16;
+        let weight = self.parameter_at(path, "weight", &[outputs, inputs], initializer, stays)?;
         // Modules that are trained whole get nothing (PEFT: `modules_to_save` wins).
         let (adapter, weight) = match self.trains_whole(path) {
             true => (None, weight),
@@ -159,7 +161,7 @@ impl Builder<'_> {
         // After the adapter, which may have its bias trained.
         let bias = self.bias(path, outputs, has_bias, initializer)?;
         // A frozen weight of the checkpoint's is every model's on it.
-        let base = BaseLayer { weight: self.pretrained.shared.weight(weight, self.precision)?, bias };
+        let base = BaseLayer { weight: self.pretrained.shared.weight(weight, self.precision, self.device)?, bias };
         let Some(adapter) = adapter else { return Ok(Linear::Plain(base)) };
         let layer = AdaptedLayer::new(path, base, Arc::from(adapter));
         self.adapted.push(layer.clone());
@@ -201,6 +203,18 @@ impl Builder<'_> {
         shape: &[usize],
         initializer: Initializer,
     ) -> Result<Tensor> {
+        self.parameter_at(module, name, shape, initializer, false)
+    }
+
+    /// The same; if it is frozen and `stays`, it is not brought to the model's device.
+    fn parameter_at(
+        &mut self,
+        module: &str,
+        name: &str,
+        shape: &[usize],
+        initializer: Initializer,
+        stays: bool,
+    ) -> Result<Tensor> {
         self.modules.all.insert(module.into());
         if name == "bias" {
             self.modules.biased.insert(module.into());
@@ -228,7 +242,7 @@ impl Builder<'_> {
         if self.tuner.is_in_peft() && (is_whole || own_part.is_some()) {
             self.parameters.copied += value.elem_count();
         }
-        self.register(path, value, trains)
+        self.register(path, value, trains, stays)
     }
 
     /// A parameter of an adapter: new, and trained.
@@ -290,11 +304,12 @@ impl Builder<'_> {
 
     fn register_adapter(&mut self, path: String, value: Tensor) -> Result<Tensor> {
         self.parameters.of_adapters.insert(path.clone());
-        self.register(path, value, true)
+        self.register(path, value, true, false)
     }
 
-    fn register(&mut self, path: String, value: Tensor, trains: bool) -> Result<Tensor> {
-        let value = value.to_dtype(self.dtype)?.to_device(self.device)?;
+    fn register(&mut self, path: String, value: Tensor, trains: bool, stays: bool) -> Result<Tensor> {
+        let value = value.to_dtype(self.dtype)?;
+        let value = if stays && !trains { value } else { ops::to_device(&value, self.device)? };
         self.parameters.total += value.elem_count();
         self.parameters.shapes.push((path.clone(), value.dims().to_vec()));
         if !trains {

@@ -70,7 +70,7 @@ pub use architectures::{Architecture, Config, FieldRole};
 pub use batch::{Batch, Sequence};
 pub use checkpoint::{Configuration, LabelNames, Remark};
 pub use error::{ConfigError, Error, Result};
-pub use layers::Pass;
+pub use layers::ForwardPass;
 pub use model::{Model, ModelOptions};
 pub use ops::{Activation, Precision};
 pub use parameters::{Parameters, TrainableReport, TrainableTensor, TrainableTree, TreeParameter, is_head, thousands};

@@ -81,7 +81,7 @@ impl Pretrained {
     /// # Errors
     /// When the device's memory does not suffice.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
-        let moved = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), tensor.to_device(device)?));
+        let moved = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), ops::to_device(tensor, device)?));
         let tensors = self.tensors.iter().map(moved).collect::<Result<_>>()?;
         Ok(Self { tensors, device: device.clone(), shared: SharedWeights::default(), ..self.clone() })
     }

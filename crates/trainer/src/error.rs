@@ -119,6 +119,11 @@ pub enum Error {
         "the time budget was spent after {done} of {of} sentences were tokenized, and nothing is trained; give a longer one"
     )]
     OutOfTime { done: usize, of: usize },
+    /// A run that is not to be made.
+    #[error(
+        "expected the record of {run}, found none that is of the data and the model that are here; let it be trained (in a notebook: PROFILE=standard)"
+    )]
+    NoRecord { run: String },
     /// A run whose trained weights were not kept.
     #[error("run {key}: no trained weights were kept; run it again with weights kept (`--keep-weights`)")]
     NoWeights { key: String },

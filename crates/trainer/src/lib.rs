@@ -28,6 +28,7 @@ struct CrateReadme;
 struct AdaptersGuide;
 
 mod batches;
+mod biases;
 mod checkpoint;
 mod claim;
 mod data;
@@ -69,6 +70,7 @@ mod training;
 pub mod verdict;
 
 pub use crate::files::{check_space, check_writable};
+pub use biases::BiasChange;
 pub use data::{Labeled, TaskData};
 pub use device::DeviceName;
 pub use environment::environment;
@@ -81,7 +83,7 @@ pub use movement::Movement;
 pub use predictions::Predictions;
 pub use recipe::Recipe;
 pub use record::{DataSummary, Environment, Evaluation, ParameterCounts, Record, StepLoss, Stop};
-pub use replay::{Passes, Replayed, Start, replay};
+pub use replay::{InitialValues, Passes, Replayed, replay};
 pub use run::{DEFAULT_MODEL, Evaluate, Run, SavedAdapter, Settings, StartsFrom};
 pub use speed::Speed;
 pub use tensorboard::TensorBoard;

@@ -13,6 +13,7 @@ use crate::movement::Movement;
 use crate::run::Run;
 use crate::statistics::best_by;
 
+pub(crate) use file::LINES;
 pub use file::{Condition, check, migrate};
 
 /// Everything about a run: what it was, what it logged, what it reached, and under which conditions.

@@ -36,14 +36,14 @@ pub enum Passes {
     },
 }
 
-/// Where a replay's model starts.
+/// Which values the parameters of a replay's model have before its first step.
 #[derive(Clone, Copy, Debug, Default)]
-pub enum Start<'a> {
+pub enum InitialValues<'a> {
     /// As a run's.
     #[default]
     New,
-    /// With the values in a safetensors file, one for each new parameter: classifier, LoRA's A and B.
-    Values(&'a Path),
+    /// With those in a safetensors file, one for each new parameter: classifier, LoRA's A and B.
+    File(&'a Path),
     /// From the adapter in a folder.
     Adapter(&'a Path),
 }
@@ -81,7 +81,7 @@ pub fn replay(
     trainer: &mut Trainer,
     run: &Run,
     batches: &Path,
-    start: Start,
+    start: InitialValues,
     passes: Passes,
     save_adapter: Option<&Path>,
 ) -> Result<Replayed> {
@@ -128,10 +128,10 @@ fn initial_model(
     run: &Run,
     pretrained: &Pretrained,
     options: &ModelOptions,
-    start: Start,
+    start: InitialValues,
     batches: &[Examples],
 ) -> Result<(Model, Vec<String>)> {
-    if let Start::Adapter(folder) = start {
+    if let InitialValues::Adapter(folder) = start {
         let adapter = Adapter::read(folder)?;
         let new_numbers = Some(adapter.new_numbers(pretrained));
         let options = ModelOptions { passes_over_names: true, new_numbers, ..options.clone() };
@@ -142,7 +142,7 @@ fn initial_model(
     // A start from data that has not settled by then goes over the batches again.
     let again = batches.iter().cycle().take(10 * batches.len());
     let model = build_model(run, pretrained, options, again.map(|(sequences, _)| Ok(Batch::new(sequences)?)))?;
-    if let Start::Values(file) = start {
+    if let InitialValues::File(file) = start {
         checkpoint::load_initial_values(file, model.parameters())?;
     }
     Ok((model, Vec::new()))

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::files::{entries, write_atomically};
 use crate::losses::over_stretches;
-use crate::record::Record;
+use crate::record::{LINES, Record};
 
 pub use crate::record::{Condition, check, migrate};
 
@@ -48,6 +48,46 @@ pub fn load(folder: &Path) -> Result<Vec<Record>> {
     records.collect()
 }
 
+/// How many losses a record keeps that is published with the others of a study, which are many.
+const LOSSES_IN_STUDY: usize = 25;
+
+/// Publishes the records of a study in `folder`, in one file under its name. Returns the file.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn publish_study(folder: &Path, name: &str, records: &[Record]) -> Result<PathBuf> {
+    let path = study_file(folder, name);
+    let mut text = String::new();
+    for record in records {
+        let json = record.thinned(LOSSES_IN_STUDY).to_json();
+        text += &json.map_err(|error| Error::Content {
+            path: path.clone(),
+            expected: "the records of a study",
+            found: error.to_string(),
+        })?;
+        text.push('\n');
+    }
+    std::fs::create_dir_all(folder.join(STUDIES))
+        .map_err(|source| Error::File { path: folder.join(STUDIES), source })?;
+    write_atomically(&path, text.as_bytes())?;
+    Ok(path)
+}
+
+/// The records that were published of a study; none where it was not.
+///
+/// # Errors
+/// As [`Record::read_lines`].
+pub fn study(folder: &Path, name: &str) -> Result<Vec<Record>> {
+    Ok(Record::read_lines(&study_file(folder, name))?.unwrap_or_default())
+}
+
+/// The folder of studies below that of published records.
+const STUDIES: &str = "studies";
+
+fn study_file(folder: &Path, name: &str) -> PathBuf {
+    folder.join(STUDIES).join(format!("{name}.{LINES}"))
+}
+
 /// The files of a folder whose names end in `.json`, in the order of their names; none where there is no folder.
 fn json_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = entries(folder)?;
@@ -58,13 +98,15 @@ fn json_files(folder: &Path) -> Result<Vec<PathBuf>> {
 /// What lies beside the folders of runs and is no record.
 const NO_RECORDS: [&str; 3] = ["digests.json", "speeds.json", "inputs.json"];
 
-/// The files of the records in a folder, in the order of their names: of published ones, of one run, or of all runs below it.
+/// The files of the records in a folder, in the order of their names: of published ones and studies, of one run, or of all runs below it.
 ///
 /// # Errors
 /// When a folder cannot be read.
 pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = json_files(folder)?;
     files.retain(|path| !NO_RECORDS.iter().any(|name| path.ends_with(name)));
+    let is_study = |path: &PathBuf| path.extension().is_some_and(|end| end == LINES);
+    files.extend(entries(&folder.join(STUDIES))?.into_iter().filter(is_study));
     files.extend(entries(folder)?.into_iter().map(|entry| entry.join("record.json")).filter(|record| record.is_file()));
     Ok(files)
 }

@@ -43,6 +43,7 @@ pub struct Trainer {
     glue: Glue,
     runs: PathBuf,
     published: Vec<Record>,
+    trains: bool,
     keep_weights: bool,
     movement_examples: Option<usize>,
     limits: Limits,
@@ -99,6 +100,7 @@ impl Trainer {
             glue,
             runs,
             published: Vec::new(),
+            trains: true,
             keep_weights: false,
             movement_examples: None,
             limits: Limits::default(),
@@ -117,7 +119,13 @@ impl Trainer {
     /// Take these records as those of their runs, too: such as published ones ([`crate::results::load`]), whose runs are then not made
     /// again unless their weights are needed.
     pub fn published(mut self, records: Vec<Record>) -> Self {
-        self.published = records;
+        self.published.extend(records);
+        self
+    }
+
+    /// Whether to make a run that has no record, as by default, or to fail.
+    pub fn trains(mut self, trains: bool) -> Self {
+        self.trains = trains;
         self
     }
 
@@ -373,6 +381,9 @@ impl Trainer {
             lock(trainer).tidy(run)?;
             return Ok(record);
         }
+        if !lock(trainer).trains {
+            return Err(Error::NoRecord { run: run.description() });
+        }
         let RunPlace { folder, changed, before, .. } = lock(trainer).place(run);
         let (limits, waits) = {
             let trainer = lock(trainer);
@@ -440,7 +451,7 @@ impl Trainer {
             data: self.data(run)?,
             pretrained: self.base(run)?,
             options: self.options(run, slot)?,
-            first: self.first_model(run)?,
+            first: self.first_model(run, slot)?,
             cards,
             keep_weights: self.needs_weights(need),
             movement_examples: self.movement_examples,
@@ -457,27 +468,29 @@ impl Trainer {
     /// # Errors
     /// When the model is missing or broken, the method does not fit it, or it starts from data that is missing.
     pub fn untrained_model(&mut self, run: &Run) -> Result<Model> {
-        let model = self.new_model(run)?;
-        if let (Some(first), Some(start)) = (self.first_model(run)?, &run.starts_from) {
+        let model = self.new_model(run, Slot::ALONE)?;
+        if let (Some(first), Some(start)) = (self.first_model(run, Slot::ALONE)?, &run.starts_from) {
             model.start_from(&first, start.has_labels_of(run.task))?;
         }
         Ok(model)
     }
 
-    /// The model of a run, without what it starts from besides the pretrained model.
-    fn new_model(&mut self, run: &Run) -> Result<Model> {
+    /// The model of a run, without what it starts from besides the pretrained model, on the device of a slot.
+    fn new_model(&mut self, run: &Run, slot: Slot) -> Result<Model> {
+        let options = self.options(run, slot)?;
         if !run.method.starts_from_data() {
-            return self.blank_model(run);
+            return Ok(Model::new(&*self.base(run)?, &options)?);
         }
-        let (data, options) = (self.data(run)?, self.options(run, Slot::ALONE)?);
+        let data = self.data(run)?;
         build_model(run, &*self.base(run)?, &options, training_batches(run, &data)?)
     }
 
-    /// What a run starts from besides the pretrained model, if there is such.
-    fn first_model(&mut self, run: &Run) -> Result<Option<Model>> {
+    /// What a run starts from besides the pretrained model, if there is such: on the device of the run's own slot, since another slot's
+    /// stream is at work, and has written it when that comes to it.
+    fn first_model(&mut self, run: &Run, slot: Slot) -> Result<Option<Model>> {
         match &run.starts_from {
             None => Ok(None),
-            Some(StartsFrom::Run(first)) => self.trained_model(first).map(Some),
+            Some(StartsFrom::Run(first)) => self.trained_model_in(first, slot).map(Some),
             Some(StartsFrom::Adapter(adapter)) => {
                 adapter.check()?;
                 Ok(Some(Model::from_adapter(&*self.base(run)?, &adapter.folder)?.0))
@@ -507,12 +520,6 @@ impl Trainer {
                 self.told.push(remark.clone());
             }
         }
-    }
-
-    /// The model of a run that an adapter is to be loaded into.
-    fn blank_model(&mut self, run: &Run) -> Result<Model> {
-        let options = self.options(run, Slot::ALONE)?;
-        Ok(Model::new(&*self.base(run)?, &options)?)
     }
 
     /// The device that runs are computed on; of several the first.
@@ -553,7 +560,11 @@ impl Trainer {
     /// # Errors
     /// When no weights were kept, or their file is not whole or another run's.
     pub fn trained_model(&mut self, run: &Run) -> Result<Model> {
-        let model = self.new_model(run)?;
+        self.trained_model_in(run, Slot::ALONE)
+    }
+
+    fn trained_model_in(&mut self, run: &Run, slot: Slot) -> Result<Model> {
+        let model = self.new_model(run, slot)?;
         let RunPlace { folder, inputs, .. } = self.place(run);
         if checkpoint::load_weights(&folder.weights(), &Origin::new(run, &inputs), model.parameters())? {
             return Ok(model);

@@ -14,7 +14,7 @@ use peft::{
     AdaLora, AdapterStyle, Bias, Bottleneck, Ia3, InitLoraWeights, LnTuning, Lora, Method, PTuning, Precision,
     PrefixTuning, PromptTuning, Vera,
 };
-use trainer::{DeviceName, Passes, Replayed, Run, Start, Trainer, replay};
+use trainer::{DeviceName, InitialValues, Passes, Replayed, Run, Trainer, replay};
 
 fn tests(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -30,7 +30,8 @@ fn losses(method: &Method, device: DeviceName, precision: Precision, encoder: &s
         s.dropout = Some(0.1);
         s.precision = precision;
     });
-    let Replayed { losses, .. } = replay(&mut trainer, &run, batches, Start::New, Passes::Training, None).unwrap();
+    let Replayed { losses, .. } =
+        replay(&mut trainer, &run, batches, InitialValues::New, Passes::Training, None).unwrap();
     losses
 }
 

@@ -13,7 +13,7 @@ use batches::write_batches;
 use glue::{Glue, Task};
 use libloading::{Library, Symbol};
 use peft::{Method, Precision};
-use trainer::{DeviceName, Passes, Run, Start, Trainer, replay};
+use trainer::{DeviceName, InitialValues, Passes, Run, Trainer, replay};
 
 /// What the emulated card has been asked for.
 struct Counts(Library);
@@ -48,7 +48,7 @@ fn train(folder: &Path, method: &Method, precision: Precision, steps: usize) {
         s.precision = precision;
     });
     let mut trainer = Trainer::new(Glue::synthetic("a test"), folder).device(DeviceName::Cuda(0));
-    replay(&mut trainer, &run, &batches, Start::New, Passes::Training, None).unwrap();
+    replay(&mut trainer, &run, &batches, InitialValues::New, Passes::Training, None).unwrap();
 }
 
 #[test]

@@ -9,7 +9,7 @@ mod batches;
 use batches::write_batches;
 use glue::{Glue, Task};
 use peft::Method;
-use trainer::{DeviceName, Passes, Run, Start, Trainer, replay};
+use trainer::{DeviceName, InitialValues, Passes, Run, Trainer, replay};
 
 const SEQUENCES: usize = 96;
 const LENGTH: usize = 36;
@@ -29,7 +29,7 @@ fn a_batch_that_memory_does_not_hold_is_taken_in_parts_with_the_same_losses() {
     let losses = |device| {
         let glue = Glue::synthetic("a test");
         let mut trainer = Trainer::new(glue, folder.path()).device(device);
-        replay(&mut trainer, &run, &batches, Start::New, Passes::Training, None).unwrap().losses
+        replay(&mut trainer, &run, &batches, InitialValues::New, Passes::Training, None).unwrap().losses
     };
     let (expected, found) = (losses(DeviceName::Cpu), losses(DeviceName::Cuda(0)));
     assert_eq!(found.len(), 2);

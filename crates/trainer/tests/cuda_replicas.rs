@@ -16,7 +16,7 @@ use glue::{Glue, Task};
 use peft::{AdapterStyle, Bottleneck, Method};
 use support::model;
 use tempfile::TempDir;
-use trainer::{DeviceName, Error, Passes, Record, Run, Start, Stop, Trainer, replay};
+use trainer::{DeviceName, Error, InitialValues, Passes, Record, Run, Stop, Trainer, replay};
 
 /// What a test that has not ended by then waits for never comes.
 const TIMEOUT: Duration = Duration::from_secs(200);
@@ -83,7 +83,7 @@ fn losses(method: &Method, dropout: f64, device: DeviceName) -> Vec<f64> {
     });
     let batches = tests("tests/oracle/batches.npz");
     let mut trainer = trainer(folder.path(), device);
-    replay(&mut trainer, &run, &batches, Start::New, Passes::Training, None).unwrap().losses
+    replay(&mut trainer, &run, &batches, InitialValues::New, Passes::Training, None).unwrap().losses
 }
 
 /// That losses are those expected, up to rounding: sums in another order, and more with every step, since AdamW divides by small roots.

@@ -56,6 +56,56 @@ fn where_no_evaluation_has_a_score_the_last_weights_are_kept() {
 }
 
 #[test]
+fn a_run_that_is_to_be_measured_records_how_far_its_last_step_left_the_model() {
+    let (runs, model) = (TempDir::new().unwrap(), support::model());
+    let mut trainer =
+        Trainer::new(Glue::synthetic("a test"), runs.path()).keep_weights(true).movement_examples(Some(5));
+    // Evaluated at its end alone, so that the weights that are kept are the last ones.
+    let run = run(Task::Synthetic, &model).with(|s| s.evaluate = Evaluate::Steps(1000));
+    let movement = trainer.run(&run).unwrap().movement.unwrap();
+    assert!(movement.change > 0.0 && movement.layers.iter().all(|&layer| layer > 0.0), "{movement:?}");
+    assert_eq!(trainer.movement(&run, 5).unwrap(), movement);
+    assert_ne!(trainer.movement(&run, 6).unwrap().layers, movement.layers);
+}
+
+#[test]
+fn a_trainer_that_trains_nothing_has_the_records_there_are_and_refuses_what_has_none() {
+    let (runs, model) = (TempDir::new().unwrap(), support::model());
+    let run = run(Task::Synthetic, &model);
+    let made = Trainer::new(Glue::synthetic("a test"), runs.path()).run(&run).unwrap();
+    let elsewhere = TempDir::new().unwrap();
+    let mut trainer =
+        Trainer::new(Glue::synthetic("a test"), elsewhere.path()).trains(false).published(vec![made.clone()]);
+    assert_eq!(trainer.run(&run).unwrap(), made);
+    let error = trainer.run(&run.clone().seed(7)).unwrap_err().to_string();
+    assert!(error.contains("seed 7") && error.contains("PROFILE=standard"), "{error}");
+    assert!(
+        std::fs::read_dir(elsewhere.path()).unwrap().all(|entry| !entry.unwrap().path().join("record.json").exists())
+    );
+}
+
+#[test]
+fn the_biases_that_a_run_has_changed_are_told_by_layer_and_module() {
+    let (runs, model) = (TempDir::new().unwrap(), support::model());
+    let mut trainer = Trainer::new(Glue::synthetic("a test"), runs.path()).keep_weights(true);
+    let run = Run { method: Method::bitfit(), ..run(Task::Synthetic, &model) };
+    trainer.run(&run).unwrap();
+    let changes = trainer.bias_changes(&run).unwrap();
+    // Query, key, value, output and its norm, two of the feed-forward network and its norm.
+    assert_eq!(changes.iter().map(|change| change.layer).collect::<Vec<_>>(), [[0; 8], [1; 8]].concat());
+    let (before, after) = (trainer.untrained_model(&run).unwrap(), trainer.trained_model(&run).unwrap());
+    let bias = |model: &peft::Model| {
+        let bias = model.parameters().get("bert.encoder.layer.1.intermediate.dense.bias").unwrap();
+        bias.as_tensor().to_vec1::<f32>().unwrap()
+    };
+    let (before, after) = (bias(&before), bias(&after));
+    let sum: f64 = before.iter().zip(&after).map(|(before, after)| f64::from((after - before).abs())).sum();
+    let found =
+        changes.iter().find(|change| (change.layer, change.module.as_str()) == (1, "intermediate.dense")).unwrap();
+    assert!(sum > 0.0 && (found.change - sum / before.len() as f64).abs() < 1e-9, "{found:?} {sum}");
+}
+
+#[test]
 fn a_run_that_diverged_before_an_evaluation_says_so_and_is_not_made_again_for_its_weights() {
     let (runs, model) = (TempDir::new().unwrap(), support::model());
     let mut trainer = Trainer::new(Glue::synthetic("a test"), runs.path()).keep_weights(true);

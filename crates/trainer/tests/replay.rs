@@ -10,7 +10,7 @@ use candle_core::{Device, Tensor};
 use glue::{Glue, Task};
 use peft::{AdaLora, AdapterConfig, AdapterStyle, Bottleneck, Lora, Method};
 use serde::Deserialize;
-use trainer::{Passes, Replayed, Result, Run, Start, Trainer, replay};
+use trainer::{InitialValues, Passes, Replayed, Result, Run, Trainer, replay};
 
 #[derive(Deserialize)]
 struct Oracle {
@@ -47,7 +47,7 @@ fn replayed(method: Method, batches: &str, start: &str) -> Result<Replayed> {
 fn passed(passes: Passes, method: Method, batches: &str, start: &str) -> Result<Replayed> {
     let folder = tempfile::tempdir().unwrap();
     let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path());
-    replay(&mut trainer, &run(method), &oracle(batches), Start::Values(&oracle(start)), passes, None)
+    replay(&mut trainer, &run(method), &oracle(batches), InitialValues::File(&oracle(start)), passes, None)
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn lora_plus_has_the_losses_of_pefts_groups_at_every_step() {
     let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path());
     let run = run(lora()).with(|s| s.loraplus_lr_ratio = Some(4.0));
     let (batches, start) = (oracle("batches.npz"), oracle("lora.safetensors"));
-    let replayed = replay(&mut trainer, &run, &batches, Start::Values(&start), Passes::Training, None).unwrap();
+    let replayed = replay(&mut trainer, &run, &batches, InitialValues::File(&start), Passes::Training, None).unwrap();
     assert_eq!(replayed.losses.len(), expected.losses["loraplus"].len());
     for (step, (ours, theirs)) in replayed.losses.iter().zip(&expected.losses["loraplus"]).enumerate() {
         // As above.
@@ -105,7 +105,7 @@ fn adalora_has_pefts_losses_at_every_step_and_keeps_what_peft_keeps() {
     let mut replay = |method, start, passes, save: Option<&std::path::Path>| {
         replay(&mut trainer, &run(method), &batches, start, passes, save).unwrap()
     };
-    let replayed = replay(Method::AdaLora(adalora), Start::Values(&start), Passes::Training, Some(&adapter));
+    let replayed = replay(Method::AdaLora(adalora), InitialValues::File(&start), Passes::Training, Some(&adapter));
     assert_eq!(replayed.losses.len(), expected.losses["adalora"].len());
     for (step, (ours, theirs)) in replayed.losses.iter().zip(&expected.losses["adalora"]).enumerate() {
         // As above.
@@ -115,7 +115,7 @@ fn adalora_has_pefts_losses_at_every_step_and_keeps_what_peft_keeps() {
     let Method::AdaLora(saved) = &config.method else { panic!("{:?}", config.method) };
     assert_eq!((saved.total_step, &saved.rank_pattern), (Some(20), &expected.rank_pattern));
     // What was masked is gone, and nothing more is masked where training goes on.
-    let again = replay(config.method.clone(), Start::Adapter(&adapter), Passes::Training, None);
+    let again = replay(config.method.clone(), InitialValues::Adapter(&adapter), Passes::Training, None);
     assert_eq!(again.losses.len(), 20);
 }
 
@@ -128,9 +128,9 @@ fn what_a_replay_trained_goes_on_from_the_adapter_that_it_saved() {
         let mut replay = |start, passes, save: Option<&std::path::Path>| {
             replay(&mut trainer, &run(method.clone()), &oracle("batches.npz"), start, passes, save).unwrap()
         };
-        let first = replay(Start::New, Passes::Training, Some(&adapter));
-        let after = replay(Start::Adapter(&adapter), Passes::Forward { merged: false }, None);
-        let again = replay(Start::Adapter(&adapter), Passes::Training, None);
+        let first = replay(InitialValues::New, Passes::Training, Some(&adapter));
+        let after = replay(InitialValues::Adapter(&adapter), Passes::Forward { merged: false }, None);
+        let again = replay(InitialValues::Adapter(&adapter), Passes::Training, None);
         assert_ne!(after.losses[0], first.losses[0], "{method}");
         // No dropout: the same sums in the same order.
         assert_eq!(again.losses[0], after.losses[0], "{method}");
@@ -143,7 +143,8 @@ fn an_adapter_that_cannot_be_merged_is_an_error_before_the_first_batch() {
     let folder = tempfile::tempdir().unwrap();
     let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path());
     let (run, merged) = (run(bottleneck(AdapterStyle::Pfeiffer)), Passes::Forward { merged: true });
-    let error = replay(&mut trainer, &run, &oracle("batches.npz"), Start::New, merged, None).unwrap_err().to_string();
+    let error =
+        replay(&mut trainer, &run, &oracle("batches.npz"), InitialValues::New, merged, None).unwrap_err().to_string();
     assert!(error.contains("Pfeiffer adapter /16 cannot be merged"), "{error}");
 }
 
@@ -197,7 +198,7 @@ fn refusal(name: &str, values: &[f64], shape: &[usize]) -> Option<String> {
     Tensor::write_npz(&arrays, &path).unwrap();
     let mut trainer = Trainer::new(Glue::synthetic("a test"), folder.path());
     let passes = Passes::Forward { merged: false };
-    let replayed = replay(&mut trainer, &run(Method::Head), &path, Start::New, passes, None);
+    let replayed = replay(&mut trainer, &run(Method::Head), &path, InitialValues::New, passes, None);
     replayed.err().map(|error| error.to_string())
 }
 

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use glue::{Glue, Task};
 use peft::Method;
 use tempfile::TempDir;
-use trainer::{Passes, Replayed, Run, Start, Trainer, replay};
+use trainer::{InitialValues, Passes, Replayed, Run, Trainer, replay};
 
 use super::{Outcome, Target};
 use crate::input::{Input, repository};
@@ -62,7 +62,7 @@ impl Target for Batches {
         input.put_into(self.folder.path())?;
         let path = self.folder.path().join(FILE);
         let passes = Passes::Forward { merged: false };
-        let replayed = match replay(&mut self.trainer, &self.run, &path, Start::New, passes, None) {
+        let replayed = match replay(&mut self.trainer, &self.run, &path, InitialValues::New, passes, None) {
             Ok(replayed) => replayed,
             Err(error) => return Ok(Outcome::Refused(error.to_string())),
         };

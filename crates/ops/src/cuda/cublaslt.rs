@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Result;
@@ -178,7 +179,11 @@ struct Described {
     task: Task,
     /// Of the left and the right factor and of the output.
     layouts: [Layout; 3],
+    /// Chosen for the rounded number of tokens.
     algorithm: sys::cublasLtMatmulAlgo_t,
+    /// What computes each of the (rows, inner) that came so far: that algorithm, or where the library does not take it for so many
+    /// tokens, one that was chosen for them. None depends on what came before.
+    of_numbers: HashMap<[usize; 2], sys::cublasLtMatmulAlgo_t>,
 }
 
 /// The library's handle, its scratch memory, and the products that were described before.
@@ -359,11 +364,18 @@ impl Product {
         }
     }
 
+    /// (rows, inner)
+    fn numbers(&self) -> [usize; 2] {
+        let Self { factors: [a, _], output, transposed, .. } = self;
+        [output.rows, if transposed.0 { a.rows } else { a.columns }]
+    }
+
     fn shape(&self) -> Shape {
-        let Self { factors: [a, b], output, transposed, .. } = self.rounded();
+        let rounded = self.rounded();
+        let ([rows, inner], Self { factors: [a, b], output, transposed, .. }) = (rounded.numbers(), rounded);
         let places = [a, b, output];
         Shape {
-            numbers: [output.rows, if transposed.0 { a.rows } else { a.columns }, output.columns],
+            numbers: [rows, inner, output.columns],
             transposed,
             element: a.element,
             output: output.element,
@@ -418,27 +430,53 @@ impl Products {
             found.task.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)?;
         }
         launches::note(|| "product".into());
-        match self.compute(stream, product, found) {
-            // Chosen for the rounded number of tokens; not all can do with any.
+        let numbers = product.numbers();
+        let algorithm = match found.of_numbers.get(&numbers) {
+            Some(algorithm) => *algorithm,
+            None => self.fitting(&shape, found)?,
+        };
+        let algorithm = match self.compute(stream, product, found, &algorithm) {
             Err(result::CublasError(
                 sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED | sys::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE,
             )) => {
                 let chosen = self.choose(&shape, &found.task, &found.layouts)?;
-                let rounded = std::mem::replace(&mut found.algorithm, chosen);
-                let computed = self.compute(stream, product, found);
-                found.algorithm = rounded; // What others get depends on no order.
-                computed
+                self.compute(stream, product, found, &chosen).map_err(failed)?;
+                chosen
             }
-            computed => computed,
-        }
-        .map_err(failed)
+            computed => computed.map(|()| algorithm).map_err(failed)?,
+        };
+        found.of_numbers.insert(numbers, algorithm);
+        Ok(())
+    }
+
+    /// What computes a product of the numbers that its layouts have by now.
+    fn fitting(&self, shape: &Shape, described: &Described) -> Result<sys::cublasLtMatmulAlgo_t> {
+        let Described { task, layouts: [left, right, output], algorithm, .. } = described;
+        let mut result = MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed();
+        // SAFETY: all handles are alive, and the result has room for what the library writes; where it writes nothing, zeros are a result.
+        let (status, result) = unsafe {
+            let status = sys::cublasLtMatmulAlgoCheck(
+                self.handle,
+                task.0,
+                left.handle,
+                right.handle,
+                output.handle,
+                output.handle,
+                &raw const *algorithm,
+                result.as_mut_ptr(),
+            );
+            (status, result.assume_init())
+        };
+        let fits = status == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS && result.workspaceSize <= SCRATCH;
+        if fits { Ok(*algorithm) } else { self.choose(shape, task, &described.layouts) }
     }
 
     fn compute(
         &self,
         stream: &Arc<CudaStream>,
         product: &Product,
-        Described { task, layouts: [left, right, layout], algorithm }: &Described,
+        Described { task, layouts: [left, right, layout], .. }: &Described,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
     ) -> std::result::Result<(), result::CublasError> {
         let Product { scale, output, .. } = *product;
         let (beta, added) = product.added.map_or((0.0f32, output), |added| (1.0, added));
@@ -461,7 +499,7 @@ impl Products {
                 layout.handle,
                 output.pointer as *mut c_void,
                 layout.handle,
-                algorithm,
+                &raw const *algorithm,
                 self.scratch.device_ptr(stream).0 as *mut c_void,
                 SCRATCH,
                 stream.cu_stream().cast(),
@@ -485,7 +523,7 @@ impl Products {
         let [left, right, output] = product.matrices();
         let layouts = [Layout::new(&left)?, Layout::new(&right)?, Layout::new(&output)?];
         let algorithm = self.choose(shape, &task, &layouts)?;
-        Ok(Described { task, layouts, algorithm })
+        Ok(Described { task, layouts, algorithm, of_numbers: HashMap::new() })
     }
 
     /// How the library computes such a product.

@@ -35,7 +35,7 @@ use kernel::{Grid, Kernel};
 pub use launches::count_launches;
 pub(crate) use memory::is_out_of_memory;
 pub use nccl::Communicators;
-pub(crate) use operations::linear::GpuWeight;
+pub(crate) use operations::linear::{GpuWeight, factor};
 pub(crate) use operations::linear_layers::linear_layers;
 
 /// The passes of an operation that has kernels.

@@ -7,6 +7,7 @@
 //! what is missing, and gets everything back that nobody has before a lack of memory is told.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::c_uchar;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
@@ -15,6 +16,15 @@ use candle_core::cuda_backend::cudarc::driver::sys::{CUdeviceptr, CUresult, CUst
 
 /// With any value, freed memory goes back to the driver at once, so that tools that watch over memory see who uses what.
 const SWITCH: &str = "PEFT_NO_CUDA_MEMORY_CACHING";
+
+/// With any value, memory that is freed is filled with NaN in its stream's order before others have it, so that who uses it too late, or
+/// reads what was never written, shows in numbers.
+const POISONS: &str = "PEFT_POISON_CUDA_MEMORY";
+
+fn poisons_memory() -> bool {
+    static POISONED: OnceLock<bool> = OnceLock::new();
+    *POISONED.get_or_init(|| std::env::var_os(POISONS).is_some_and(|value| !value.is_empty()))
+}
 
 fn keeps_memory() -> bool {
     static KEEPS: OnceLock<bool> = OnceLock::new();
@@ -173,8 +183,9 @@ impl Pool {
         if !keeps_memory() {
             return Some(driver.free(address, self.stream()));
         }
+        let poisoned = if poisons_memory() { driver.poison(address, bytes, self.stream()) } else { Ok(()) };
         blocks.keep(address, bytes);
-        Some(Ok(()))
+        Some(poisoned)
     }
 
     /// Gives the driver back what nobody has.
@@ -188,6 +199,7 @@ impl Pool {
 struct Driver {
     allocate: unsafe extern "C" fn(*mut CUdeviceptr, usize, CUstream) -> CUresult,
     free: unsafe extern "C" fn(CUdeviceptr, CUstream) -> CUresult,
+    fill: unsafe extern "C" fn(CUdeviceptr, c_uchar, usize, CUstream) -> CUresult,
 }
 
 impl Driver {
@@ -200,7 +212,11 @@ impl Driver {
         // SAFETY: the program is linked to this library, which is loaded by now and stays. The functions have the types of `cuda.h`.
         unsafe {
             let library = Box::leak(Box::new(libloading::Library::new("libcuda.so.1")?));
-            Ok(Self { allocate: *library.get("cuMemAllocAsync")?, free: *library.get("cuMemFreeAsync")? })
+            Ok(Self {
+                allocate: *library.get("cuMemAllocAsync")?,
+                free: *library.get("cuMemFreeAsync")?,
+                fill: *library.get("cuMemsetD8Async")?,
+            })
         }
     }
 
@@ -216,6 +232,15 @@ impl Driver {
     fn free(&self, address: CUdeviceptr, stream: CUstream) -> Result<(), CUresult> {
         // SAFETY: whoever frees memory does so once; the driver refuses what is none.
         match unsafe { (self.free)(address, stream) } {
+            CUresult::CUDA_SUCCESS => Ok(()),
+            error => Err(error),
+        }
+    }
+
+    /// Every bit set: NaN, in f32 and in bf16, and a row that no table has.
+    fn poison(&self, address: CUdeviceptr, bytes: usize, stream: CUstream) -> Result<(), CUresult> {
+        // SAFETY: nobody has this memory, and what was asked of it before comes first in the stream's order.
+        match unsafe { (self.fill)(address, u8::MAX, bytes, stream) } {
             CUresult::CUDA_SUCCESS => Ok(()),
             error => Err(error),
         }

@@ -347,7 +347,9 @@ impl Model {
         let mut new = Vec::new();
         for (name, variable) in self.parameters().trainable() {
             match other.parameters().get(name).filter(|_| !is_new(name)) {
-                Some(theirs) => variable.set(&theirs.to_dtype(variable.dtype())?.to_device(variable.device())?)?,
+                Some(theirs) => {
+                    variable.set(&ops::to_device(&theirs.to_dtype(variable.dtype())?, variable.device())?)?
+                }
                 None => new.push(name.to_string()),
             }
         }

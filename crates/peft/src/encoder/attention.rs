@@ -9,7 +9,7 @@ use crate::architectures::Config;
 use crate::architectures::layout::{DisentangledLayout, Layout, PositionsLayout, ProjectionNames};
 use crate::builder::Builder;
 use crate::error::Result;
-use crate::layers::{LayerNorm, Linear, Pass, Prefix};
+use crate::layers::{ForwardPass, LayerNorm, Linear, Prefix};
 use crate::parameters::Initializer;
 
 /// Whose hidden states a layer works out. Of the last layer a head may read the first token's only.
@@ -21,7 +21,7 @@ pub(crate) enum Wanted {
 
 impl Wanted {
     /// The rows of whom is wanted: `(tokens, hidden)`, or `(sequences, hidden)`.
-    pub(crate) fn of(self, hidden: &Tensor, pass: &Pass) -> Result<Tensor> {
+    pub(crate) fn of(self, hidden: &Tensor, pass: &ForwardPass) -> Result<Tensor> {
         Ok(match self {
             Self::AllTokens => hidden.clone(),
             Self::FirstTokens => ops::first_tokens(hidden, pass.segments)?,
@@ -208,7 +208,7 @@ impl SelfAttention {
         &self,
         hidden: &Tensor,
         prefix: Option<&Prefix>,
-        pass: &Pass,
+        pass: &ForwardPass,
         wanted: Wanted,
     ) -> Result<Keys<'_>> {
         let mut keys = self.own_keys(hidden, pass, wanted)?;
@@ -220,7 +220,7 @@ impl SelfAttention {
         Ok(keys)
     }
 
-    fn own_keys(&self, hidden: &Tensor, pass: &Pass, wanted: Wanted) -> Result<Keys<'_>> {
+    fn own_keys(&self, hidden: &Tensor, pass: &ForwardPass, wanted: Wanted) -> Result<Keys<'_>> {
         let virtual_tokens = 0;
         match &self.projections {
             Projections::Separate { query, key, value } => {
@@ -246,7 +246,7 @@ impl SelfAttention {
     }
 
     /// What the wanted ones, with these hidden states, gather from their sequences: of the shape of `hidden`.
-    pub(super) fn attend(&self, keys: Keys, hidden: &Tensor, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
+    pub(super) fn attend(&self, keys: Keys, hidden: &Tensor, pass: &ForwardPass, wanted: Wanted) -> Result<Tensor> {
         let (segments, heads) = (pass.segments, self.heads);
         let Keys { mut key, value, queries, virtual_tokens } = keys;
         let query = match queries {
@@ -283,7 +283,7 @@ impl SelfAttention {
     }
 
     /// The positions as keys and as queries, `(rows, hidden)` each.
-    fn project(&self, positions: &Disentangled, pass: &Pass) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn project(&self, positions: &Disentangled, pass: &ForwardPass) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let table = ops::dropout(&positions.embeddings.forward()?, pass.dropout(positions.dropout))?;
         let (shared_key, shared_query) = match &self.projections {
             Projections::Separate { query, key, .. } => (Some(key), Some(query)),

@@ -8,7 +8,7 @@ use crate::architectures::layout::{EmbeddingsLayout, Layout, Numbering};
 use crate::batch::Batch;
 use crate::builder::Builder;
 use crate::error::Result;
-use crate::layers::{LayerNorm, Linear, Pass, VirtualTokens};
+use crate::layers::{ForwardPass, LayerNorm, Linear, VirtualTokens};
 use crate::parameters::Initializer;
 
 #[derive(Clone)]
@@ -82,7 +82,7 @@ impl Embeddings {
         Ok(Self { projection: self.projection.map(Linear::merge).transpose()?, ..self })
     }
 
-    pub(super) fn forward(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
+    pub(super) fn forward(&self, batch: &Batch, pass: &ForwardPass) -> Result<Tensor> {
         let first = self.virtual_tokens as u32;
         let positions = match self.layout.positions {
             Some(Numbering::AfterPadding(padding)) if self.prompt.is_none() => {

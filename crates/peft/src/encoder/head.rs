@@ -7,7 +7,7 @@ use crate::architectures::Config;
 use crate::architectures::layout::HeadLayout;
 use crate::builder::Builder;
 use crate::error::Result;
-use crate::layers::{LayerNorm, Linear, Pass};
+use crate::layers::{ForwardPass, LayerNorm, Linear};
 use crate::parameters::Initializer;
 use crate::pooling::Pooling;
 
@@ -64,7 +64,7 @@ impl Head {
     }
 
     /// The logits, `(sequences, labels)`, of vectors `(sequences, hidden)`.
-    pub(crate) fn forward(&self, vectors: &Tensor, pass: &Pass) -> Result<Tensor> {
+    pub(crate) fn forward(&self, vectors: &Tensor, pass: &ForwardPass) -> Result<Tensor> {
         let mut vectors = match self.first_dropout {
             Some(probability) => ops::dropout(vectors, pass.dropout(probability))?,
             None => vectors.clone(),

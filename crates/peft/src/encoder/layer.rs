@@ -10,7 +10,7 @@ use crate::architectures::Config;
 use crate::architectures::layout::{Dropouts, Layout, NormOrder};
 use crate::builder::Builder;
 use crate::error::Result;
-use crate::layers::{LayerNorm, Linear, Pass, Prefix, Sublayer, SublayerAdapter, SublayerOutput};
+use crate::layers::{ForwardPass, LayerNorm, Linear, Prefix, Sublayer, SublayerAdapter, SublayerOutput};
 use crate::parameters::Initializer;
 
 /// A layer norm of the checkpoint, as the layout says.
@@ -87,7 +87,7 @@ impl Layer {
         &self,
         hidden: &Tensor,
         prefix: Option<&Prefix>,
-        pass: &Pass,
+        pass: &ForwardPass,
         wanted: Wanted,
     ) -> Result<Tensor> {
         match self.order {
@@ -113,7 +113,7 @@ impl Layer {
         residual: &Tensor,
         normed: Option<&Tensor>,
         prefix: Option<&Prefix>,
-        pass: &Pass,
+        pass: &ForwardPass,
         wanted: Wanted,
     ) -> Result<Tensor> {
         let keys = self.attention.keys(normed.unwrap_or(residual), prefix, pass, wanted)?;
@@ -128,7 +128,7 @@ impl Layer {
     }
 
     /// `residual + dropout(feed_forward(input))` and an adapter, normed where norms come last.
-    fn feed(&self, residual: &Tensor, input: &Tensor, pass: &Pass) -> Result<Tensor> {
+    fn feed(&self, residual: &Tensor, input: &Tensor, pass: &ForwardPass) -> Result<Tensor> {
         let output = self.feed_forward.forward(input, pass)?;
         let dropout = self.dropout.output.and_then(|probability| pass.dropout(probability));
         let flow =
@@ -173,7 +173,7 @@ impl FeedForward {
         Ok(Self { intermediate: self.intermediate.merge()?, output: self.output.merge()?, ..self })
     }
 
-    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, pass: &ForwardPass) -> Result<Tensor> {
         let inner = self.intermediate.forward(x, pass)?; // (.., intermediate), or twice as wide
         let mut inner = match self.gated {
             Some(width) => {

@@ -14,7 +14,7 @@ use crate::architectures::layout::{Layout, NormOrder};
 use crate::batch::Batch;
 use crate::builder::Builder;
 use crate::error::Result;
-use crate::layers::{LayerNorm, Pass, Prefix, VirtualTokens};
+use crate::layers::{ForwardPass, LayerNorm, Prefix, VirtualTokens};
 
 pub(crate) use attention::Wanted;
 pub(crate) use head::Head;
@@ -78,7 +78,7 @@ impl Encoder {
 
     /// The last hidden states: `(tokens, hidden)`, or `(sequences, hidden)` of the first tokens. The pass is over
     /// [`Encoder::lengthened`] sequences.
-    pub(crate) fn forward(&self, batch: &Batch, pass: &Pass, wanted: Wanted) -> Result<Tensor> {
+    pub(crate) fn forward(&self, batch: &Batch, pass: &ForwardPass, wanted: Wanted) -> Result<Tensor> {
         self.forward_observed(batch, pass, wanted, |_| ())
     }
 
@@ -86,7 +86,7 @@ impl Encoder {
     pub(crate) fn forward_observed(
         &self,
         batch: &Batch,
-        pass: &Pass,
+        pass: &ForwardPass,
         wanted: Wanted,
         mut each: impl FnMut(&Tensor),
     ) -> Result<Tensor> {

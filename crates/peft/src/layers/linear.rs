@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use ops::{LinearLayer, Lora, Weight};
 
-use super::forward::Pass;
+use super::forward_pass::ForwardPass;
 use crate::error::Result;
 
 /// The linear layer itself, in PEFT's word.
@@ -34,7 +34,7 @@ impl BaseLayer {
 /// What a tuner puts beside or around a linear layer.
 pub(crate) trait LinearAdapter: Send + Sync {
     /// The adapted layer's output, `(tokens, out)`, of x `(tokens, in)`.
-    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &Pass) -> Result<Tensor>;
+    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &ForwardPass) -> Result<Tensor>;
 
     /// The adapter, if it is nothing but a low-rank branch beside the layer.
     fn branch(&self) -> Option<&dyn LowRankBranch> {
@@ -48,7 +48,7 @@ pub(crate) trait LinearAdapter: Send + Sync {
 /// `scaling * dropout(x) Aᵀ Bᵀ`.
 pub(crate) trait LowRankBranch {
     /// The branch as it is in this pass.
-    fn operation(&self, pass: &Pass) -> Lora<'_>;
+    fn operation(&self, pass: &ForwardPass) -> Lora<'_>;
 }
 
 /// A linear layer that has an adapter, by its path.
@@ -91,7 +91,7 @@ impl Linear {
     pub(crate) fn forward_together<'a, const N: usize>(
         layers: [&'a Self; N],
         x: &Tensor,
-        pass: &Pass,
+        pass: &ForwardPass,
     ) -> Result<Vec<Tensor>> {
         let is_linear = |layer: &&Self| match layer {
             Self::Plain(_) => true,
@@ -111,7 +111,7 @@ impl Linear {
     }
 
     /// `(tokens, out)`, of x `(tokens, in)`.
-    pub(crate) fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor, pass: &ForwardPass) -> Result<Tensor> {
         match self {
             Self::Plain(base) => base.forward(x),
             Self::Adapted(AdaptedLayer { path, base, adapter }) => {

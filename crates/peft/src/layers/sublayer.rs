@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use ops::Dropout;
 
-use super::forward::Pass;
+use super::forward_pass::ForwardPass;
 use super::layer_norm::LayerNorm;
 use crate::error::Result;
 
@@ -38,7 +38,11 @@ pub(crate) struct SublayerOutput<'a> {
 
 impl SublayerOutput<'_> {
     /// `residual + dropout(output)`, and what an adapter adds to it, normed if there is a norm; `(tokens, hidden)`.
-    pub(crate) fn add_residual(&self, adapter: Option<&Arc<dyn SublayerAdapter>>, pass: &Pass) -> Result<Tensor> {
+    pub(crate) fn add_residual(
+        &self,
+        adapter: Option<&Arc<dyn SublayerAdapter>>,
+        pass: &ForwardPass,
+    ) -> Result<Tensor> {
         let sum = |x: &Tensor, residual: &Tensor, dropout| match self.norm {
             Some(norm) => norm.of_sum(x, residual, dropout),
             None => Ok(ops::add_dropout(x, residual, dropout)?),

@@ -17,7 +17,7 @@ use crate::builder::{Builder, Tuner};
 use crate::checkpoint::Remark;
 use crate::encoder::{Encoder, Head, Wanted};
 use crate::error::{Error, Result};
-use crate::layers::{AdaptedLayer, Pass, VirtualTokens};
+use crate::layers::{AdaptedLayer, ForwardPass, VirtualTokens};
 use crate::parameters::{Modules, POOLER, Parameters, TrainableReport, TrainableTree};
 use crate::pooling::Pooling;
 use crate::pretrained::Pretrained;
@@ -202,7 +202,7 @@ impl Model {
     /// # Errors
     /// When a sequence, with the method's virtual tokens, is longer than the model has positions, or is empty, or the pass is one of
     /// training and the model is merged.
-    pub fn forward(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
+    pub fn forward(&self, batch: &Batch, pass: &ForwardPass) -> Result<Tensor> {
         batch.check(self.positions, self.method.virtual_tokens())?;
         if self.is_merged() && pass.is_training() {
             return Err(Error::TrainingMerged);
@@ -229,7 +229,7 @@ impl Model {
             ops::without_gradients(|| {
                 let encoder = &self.network.encoder;
                 let lengthened = encoder.lengthened(&batch.segments);
-                let pass = Pass::evaluation(lengthened.as_ref().unwrap_or(&batch.segments));
+                let pass = ForwardPass::evaluation(lengthened.as_ref().unwrap_or(&batch.segments));
                 let mut states = Vec::new();
                 let last =
                     encoder.forward_observed(batch, &pass, Wanted::AllTokens, |state| states.push(state.clone()))?;
@@ -246,7 +246,7 @@ impl Model {
             ops::without_gradients(|| -> Result<_> {
                 let inputs = RefCell::new(Vec::new());
                 let observer = |path: &str, x: &Tensor| inputs.borrow_mut().push((path.to_string(), x.clone()));
-                let pass = Pass::observed(&batch.segments, &observer);
+                let pass = ForwardPass::observed(&batch.segments, &observer);
                 // Of the last layer too, all tokens count, not the first alone.
                 let Network { encoder, head } = &self.network;
                 let hidden = encoder.forward(batch, &pass, Wanted::AllTokens)?;
@@ -262,7 +262,7 @@ impl Model {
     /// As [`Model::forward`].
     pub fn predict(&self, batch: &Batch) -> Result<Tensor> {
         ops::on_workers(self.device(), || {
-            ops::without_gradients(|| self.forward(batch, &Pass::evaluation(&batch.segments)))
+            ops::without_gradients(|| self.forward(batch, &ForwardPass::evaluation(&batch.segments)))
         })
     }
 

@@ -15,7 +15,7 @@ use super::selected_layers::SelectedLayers;
 use super::selection::Fields;
 use crate::builder::{Builder, Tuner};
 use crate::error::{Error, Result};
-use crate::layers::{BaseLayer, LinearAdapter, Pass};
+use crate::layers::{BaseLayer, ForwardPass, LinearAdapter};
 
 /// The options that they share, in PEFT's words.
 pub(super) struct Lycoris<'a> {
@@ -154,7 +154,7 @@ pub(super) struct BranchDropout {
 impl BranchDropout {
     /// What each output of a branch is multiplied by in this pass, `(1, out)`; `None`: 1. A branch that is left out has the factor 0, so
     /// that its gradient is zero, and not absent.
-    fn factors(&self, pass: &Pass, branch: &Tensor) -> Result<Option<Tensor>> {
+    fn factors(&self, pass: &ForwardPass, branch: &Tensor) -> Result<Option<Tensor>> {
         let (_, outputs) = branch.dims2()?;
         // 1 where something is kept, 0 where it is not.
         let kept = |probability: f64, count: usize| -> Result<Option<Tensor>> {
@@ -187,7 +187,7 @@ struct WeightBranch<C> {
 
 impl<C: WeightChange> LinearAdapter for WeightBranch<C> {
     /// `x Wᵀ + b + dropout(x ΔWᵀ)`.
-    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &ForwardPass) -> Result<Tensor> {
         let change = Weight::new(self.change.weight()?, self.precision.of_f32())?;
         let mut branch = ops::linear(x, &change, None)?; // (tokens, out)
         if let Some(factors) = self.dropout.factors(pass, &branch)? {
@@ -198,7 +198,7 @@ impl<C: WeightChange> LinearAdapter for WeightBranch<C> {
 
     /// `W + ΔW`.
     fn merge(&self, base: BaseLayer) -> Result<BaseLayer> {
-        let weight = (base.weight.tensor() + self.change.weight()?.detach())?;
+        let weight = (base.weight.unrounded()? + self.change.weight()?.detach())?;
         Ok(BaseLayer { weight: Weight::new(weight, self.precision)?, ..base })
     }
 }
@@ -215,7 +215,7 @@ mod tests {
     /// The factors of a branch of 200 outputs at these probabilities.
     fn factors(rank: f64, rescales: bool, module: f64, step_seed: Option<u64>) -> Option<Vec<f64>> {
         let segments = Segments::from_lengths(&[3]);
-        let pass = step_seed.map_or(Pass::evaluation(&segments), |seed| Pass::training(&segments, seed));
+        let pass = step_seed.map_or(ForwardPass::evaluation(&segments), |seed| ForwardPass::training(&segments, seed));
         let branch = Tensor::zeros((3, 200), DType::F64, &Device::Cpu).unwrap();
         let factors = BranchDropout { rank, rescales, module }.factors(&pass, &branch).unwrap();
         factors.map(|factors| factors.flatten_all().unwrap().to_vec1().unwrap())

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use peft::{
-    AdaLora, Adapter, AdapterConfig, Batch, Bias, BitFit, EvaConfig, Ia3, InitLoraWeights, LnTuning, LoHa, LoKr, Lora,
-    Method, Model, ModelOptions, Oft, PTuning, Pass, Pooling, PrefixTuning, Reparameterization, Sequence, Targets,
-    Vera, Warning,
+    AdaLora, Adapter, AdapterConfig, Batch, Bias, BitFit, EvaConfig, ForwardPass, Ia3, InitLoraWeights, LnTuning, LoHa,
+    LoKr, Lora, Method, Model, ModelOptions, Oft, PTuning, Pooling, PrefixTuning, Reparameterization, Sequence,
+    Targets, Vera, Warning,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -242,7 +242,7 @@ fn at_its_start_dora_gives_the_logits_of_the_base_model_under_dropout_too() {
     let base = flat(&Model::new(&tiny(), &exact(Method::Head)).unwrap().predict(&batch).unwrap());
     let dora = Lora { use_dora: true, lora_dropout: 0.5, ..lora_everywhere() };
     let model = Model::new(&tiny(), &exact(Method::Lora(dora))).unwrap();
-    let step = || flat(&model.forward(&batch, &Pass::training(&batch.segments, 3)).unwrap());
+    let step = || flat(&model.forward(&batch, &ForwardPass::training(&batch.segments, 3)).unwrap());
     close("at its start", &step(), &base, 1e-11);
     let name = "bert.encoder.layer.0.attention.self.value.lora_magnitude_vector";
     let doubled = flat(model.parameters().get(name).unwrap()).iter().map(|value| 2.0 * value).collect();
@@ -263,7 +263,7 @@ fn in_training_cofts_vectors_are_set_to_those_within_the_bound_and_the_logits_st
     let norm = |vector: &[f64]| (2.0 * vector.iter().map(|value| value * value).sum::<f64>()).sqrt();
     let (before, logits) = (values(), flat(&model.predict(&batch).unwrap()));
     assert_eq!(values(), before, "a prediction changes nothing");
-    let step = model.forward(&batch, &Pass::training(&batch.segments, 3)).unwrap();
+    let step = model.forward(&batch, &ForwardPass::training(&batch.segments, 3)).unwrap();
     close("the step", &flat(&step), &logits, 1e-12);
     for (before, after) in before.iter().zip(values()) {
         assert!((norm(&after) - norm(before).min(0.5 / 2.0)).abs() < 1e-12, "{} {}", norm(before), norm(&after));

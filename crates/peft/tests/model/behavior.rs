@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use candle_core::DType;
-use peft::{Batch, BitFit, Error, Lora, Method, Model, ModelOptions, Pass, Pooling, Precision, Sequence, Targets};
+use peft::{
+    Batch, BitFit, Error, ForwardPass, Lora, Method, Model, ModelOptions, Pooling, Precision, Sequence, Targets,
+};
 
 use crate::support::*;
 
@@ -99,9 +101,9 @@ fn a_training_pass_repeats_to_the_bit_with_its_step_seed_and_differs_with_anothe
 fn a_prediction_knows_no_dropout_and_a_training_pass_does() {
     let model = build(Method::Head, 1);
     let batch = batch(&sequences(&[7, 12], 100));
-    let evaluation = flat(&model.forward(&batch, &Pass::evaluation(&batch.segments)).unwrap());
+    let evaluation = flat(&model.forward(&batch, &ForwardPass::evaluation(&batch.segments)).unwrap());
     assert_eq!(flat(&model.predict(&batch).unwrap()), evaluation);
-    assert_ne!(flat(&model.forward(&batch, &Pass::training(&batch.segments, 1)).unwrap()), evaluation);
+    assert_ne!(flat(&model.forward(&batch, &ForwardPass::training(&batch.segments, 1)).unwrap()), evaluation);
 }
 
 /// The formula has no term between two sequences. What may differ is the order in which a matrix product adds: its kernel is

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, TensorId};
 use peft::{
-    Architecture, Ia3, LnTuning, Lora, Method, Model, ModelOptions, Pass, Pooling, Precision, Pretrained, Sequence,
-    Targets, is_head,
+    Architecture, ForwardPass, Ia3, LnTuning, Lora, Method, Model, ModelOptions, Pooling, Precision, Pretrained,
+    Sequence, Targets, is_head,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -232,7 +232,7 @@ fn what_training_records_of_every_architecture_gives_the_gradients_of_candles_gr
                 let expected = gradients(&model, &loss(&model, &batch, &labels, Some(5)).backward().unwrap());
                 let labels = Tensor::new(&labels, &Device::Cpu).unwrap();
                 let recorded = ops::record(|| -> peft::Result<Tensor> {
-                    let logits = model.forward(&batch, &Pass::training(&batch.segments, 5))?;
+                    let logits = model.forward(&batch, &ForwardPass::training(&batch.segments, 5))?;
                     Ok(ops::cross_entropy(&logits, &labels)?)
                 });
                 let found = recorded.unwrap().gradients().unwrap();

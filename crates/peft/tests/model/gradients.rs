@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Tensor, TensorId};
 use peft::{
-    AdaLora, Batch, Bias, BitFit, Ia3, InitLoKrWeights, InitLoraWeights, LnTuning, LoHa, LoKr, Lora, Method, Model,
-    ModelOptions, Oft, PTuning, Pass, Pooling, Precision, PrefixTuning, PromptTuning, Targets, Vera,
+    AdaLora, Batch, Bias, BitFit, ForwardPass, Ia3, InitLoKrWeights, InitLoraWeights, LnTuning, LoHa, LoKr, Lora,
+    Method, Model, ModelOptions, Oft, PTuning, Pooling, Precision, PrefixTuning, PromptTuning, Targets, Vera,
 };
 
 use crate::reference::Reference;
@@ -278,7 +278,7 @@ fn what_training_records_gives_the_gradients_of_candles_graph() {
             let expected = gradients(&model, &loss(&model, &batch, &LABELS, Some(5)).backward().unwrap());
             let labels = Tensor::new(&LABELS, &Device::Cpu).unwrap();
             let recorded = ops::record(|| -> peft::Result<Tensor> {
-                let logits = model.forward(&batch, &Pass::training(&batch.segments, 5))?;
+                let logits = model.forward(&batch, &ForwardPass::training(&batch.segments, 5))?;
                 Ok(ops::cross_entropy(&logits, &labels)?)
             });
             let found = recorded.unwrap().gradients().unwrap();

@@ -2,8 +2,8 @@
 
 use candle_core::DType;
 use peft::{
-    AdaLora, Bias, BitFit, Error, Ia3, InitLoraWeights, LnTuning, LoHa, LoKr, Lora, Method, Model, ModelOptions, Oft,
-    Pass, Pretrained, Targets, Vera,
+    AdaLora, Bias, BitFit, Error, ForwardPass, Ia3, InitLoraWeights, LnTuning, LoHa, LoKr, Lora, Method, Model,
+    ModelOptions, Oft, Pretrained, Targets, Vera,
 };
 
 use crate::adapters::{cases, examples, model, starts_from_the_weight};
@@ -91,12 +91,12 @@ fn a_merged_model_is_not_trained_and_nothing_is_loaded_into_it_but_it_can_be_sav
     let folder = tempfile::tempdir().unwrap();
     model.merge_adapter().unwrap();
     model.save_adapter(folder.path()).unwrap();
-    let error = model.forward(&batch, &Pass::training(&batch.segments, 1)).unwrap_err();
+    let error = model.forward(&batch, &ForwardPass::training(&batch.segments, 1)).unwrap_err();
     assert!(matches!(error, Error::TrainingMerged) && error.to_string().contains("unmerge_adapter"), "{error}");
     let error = model.load_adapter(folder.path()).unwrap_err().to_string();
     assert!(error.contains("adapter_model.safetensors") && error.contains("unmerge_adapter"), "{error}");
     model.unmerge_adapter();
-    model.forward(&batch, &Pass::training(&batch.segments, 1)).unwrap();
+    model.forward(&batch, &ForwardPass::training(&batch.segments, 1)).unwrap();
     assert_eq!(model.load_adapter(folder.path()).unwrap(), []);
     // What is merged for good has no adapter left.
     let error = model.merge_and_unload().unwrap().save_adapter(folder.path()).unwrap_err();
@@ -112,7 +112,7 @@ fn a_model_without_adapters_is_left_as_it_is_and_can_be_trained() {
         model.merge_adapter().unwrap();
         assert!(!model.is_merged());
         assert_eq!(flat(&model.predict(&batch).unwrap()), before);
-        model.forward(&batch, &Pass::training(&batch.segments, 1)).unwrap();
+        model.forward(&batch, &ForwardPass::training(&batch.segments, 1)).unwrap();
     }
 }
 

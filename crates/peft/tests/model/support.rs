@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor};
 use peft::{
-    Activation, AdapterStyle, Batch, Bottleneck, Compacter, Lora, Method, Model, ModelOptions, Pass, Pretrained,
+    Activation, AdapterStyle, Batch, Bottleneck, Compacter, ForwardPass, Lora, Method, Model, ModelOptions, Pretrained,
     Sequence, Targets,
 };
 
@@ -132,8 +132,8 @@ pub(crate) fn set(model: &Model, name: &str, values: Vec<f64>) {
 /// The cross-entropy of a pass; `step_seed` turns dropout on.
 pub(crate) fn loss(model: &Model, batch: &Batch, labels: &[u32], step_seed: Option<u64>) -> Tensor {
     let pass = match step_seed {
-        Some(seed) => Pass::training(&batch.segments, seed),
-        None => Pass::evaluation(&batch.segments),
+        Some(seed) => ForwardPass::training(&batch.segments, seed),
+        None => ForwardPass::evaluation(&batch.segments),
     };
     cross_entropy(&model.forward(batch, &pass).unwrap(), labels)
 }

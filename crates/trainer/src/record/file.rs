@@ -6,6 +6,8 @@
 //!
 //! The digest is that of the text without the field `sha256` and without blanks between what JSON is made of: a record may be laid out
 //! anew, and nothing of it edited. Records of before (version 1) have neither field.
+//!
+//! Those of a study stand in one file, [`LINES`], a record in each line.
 
 use std::path::Path;
 
@@ -21,6 +23,9 @@ use crate::record::Record;
 
 /// What is looked for, for messages.
 const EXPECTED: &str = "the record of a run";
+
+/// What the name of a file of several records ends in.
+pub(crate) const LINES: &str = "jsonl";
 
 /// How a file that should be a record is.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,13 +73,36 @@ impl Record {
         let (record, _) = parsed(&bytes).map_err(|fault| fault.at(path, EXPECTED))?;
         Ok(Some(record))
     }
+
+    /// The records in a file of several, a line each; `None` where there is no file.
+    ///
+    /// # Errors
+    /// When a line is no record, was edited or damaged, has no digest, or is of a later version; the message names it.
+    pub fn read_lines(path: &Path) -> Result<Option<Vec<Self>>> {
+        let Some(bytes) = files::read(path)? else { return Ok(None) };
+        let of_line = |(index, line): (usize, &[u8])| match parsed(line) {
+            Ok((record, true)) => Ok(record),
+            Ok((_, false)) => Err(damaged(format!("no digest in line {}", index + 1))),
+            Err(Fault::Damaged(found)) => Err(damaged(format!("in line {}: {found}", index + 1))),
+            Err(fault) => Err(fault),
+        };
+        let lines = bytes.split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty());
+        let records = lines.map(of_line).collect::<std::result::Result<_, _>>();
+        records.map(Some).map_err(|fault| fault.at(path, EXPECTED))
+    }
 }
 
-/// How the record in a file is; in a run's folder also whether the losses beside it, where it does not hold all of them, are its own and whole.
+/// How the record in a file is, or all those of a study; in a run's folder also whether the losses beside it, where it does not hold all of them, are its own and whole.
 ///
 /// # Errors
 /// When the file cannot be read.
 pub fn check(path: &Path) -> Result<Condition> {
+    if path.extension().is_some_and(|end| end == LINES) {
+        required(path)?;
+        return Ok(
+            Record::read_lines(path).map_or_else(|error| Condition::Damaged(error.to_string()), |_| Condition::Whole)
+        );
+    }
     let with_losses = |(record, has_digest): (Record, bool)| {
         if let Some(folder) = path.parent().filter(|_| path.ends_with("record.json")) {
             losses::read(folder, &Origin::new(&record.run, &record.inputs.unwrap_or_default()))?;
@@ -89,11 +117,14 @@ pub fn check(path: &Path) -> Result<Condition> {
     })
 }
 
-/// Gives a record of before the present format, its text as it is. Returns whether it was one of before.
+/// Gives a record of before the present format, its text as it is. Returns whether it was one of before; those of a study never are.
 ///
 /// # Errors
 /// When the file is no record, was edited or damaged, or cannot be written.
 pub fn migrate(path: &Path) -> Result<bool> {
+    if path.extension().is_some_and(|end| end == LINES) {
+        return Record::read_lines(path).map(|_| false);
+    }
     let bytes = required(path)?;
     let fault = |fault: Fault| fault.at(path, EXPECTED);
     let (_, is_sealed) = parsed(&bytes).map_err(fault)?;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 use ops::{Gradients, Segments};
-use peft::{Batch, Model, Pass};
+use peft::{Batch, ForwardPass, Model};
 
 use crate::device;
 use crate::error::{Error, Result};
@@ -128,7 +128,7 @@ fn times(value: &Tensor, factor: f64) -> Result<Tensor> {
 /// The loss of one forward pass, recorded for the backward pass.
 fn record(model: &Model, batch: &Batch, targets: &Tensor, seed: u64) -> Result<ops::Recorded> {
     ops::record(|| -> Result<Tensor> {
-        let logits = model.forward(batch, &Pass::training(&batch.segments, seed))?; // (sequences, num_labels)
+        let logits = model.forward(batch, &ForwardPass::training(&batch.segments, seed))?; // (sequences, num_labels)
         let loss = loss(&logits, targets)?;
         Ok(match model.regularization()? {
             Some(term) => ops::add(&loss, &term)?,

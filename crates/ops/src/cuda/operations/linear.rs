@@ -2,14 +2,14 @@
 
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{DType, Result, TensorId};
+use candle_core::{DType, Result, Tensor, TensorId};
 
 use super::conversion::{Converted, aligned};
 use crate::autograd::{Operation, Output};
 use crate::cuda::cublaslt::{Plus, Target};
 use crate::cuda::{Array, Buffer, Element, Gpu, GpuBackward, GpuGradient, GpuOperation, with_arrays};
 use crate::operations::linear::lora::LoraLinear;
-use crate::operations::linear::{Linear, Precision};
+use crate::operations::linear::{Linear, Precision, Weight};
 
 /// How a weight is multiplied on a GPU.
 #[derive(Debug)]
@@ -17,10 +17,38 @@ pub(crate) struct GpuWeight {
     element: Element,
     precision: Precision,
     is_frozen: bool,
-    /// A frozen weight, rounded once: `(out, in)`.
-    rounded: OnceLock<Rounded>,
+    /// A frozen weight, rounded once.
+    rounded: OnceLock<RoundedWeight>,
     /// The frozen bias that it was first used with, rounded: `(out)`.
     bias: OnceLock<(TensorId, Rounded)>,
+}
+
+/// A frozen weight as products take it, `(out, in)` in bf16: one of a stack, in whose memory the next one lies behind it.
+#[derive(Debug)]
+struct RoundedWeight {
+    tensor: Tensor,
+    stack: Arc<()>,
+    place: usize,
+}
+
+/// What operations on a GPU are given of a weight.
+pub(crate) fn factor(weight: &Weight) -> Result<Tensor> {
+    let prepared: &GpuWeight = weight.prepared().of(Linear::NAME)?;
+    let rounded = match prepared.is_frozen && prepared.element == Element::Bf16 {
+        true => GpuWeight::stack(&[weight])?,
+        false => None,
+    };
+    Ok(rounded.and_then(|mut tensors| tensors.pop()).unwrap_or_else(|| weight.tensor().clone()))
+}
+
+/// Frozen weights of one shape, rounded, one behind the other.
+fn rounded_together(weights: &[&Weight]) -> Result<Vec<Tensor>> {
+    let numbers = weights.iter().map(|weight| weight.unrounded()?.contiguous()).collect::<Result<Vec<_>>>()?;
+    let (outputs, inputs) = numbers[0].dims2()?;
+    let rounded = with_arrays(&numbers.iter().collect::<Vec<_>>(), Linear::NAME, |gpu, arrays| gpu.rounded(arrays, 0))?;
+    let (all, count) = (rounded.count(), outputs * inputs);
+    let stack = rounded.into_tensor(&all.into());
+    (0..weights.len()).map(|place| stack.narrow(0, place * count, count)?.reshape((outputs, inputs))).collect()
 }
 
 /// Numbers from one on in a buffer, which others may lie in too.
@@ -71,19 +99,26 @@ impl GpuWeight {
         self.is_frozen && self.element == if hidden == DType::BF16 { Element::Bf16 } else { Element::F32 }
     }
 
-    /// Frozen weights of one shape as products take them, one behind the other: the first one. Nothing where they were rounded apart
-    /// before. In f32 there is one only.
-    pub(crate) fn stack<'a>(gpu: &Gpu, weights: &[&'a Self], arrays: &[Array<'a>]) -> Result<Option<Array<'a>>> {
-        if weights[0].element == Element::F32 {
-            return Ok((weights.len() == 1).then_some(arrays[0]));
+    /// Frozen weights of one shape as products take them, one behind the other. Nothing where they were rounded apart before. In f32
+    /// there is one only.
+    pub(crate) fn stack(weights: &[&Weight]) -> Result<Option<Vec<Tensor>>> {
+        let all: Vec<&Self> = weights.iter().map(|weight| weight.prepared().of(Linear::NAME)).collect::<Result<_>>()?;
+        if all[0].element == Element::F32 {
+            return if let [weight] = weights { Ok(Some(vec![weight.tensor().contiguous()?])) } else { Ok(None) };
         }
-        if weights.iter().all(|weight| weight.rounded.get().is_none()) {
-            let parts = Rounded::stack(gpu, arrays)?;
-            // What another thread has rounded meanwhile stays.
-            weights.iter().zip(parts).for_each(|(weight, part)| drop(weight.rounded.set(part)));
+        if all.iter().all(|weight| weight.rounded.get().is_none()) {
+            let stack = Arc::new(());
+            for (place, (weight, tensor)) in all.iter().zip(rounded_together(weights)?).enumerate() {
+                // What another thread has rounded meanwhile stays.
+                let _ = weight.rounded.set(RoundedWeight { tensor, stack: stack.clone(), place });
+            }
         }
-        let rounded: Vec<_> = weights.iter().map(|weight| weight.rounded.get()).collect();
-        Rounded::first_of_stack(&rounded, arrays[0])
+        let rounded: Vec<&RoundedWeight> = all.iter().filter_map(|weight| weight.rounded.get()).collect();
+        let is_behind = |(index, weight): (usize, &&RoundedWeight)| {
+            Arc::ptr_eq(&weight.stack, &rounded[0].stack) && weight.place == rounded[0].place + index
+        };
+        let are_stacked = rounded.len() == all.len() && rounded.iter().enumerate().all(is_behind);
+        Ok(are_stacked.then(|| rounded.iter().map(|weight| weight.tensor.clone()).collect()))
     }
 
     /// The same of their frozen biases.
@@ -107,18 +142,9 @@ impl GpuWeight {
         Rounded::first_of_stack(&rounded, biases[0].1)
     }
 
-    /// The weight as its products take it.
-    pub(crate) fn factor<'a>(&'a self, gpu: &Gpu, weight: Array<'a>) -> Result<Converted<'a>> {
-        if let Some(rounded) = self.rounded.get() {
-            return Ok(Converted::Same(rounded.array(weight.shape)?));
-        }
-        match gpu.convert(weight, self.element)? {
-            Converted::Copy(rounded, shape) if self.is_frozen => {
-                let rounded = || Rounded { buffer: Arc::new(rounded), first: 0 };
-                Ok(Converted::Same(self.rounded.get_or_init(rounded).array(shape)?))
-            }
-            converted => Ok(converted),
-        }
+    /// The weight as its products take it: a frozen one is given so ([`factor`]).
+    fn factor<'a>(&self, gpu: &Gpu, weight: Array<'a>) -> Result<Converted<'a>> {
+        gpu.convert(weight, self.element)
     }
 
     /// A bias as products take it whose result has the type `element`; `frozen`: which tensor it is, if that is frozen.

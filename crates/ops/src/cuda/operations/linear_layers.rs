@@ -42,28 +42,26 @@ impl Places {
 /// The outputs of layers, `(tokens, out)` each; `None` where they have to be computed one by one.
 pub(crate) fn linear_layers(x: &Tensor, layers: &[LinearLayer]) -> Result<Option<Vec<Tensor>>> {
     let Some(places) = shared(x, layers) else { return Ok(None) };
-    let weights: Vec<&GpuWeight> =
-        layers.iter().map(|layer| layer.weight.prepared().of(NAME)).collect::<Result<_>>()?;
+    let weights: Vec<&Weight> = layers.iter().map(|layer| layer.weight).collect();
+    let prepared: Vec<&GpuWeight> = weights.iter().map(|weight| weight.prepared().of(NAME)).collect::<Result<_>>()?;
+    let precision = prepared[0].precision();
+    let Some(factors) = GpuWeight::stack(&weights)? else { return Ok(None) }; // (out, in) each
     let loras: Vec<_> = layers.iter().filter_map(|layer| layer.lora.as_ref()).collect();
     let scaling = loras.first().map_or(1.0, |lora| lora.scaling) as f32;
-    let factors = loras.iter().flat_map(|lora| [lora.a, lora.b]);
-    let inputs: Vec<Tensor> = std::iter::once(x).chain(factors).map(Tensor::contiguous).collect::<Result<_>>()?;
-    let frozen: Vec<Tensor> = layers
-        .iter()
-        .map(|layer| layer.weight.tensor())
-        .chain(layers.iter().filter_map(|layer| layer.bias))
-        .map(Tensor::contiguous)
-        .collect::<Result<_>>()?;
-    let all: Vec<&Tensor> = inputs.iter().chain(&frozen).collect();
+    let of_branches = loras.iter().flat_map(|lora| [lora.a, lora.b]);
+    let inputs: Vec<Tensor> = std::iter::once(x).chain(of_branches).map(Tensor::contiguous).collect::<Result<_>>()?;
+    let biases: Vec<Tensor> =
+        layers.iter().filter_map(|layer| layer.bias).map(Tensor::contiguous).collect::<Result<_>>()?;
+    let all: Vec<&Tensor> = inputs.iter().chain(&factors).chain(&biases).collect();
     let found = with_arrays(&all, NAME, |gpu, arrays| {
         let (inputs, frozen) = arrays.split_at(inputs.len());
         let (weight_arrays, bias_arrays) = frozen.split_at(layers.len());
         let ids = layers.iter().filter_map(|layer| layer.bias).map(Tensor::id);
         let biases: Vec<(TensorId, Array)> = ids.zip(bias_arrays.iter().copied()).collect();
-        let Some(weight) = GpuWeight::stack(gpu, &weights, weight_arrays)? else { return Ok(None) };
+        let weight = weight_arrays[0];
         let plus = match biases.is_empty() {
             true => Plus::Nothing,
-            false => match GpuWeight::stack_biases(gpu, &weights, &biases)? {
+            false => match GpuWeight::stack_biases(gpu, &prepared, &biases)? {
                 Some(biases) => Plus::Bias(biases),
                 None => return Ok(None),
             },
@@ -73,7 +71,7 @@ pub(crate) fn linear_layers(x: &Tensor, layers: &[LinearLayer]) -> Result<Option
         let y = gpu.empty(x.element, layers.len() * tokens * outputs)?; // (layers, tokens, out)
         let product = [x.into(), weight.t().every(outputs * columns)];
         let target = Target::new(y.array(&shape)?).every(tokens * outputs);
-        gpu.multiply_batch(weights[0].precision(), 1.0, product, plus, target, layers.len())?;
+        gpu.multiply_batch(precision, 1.0, product, plus, target, layers.len())?;
         let branches = match inputs.len() {
             1 => None,
             _ => {
@@ -86,9 +84,8 @@ pub(crate) fn linear_layers(x: &Tensor, layers: &[LinearLayer]) -> Result<Option
     let Some((y, branches, shape)) = found else { return Ok(None) };
     let y = y.into_tensor(&shape.into());
     let outputs: Vec<Tensor> = (0..layers.len()).map(|layer| y.get(layer)).collect::<Result<_>>()?;
-    let weights = layers.iter().map(|layer| layer.weight.clone()).collect();
     let branches = branches.map(|branches| (inputs[0].clone(), branches));
-    tape::note(Layers { weights, places, scaling, branches }, &inputs, &outputs, NAME)?;
+    tape::note(Layers { weights: factors, precision, places, scaling, branches }, &inputs, &outputs, NAME)?;
     Ok(Some(outputs))
 }
 
@@ -211,7 +208,9 @@ impl Branches {
 
 /// Layers that were applied. Their input is kept for branches only: the gradient of an input of a frozen layer depends on none.
 struct Layers {
-    weights: Vec<Weight>,
+    /// As products take them, `(out, in)` each.
+    weights: Vec<Tensor>,
+    precision: Precision,
     places: Places,
     scaling: f32,
     branches: Option<(Tensor, Branches)>,
@@ -224,8 +223,6 @@ impl tape::Backward for Layers {
     }
 
     fn backward(&self, pass: tape::Pass) -> Result<Vec<Option<InputGradient>>> {
-        let weights: Vec<&GpuWeight> =
-            self.weights.iter().map(|weight| weight.prepared().of(NAME)).collect::<Result<_>>()?;
         let gradients: Vec<Option<Tensor>> = pass
             .gradients
             .iter()
@@ -233,11 +230,9 @@ impl tape::Backward for Layers {
             .collect::<Result<_>>()?;
         let earlier = pass.earlier.first().and_then(Option::as_ref);
         let x = self.branches.as_ref().map(|(x, _)| x);
-        let all: Vec<&Tensor> =
-            self.weights.iter().map(Weight::tensor).chain(gradients.iter().flatten()).chain(x).chain(earlier).collect();
+        let all: Vec<&Tensor> = self.weights.iter().chain(gradients.iter().flatten()).chain(x).chain(earlier).collect();
         with_arrays(&all, NAME, |gpu, arrays| {
-            let (weight_arrays, others) = arrays.split_at(weights.len());
-            let weights: Vec<_> = weights.iter().copied().zip(weight_arrays.iter().copied()).collect();
+            let (weights, others) = arrays.split_at(self.weights.len());
             let mut others = others.iter().copied();
             let gradients: Vec<_> =
                 gradients.iter().map(|gradient| gradient.as_ref().and_then(|_| others.next())).collect();
@@ -251,7 +246,7 @@ impl tape::Backward for Layers {
             let mut found = vec![None; pass.needed.len()];
             if pass.needed[0] {
                 let branches = branches.as_ref().map(|(_, branches, down_gradients)| (*branches, down_gradients));
-                found[0] = Some(self.input_gradient(gpu, &weights, &gradients, branches, others.next())?);
+                found[0] = Some(self.input_gradient(gpu, weights, &gradients, branches, others.next())?);
             }
             if let Some((x, branches, down_gradients)) = &branches {
                 let upstream: Vec<_> = self.places.iter().map(|layer| gradients[layer]).collect();
@@ -267,21 +262,20 @@ impl Layers {
     fn input_gradient(
         &self,
         gpu: &Gpu,
-        weights: &[(&GpuWeight, Array)],
+        weights: &[Array],
         gradients: &[Option<Array>],
         branches: Option<(&Branches, &Buffer)>,
         earlier: Option<Array>,
     ) -> Result<InputGradient> {
-        let (columns, precision) = (weights[0].1.matrix().1, weights[0].0.precision());
+        let columns = weights[0].matrix().1;
         let of_any = gradients.iter().flatten().next();
         let (tokens, element) = of_any.map_or((0, Element::F32), |gradient| (gradient.matrix().0, gradient.element));
         let dx = gpu.empty(element, tokens * columns)?;
         let mut plus = earlier.filter(|earlier| earlier.element == element).map_or(Plus::Nothing, Plus::Matrix);
         let is_sum = matches!(plus, Plus::Matrix(_));
-        for ((weight, array), gradient) in weights.iter().zip(gradients) {
+        for (weight, gradient) in weights.iter().zip(gradients) {
             let Some(gradient) = *gradient else { continue };
-            let weight = weight.factor(gpu, *array)?;
-            gpu.multiply(precision, 1.0, gradient.into(), weight.array()?.into(), plus, &dx)?;
+            gpu.multiply(self.precision, 1.0, gradient.into(), (*weight).into(), plus, &dx)?;
             plus = Plus::Output;
         }
         if let Some((branches, down_gradients)) = branches {

@@ -43,7 +43,7 @@ pub fn lora_linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, lora: Lor
         bail!("lora: the weight and the bias under a LoRA branch must be frozen")
     }
     let operation = LoraLinear {
-        weight: weight.tensor.contiguous()?,
+        weight: weight.factor()?.contiguous()?,
         prepared: weight.prepared.clone(),
         bias: bias.map(|bias| bias.contiguous()).transpose()?,
         scaling: lora.scaling,

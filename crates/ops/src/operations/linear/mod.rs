@@ -31,10 +31,10 @@ pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tens
         return Ok(outputs[0].clone());
     }
     let frozen_bias = bias.filter(|bias| !tape::is_trained(bias)).map(Tensor::id);
-    let operation = Linear { weight: weight.prepared.clone(), frozen_bias };
+    let (operation, factor) = (Linear { weight: weight.prepared.clone(), frozen_bias }, weight.factor()?);
     match bias {
-        Some(bias) => apply(operation, &[x, &weight.tensor, bias]),
-        None => apply(operation, &[x, &weight.tensor]),
+        Some(bias) => apply(operation, &[x, &factor, bias]),
+        None => apply(operation, &[x, &factor]),
     }
 }
 

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use candle_core::{Result, Tensor, TensorId};
+use candle_core::{Device, Result, Tensor, TensorId};
 
 use super::{Precision, Weight};
 use crate::backend::Prepared;
@@ -19,14 +19,14 @@ pub struct SharedWeights(Arc<Mutex<Alive>>);
 type Alive = HashMap<(TensorId, Precision), Weak<dyn Any + Send + Sync>>;
 
 impl SharedWeights {
-    /// The weight of a tensor; where the tensor is frozen and was asked for before, the same one. A trained weight changes, and
-    /// is nobody else's.
+    /// The weight of a tensor on a device; where the tensor is frozen, lies there and was asked for before, the same one. A trained
+    /// weight changes, and is nobody else's; nor is one of a tensor that lies elsewhere, which several devices may have copies of.
     ///
     /// # Errors
-    /// As [`Weight::new`].
-    pub fn weight(&self, tensor: Tensor, precision: Precision) -> Result<Weight> {
-        if tensor.track_op() {
-            return Weight::new(tensor, precision);
+    /// As [`Weight::on`].
+    pub fn weight(&self, tensor: Tensor, precision: Precision, device: &Device) -> Result<Weight> {
+        if tensor.track_op() || !tensor.device().same_device(device) {
+            return Weight::on(device, tensor, precision);
         }
         let key = (tensor.id(), precision);
         // A thread that failed in here left the collection whole.
@@ -56,7 +56,7 @@ impl SharedWeights {
 mod tests {
     #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
-    use candle_core::{DType, Device, Var};
+    use candle_core::{DType, Var};
 
     use super::*;
 
@@ -68,17 +68,17 @@ mod tests {
     fn a_frozen_weight_is_prepared_once_for_all_and_freed_with_the_last_that_has_it() {
         let shared = SharedWeights::default();
         let tensor = Tensor::ones((4, 3), DType::F32, &Device::Cpu).unwrap();
-        let first = shared.weight(tensor.clone(), Precision::Bf16).unwrap();
-        let second = shared.clone().weight(tensor.clone(), Precision::Bf16).unwrap();
+        let first = shared.weight(tensor.clone(), Precision::Bf16, &Device::Cpu).unwrap();
+        let second = shared.clone().weight(tensor.clone(), Precision::Bf16, &Device::Cpu).unwrap();
         assert!(Arc::ptr_eq(prepared(&first), prepared(&second)));
-        let other = shared.weight(tensor.copy().unwrap(), Precision::Bf16).unwrap();
+        let other = shared.weight(tensor.copy().unwrap(), Precision::Bf16, &Device::Cpu).unwrap();
         assert!(!Arc::ptr_eq(prepared(&first), prepared(&other)));
         let freed = Arc::downgrade(prepared(&first));
         assert_eq!(shared.len(), 2);
         drop((first, second));
         assert!(freed.upgrade().is_none());
         assert_eq!(shared.len(), 1);
-        shared.weight(tensor, Precision::Bf16).unwrap();
+        shared.weight(tensor, Precision::Bf16, &Device::Cpu).unwrap();
         // What is freed leaves no entry behind: there are that of the other tensor and the new one.
         assert_eq!(shared.0.lock().unwrap().len(), 2);
     }
@@ -87,7 +87,7 @@ mod tests {
     fn a_trained_weight_is_not_shared() {
         let shared = SharedWeights::default();
         let variable = Var::ones((4, 3), DType::F32, &Device::Cpu).unwrap();
-        let _weight = shared.weight(variable.as_tensor().clone(), Precision::Bf16).unwrap();
+        let _weight = shared.weight(variable.as_tensor().clone(), Precision::Bf16, &Device::Cpu).unwrap();
         assert!(shared.is_empty());
     }
 }

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::builder::Builder;
 use crate::error::Result;
-use crate::layers::{BaseLayer, LinearAdapter, Pass};
+use crate::layers::{BaseLayer, ForwardPass, LinearAdapter};
 use crate::parameters::Initializer;
 
 /// The names of a branch's parameters, behind its module's path.
@@ -51,7 +51,7 @@ impl SvdBranch {
 struct Nothing;
 
 impl LinearAdapter for Nothing {
-    fn forward(&self, base: &BaseLayer, x: &Tensor, _pass: &Pass) -> Result<Tensor> {
+    fn forward(&self, base: &BaseLayer, x: &Tensor, _pass: &ForwardPass) -> Result<Tensor> {
         base.forward(x)
     }
 
@@ -70,7 +70,7 @@ struct SvdLayer {
 
 impl LinearAdapter for SvdLayer {
     /// `x Wᵀ + b + scaling * dropout(x) Aᵀ (B ∘ Eᵀ)ᵀ`: the values on B's columns, where PEFT has them on A's rows, which is the same.
-    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &ForwardPass) -> Result<Tensor> {
         let b = ops::scale_columns(&self.b, &self.e, None)?; // (out, r)
         let dropout = pass.dropout(self.dropout);
         base.forward_with_branch(x, ops::Lora { a: &self.a, b: &b, scaling: self.scaling, dropout })

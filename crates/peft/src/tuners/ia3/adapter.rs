@@ -5,14 +5,13 @@ use ops::{Precision, Weight};
 
 use crate::builder::Builder;
 use crate::error::Result;
-use crate::layers::{BaseLayer, LinearAdapter, Pass};
+use crate::layers::{BaseLayer, ForwardPass, LinearAdapter};
 use crate::parameters::Initializer;
 
 /// `l ∘ (x Wᵀ + b)`, or `(l ∘ x) Wᵀ + b`.
 pub(super) struct Scaled {
     scale: Tensor, // (out, 1) or (1, in)
     is_feedforward: bool,
-    weight: Tensor, // (out, in): that of the layer
     precision: Precision,
 }
 
@@ -22,13 +21,13 @@ impl Scaled {
         let (outputs, inputs) = weight.dims2()?;
         let shape = if is_feedforward { [1, inputs] } else { [outputs, 1] };
         let scale = builder.adapter(format!("{path}.ia3_l"), &shape, Initializer::Ones)?;
-        Ok(Self { scale, is_feedforward, weight: weight.clone(), precision: builder.precision })
+        Ok(Self { scale, is_feedforward, precision: builder.precision })
     }
 }
 
 impl LinearAdapter for Scaled {
     /// `l ∘ (x Wᵀ + b)`, or `(l ∘ x) Wᵀ + b`.
-    fn forward(&self, base: &BaseLayer, x: &Tensor, _pass: &Pass) -> Result<Tensor> {
+    fn forward(&self, base: &BaseLayer, x: &Tensor, _pass: &ForwardPass) -> Result<Tensor> {
         if self.is_feedforward {
             let x = ops::scale_columns(x, &self.scale, None)?;
             return base.forward(&x);
@@ -38,7 +37,7 @@ impl LinearAdapter for Scaled {
 
     fn merge(&self, base: BaseLayer) -> Result<BaseLayer> {
         let scale = self.scale.detach();
-        let weight = Weight::new(self.weight.broadcast_mul(&scale)?, self.precision)?;
+        let weight = Weight::new(base.weight.unrounded()?.broadcast_mul(&scale)?, self.precision)?;
         let bias = match base.bias {
             Some(bias) if !self.is_feedforward => Some((bias * scale.flatten_all()?)?),
             bias => bias,

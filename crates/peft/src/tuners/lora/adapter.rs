@@ -7,7 +7,7 @@ use ops::{Lora, Precision, Weight};
 use super::config::InitLoraWeights;
 use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::layers::{BaseLayer, LinearAdapter, LowRankBranch, Pass};
+use crate::layers::{BaseLayer, ForwardPass, LinearAdapter, LowRankBranch};
 use crate::numerics::{qr, svd};
 use crate::parameters::Initializer;
 
@@ -72,10 +72,12 @@ impl Branch {
         if !self.use_dora {
             return Ok((Box::new(branch), weight));
         }
-        let norm = branch.adapted_norm(&weight)?;
+        // Each pass reads its unrounded numbers.
+        let own = ops::to_device(&weight, builder.device)?;
+        let norm = branch.adapted_norm(&own)?;
         let magnitude = builder.adapter_from(format!("{path}.lora_magnitude_vector"), norm)?;
         let precision = builder.precision;
-        Ok((Box::new(DoraBranch { branch, magnitude, weight: weight.clone(), precision }), weight))
+        Ok((Box::new(DoraBranch { branch, magnitude, weight: own, precision }), weight))
     }
 }
 
@@ -112,7 +114,7 @@ impl LoraBranch {
 
 impl LinearAdapter for LoraBranch {
     /// `x Wᵀ + b + scaling * dropout(x) Aᵀ Bᵀ`.
-    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &ForwardPass) -> Result<Tensor> {
         base.forward_with_branch(x, self.operation(pass))
     }
 
@@ -126,7 +128,7 @@ impl LinearAdapter for LoraBranch {
 }
 
 impl LowRankBranch for LoraBranch {
-    fn operation(&self, pass: &Pass) -> Lora<'_> {
+    fn operation(&self, pass: &ForwardPass) -> Lora<'_> {
         Lora { dropout: pass.dropout(self.dropout), ..self.without_dropout() }
     }
 }
@@ -143,7 +145,7 @@ impl LinearAdapter for DoraBranch {
     /// `m / ‖W + scaling B A‖ ∘ x (W + scaling B A)ᵀ + b`. With dropout the base layer keeps its input and what DoRA adds to it
     /// sees the masked one, as in PEFT:
     /// `(x - dropout(x)) Wᵀ + m / ‖W + scaling B A‖ ∘ dropout(x) (W + scaling B A)ᵀ + b`.
-    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &ForwardPass) -> Result<Tensor> {
         let norm = self.branch.adapted_norm(&self.weight)?; // (out)
         let dropout = pass.dropout(self.branch.dropout);
         let input = ops::dropout(x, dropout)?;

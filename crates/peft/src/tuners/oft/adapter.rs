@@ -6,7 +6,7 @@ use ops::{Precision, Weight};
 use super::Oft;
 use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::layers::{BaseLayer, LinearAdapter, Pass};
+use crate::layers::{BaseLayer, ForwardPass, LinearAdapter};
 use crate::parameters::Initializer;
 
 /// The block-diagonal R of one layer.
@@ -53,13 +53,13 @@ impl Rotation {
 
 impl LinearAdapter for Rotation {
     /// `(x R) Wᵀ + b`.
-    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &ForwardPass) -> Result<Tensor> {
         base.forward(&ops::block_product(x, &self.blocks(pass.is_training())?)?)
     }
 
     /// `W Rᵀ`.
     fn merge(&self, base: BaseLayer) -> Result<BaseLayer> {
-        let weight = ops::block_product(base.weight.tensor(), &self.blocks(false)?.detach().t()?)?;
+        let weight = ops::block_product(&base.weight.unrounded()?, &self.blocks(false)?.detach().t()?)?;
         Ok(BaseLayer { weight: Weight::new(weight, self.precision)?, ..base })
     }
 }

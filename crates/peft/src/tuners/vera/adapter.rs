@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use super::projections::Projections;
 use crate::builder::Builder;
 use crate::error::Result;
-use crate::layers::{BaseLayer, LinearAdapter, Pass};
+use crate::layers::{BaseLayer, ForwardPass, LinearAdapter};
 
 /// What one linear layer's vectors are made from.
 pub(super) struct VeraBranch {
@@ -42,7 +42,7 @@ struct VeraLayer {
 
 impl LinearAdapter for VeraLayer {
     /// `x Wᵀ + b + λ_b ∘ ((λ_d ∘ (dropout(x) Aᵀ)) Bᵀ)`.
-    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+    fn forward(&self, base: &BaseLayer, x: &Tensor, pass: &ForwardPass) -> Result<Tensor> {
         let input = ops::dropout(x, pass.dropout(self.dropout))?;
         let down = ops::linear(&input, &self.projections.a(self.inputs)?, None)?; // (tokens, r)
         let down = ops::scale_columns(&down, &self.lambda_d, None)?;

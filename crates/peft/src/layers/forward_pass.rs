@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use ops::{Dropout, Segments};
 
 /// What one pass through a model needs besides its input: where sequences end, and the dropout of a training step.
-pub struct Pass<'a> {
+pub struct ForwardPass<'a> {
     /// The sequences of the batch.
     pub segments: &'a Segments,
     step_seed: Option<u64>,
@@ -15,7 +15,7 @@ pub struct Pass<'a> {
 
 pub(crate) type Observer<'a> = dyn Fn(&str, &Tensor) + 'a;
 
-impl<'a> Pass<'a> {
+impl<'a> ForwardPass<'a> {
     /// A pass without dropout.
     pub fn evaluation(segments: &'a Segments) -> Self {
         Self { segments, step_seed: None, applications: 0.into(), observer: None }
@@ -44,9 +44,9 @@ impl<'a> Pass<'a> {
     }
 
     /// The same pass over other segments: those of hidden states that virtual tokens are among.
-    pub(crate) fn over<'b>(&'b self, segments: &'b Segments) -> Pass<'b> {
+    pub(crate) fn over<'b>(&'b self, segments: &'b Segments) -> ForwardPass<'b> {
         let Self { step_seed, observer, .. } = *self;
-        Pass { segments, step_seed, applications: self.applications.clone(), observer }
+        ForwardPass { segments, step_seed, applications: self.applications.clone(), observer }
     }
 
     /// The mask for the next application of dropout.
