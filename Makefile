@@ -190,7 +190,7 @@ bench: setup bench/.venv/.installed  ## speed and memory against the Python peer
 
 bench-host:  ## launches, allocations and the host's own time of a training step on a GPU, no GPU needed (ARGS='--against BINARY')
 	@eval "$$(scripts/cuda_emulator.sh)" && \
-		cargo test $(CUDA_BUILD) --no-run --test command_line && \
+		cargo test --profile dev $(CUDA_BUILD) --no-run --test command_line && \
 		python3 scripts/bench_host.py target/debug/peft-glue $(ARGS)
 
 # The environment of bench has all of interop/requirements.txt; name another with INTEROP_PYTHON.
