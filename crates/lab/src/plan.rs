@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use glue::{Glue, Split, Task};
+use glue::{Glue, Split, Task, project_root};
 use peft::{
     AdaLora, AdapterStyle, Bottleneck, Ia3, InitLoraWeights, LnTuning, Lora, Method, PTuning, Pooling, Precision,
     PrefixTuning, PromptTuning, PromptTuningInit, Targets, Vera,
@@ -226,7 +226,11 @@ impl Plan {
         }
         let mut table = Table::new(["records of this report", "in results/", "its own", "published in"]);
         let file = match is_set("PUBLISH") {
-            true => results::publish_study(results, REPORT, &new)?.display().to_string(),
+            true => {
+                let file = results::publish_study(results, REPORT, &new)?;
+                // A notebook is published too, and names no folder of the machine it ran on.
+                file.strip_prefix(project_root()).unwrap_or(&file).display().to_string()
+            }
             false => "not now: PUBLISH=1 publishes them".into(),
         };
         let runs: BTreeSet<String> = records.iter().copied().flatten().map(|record| record.run.key()).collect();
