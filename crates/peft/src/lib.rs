@@ -8,7 +8,7 @@
 //!
 //! ```
 //! use candle_core::Tensor;
-//! use peft::{Batch, Method, Model, ModelOptions, Pass, Pretrained, Sequence};
+//! use peft::{Batch, ForwardPass, Method, Model, ModelOptions, Pretrained, Sequence};
 //!
 //! # fn main() -> peft::Result<()> {
 //! # let checkpoint = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracle/tiny-bert");
@@ -22,7 +22,7 @@
 //! let (batch, labels) = (Batch::new([&sentence])?, Tensor::new(&[1u32], &candle_core::Device::Cpu)?);
 //! for step in 0..3 {
 //!     let loss = ops::record(|| -> peft::Result<Tensor> {
-//!         let logits = model.forward(&batch, &Pass::training(&batch.segments, step))?; // (1, 2)
+//!         let logits = model.forward(&batch, &ForwardPass::training(&batch.segments, step))?; // (1, 2)
 //!         Ok(ops::cross_entropy(&logits, &labels)?)
 //!     })?;
 //!     let gradients = loss.gradients()?;
