@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use glue::variables::variable;
 use glue::{Glue, Split, Task, project_root};
 use peft::{
     AdaLora, AdapterStyle, Bottleneck, Ia3, InitLoraWeights, LnTuning, Lora, Method, PTuning, Pooling, Precision,
@@ -11,7 +12,7 @@ use peft::{
 use trainer::study::{SearchSpace, best_run};
 use trainer::{DEFAULT_MODEL, Evaluate, Recipe, Record, Result, Run, Settings, Speed, Trainer, results};
 
-use crate::profile::{Profile, REPORT, is_set};
+use crate::profile::{Profile, REPORT};
 use crate::table::Table;
 
 /// The encoder of the study and of the recipes: all-mpnet-base-v2, 12 layers of width 768.
@@ -225,7 +226,7 @@ impl Plan {
             }
         }
         let mut table = Table::new(["records of this report", "in results/", "its own", "published in"]);
-        let file = match is_set("PUBLISH") {
+        let file = match variable("PUBLISH").is_some() {
             true => {
                 let file = results::publish_study(results, REPORT, &new)?;
                 // A notebook is published too, and names no folder of the machine it ran on.

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::str::FromStr;
 
+use glue::variables::variable;
 use trainer::{Error, Record, Result, Trainer, results};
 
 use crate::plan::Plan;
@@ -94,12 +95,7 @@ impl Profile {
 pub(crate) const REPORT: &str = "report";
 
 fn is_fresh() -> bool {
-    is_set("FRESH")
-}
-
-/// Whether a variable has a value; one that is empty counts as unset.
-pub(crate) fn is_set(variable: &str) -> bool {
-    std::env::var_os(variable).is_some_and(|value| !value.is_empty())
+    variable("FRESH").is_some()
 }
 
 impl FromStr for Profile {

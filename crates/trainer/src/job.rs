@@ -22,7 +22,7 @@ use crate::losses;
 use crate::movement::Movement;
 use crate::provenance;
 use crate::record::{Environment, Evaluation, ParameterCounts, Record, Stop, best_evaluation};
-use crate::run::Run;
+use crate::run::{Run, StartsFrom};
 use crate::training::observers::{
     Budget, CheckpointEvery, Checkpoints, EarlyStopping, EvaluationSteps, Evaluations, Observer,
 };
@@ -114,10 +114,7 @@ impl Job {
         let others = self.cards.iter().map(|card| self.build(card)).collect::<Result<_>>()?;
         // Before anything else is written there: what lies in the folder is then known to be of these inputs.
         files::write_json(&self.folder.inputs(), &self.inputs)?;
-        let start = match (&self.first, &run.starts_from) {
-            (Some(first), Some(start)) => Some((start, model.start_from(first, start.has_labels_of(run.task))?)),
-            _ => None,
-        };
+        let start = self.start(&model)?;
         let mut learner = Learner::new(model, &run.settings)?;
         let examples = data.train.len();
         let (steps, per_epoch) = (run.settings.steps(examples)?, run.settings.steps_per_epoch(examples));
@@ -146,14 +143,18 @@ impl Job {
         build_model(&self.run, &self.pretrained, &options, training_batches(&self.run, &self.data)?)
     }
 
+    /// Gives a model what the run starts from besides the pretrained one, if that is anything; which of its tensors stay new.
+    fn start(&self, model: &Model) -> Result<Option<(&StartsFrom, Vec<String>)>> {
+        let (Some(first), Some(start)) = (&self.first, &self.run.starts_from) else { return Ok(None) };
+        Ok(Some((start, model.start_from(first, start.has_labels_of(self.run.task))?)))
+    }
+
     /// How far the steps have moved the model, if that is to be measured and they came to their end.
     fn movement(&self, after: &Model, stop: Stop) -> Result<Option<Movement>> {
         let ended = matches!(stop, Stop::Finished | Stop::EarlyStopping);
         let Some(examples) = self.movement_examples.filter(|_| ended) else { return Ok(None) };
         let before = self.build(&self.options.device)?;
-        if let (Some(first), Some(start)) = (&self.first, &self.run.starts_from) {
-            before.start_from(first, start.has_labels_of(self.run.task))?;
-        }
+        self.start(&before)?;
         Movement::on_validation(&before, after, &self.data, examples).map(Some)
     }
 

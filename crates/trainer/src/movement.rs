@@ -52,9 +52,7 @@ impl Movement {
         let layers = changes.iter().zip(&sizes).map(|(change, size)| (change / size).sqrt()).collect();
         Ok(Self { layers, change: of_each(change), count, before: of_each(size) })
     }
-}
 
-impl Movement {
     /// On the first so many validation examples.
     pub(crate) fn on_validation(before: &Model, after: &Model, data: &TaskData, examples: usize) -> Result<Self> {
         let sequences = data.validation.first().map_or(&[][..], |(_, validation)| &validation.sequences);

@@ -29,14 +29,18 @@ impl Record {
 /// When the file cannot be written.
 pub fn publish(folder: &Path, name: &str, record: &Record) -> Result<PathBuf> {
     let path = folder.join(format!("{name}.json"));
-    let unwritable = |error: serde_json::Error| Error::Content {
-        path: path.clone(),
+    write_atomically(&path, line(record, LOSSES, &path)?.as_bytes())?;
+    Ok(path)
+}
+
+/// A record with at most so many losses, as a line of a file.
+fn line(record: &Record, losses: usize, path: &Path) -> Result<String> {
+    let json = record.thinned(losses).to_json().map_err(|error| Error::Content {
+        path: path.into(),
         expected: "the record of a run",
         found: error.to_string(),
-    };
-    let json = record.thinned(LOSSES).to_json().map_err(unwritable)? + "\n";
-    write_atomically(&path, json.as_bytes())?;
-    Ok(path)
+    })?;
+    Ok(json + "\n")
 }
 
 /// Every record that was published in `folder`, in the order of their names; none where there is no folder.
@@ -44,7 +48,7 @@ pub fn publish(folder: &Path, name: &str, record: &Record) -> Result<PathBuf> {
 /// # Errors
 /// When a file is no record, was edited or damaged, or is of a later version.
 pub fn load(folder: &Path) -> Result<Vec<Record>> {
-    let records = json_files(folder)?.into_iter().filter_map(|path| Record::read(&path).transpose());
+    let records = files_ending_in(folder, "json")?.into_iter().filter_map(|path| Record::read(&path).transpose());
     records.collect()
 }
 
@@ -57,18 +61,7 @@ const LOSSES_IN_STUDY: usize = 25;
 /// When the file cannot be written.
 pub fn publish_study(folder: &Path, name: &str, records: &[Record]) -> Result<PathBuf> {
     let path = study_file(folder, name);
-    let mut text = String::new();
-    for record in records {
-        let json = record.thinned(LOSSES_IN_STUDY).to_json();
-        text += &json.map_err(|error| Error::Content {
-            path: path.clone(),
-            expected: "the records of a study",
-            found: error.to_string(),
-        })?;
-        text.push('\n');
-    }
-    std::fs::create_dir_all(folder.join(STUDIES))
-        .map_err(|source| Error::File { path: folder.join(STUDIES), source })?;
+    let text = records.iter().map(|record| line(record, LOSSES_IN_STUDY, &path)).collect::<Result<String>>()?;
     write_atomically(&path, text.as_bytes())?;
     Ok(path)
 }
@@ -88,10 +81,10 @@ fn study_file(folder: &Path, name: &str) -> PathBuf {
     folder.join(STUDIES).join(format!("{name}.{LINES}"))
 }
 
-/// The files of a folder whose names end in `.json`, in the order of their names; none where there is no folder.
-fn json_files(folder: &Path) -> Result<Vec<PathBuf>> {
+/// The files of a folder with that extension, in the order of their names; none where there is no folder.
+fn files_ending_in(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     let mut paths = entries(folder)?;
-    paths.retain(|path| path.extension().is_some_and(|end| end == "json"));
+    paths.retain(|path| path.extension().is_some_and(|end| end == extension));
     Ok(paths)
 }
 
@@ -103,10 +96,9 @@ const NO_RECORDS: [&str; 3] = ["digests.json", "speeds.json", "inputs.json"];
 /// # Errors
 /// When a folder cannot be read.
 pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = json_files(folder)?;
+    let mut files = files_ending_in(folder, "json")?;
     files.retain(|path| !NO_RECORDS.iter().any(|name| path.ends_with(name)));
-    let is_study = |path: &PathBuf| path.extension().is_some_and(|end| end == LINES);
-    files.extend(entries(&folder.join(STUDIES))?.into_iter().filter(is_study));
+    files.extend(files_ending_in(&folder.join(STUDIES), LINES)?);
     files.extend(entries(folder)?.into_iter().map(|entry| entry.join("record.json")).filter(|record| record.is_file()));
     Ok(files)
 }

@@ -97,7 +97,7 @@ impl Record {
 /// # Errors
 /// When the file cannot be read.
 pub fn check(path: &Path) -> Result<Condition> {
-    if path.extension().is_some_and(|end| end == LINES) {
+    if has_lines(path) {
         required(path)?;
         return Ok(
             Record::read_lines(path).map_or_else(|error| Condition::Damaged(error.to_string()), |_| Condition::Whole)
@@ -122,7 +122,7 @@ pub fn check(path: &Path) -> Result<Condition> {
 /// # Errors
 /// When the file is no record, was edited or damaged, or cannot be written.
 pub fn migrate(path: &Path) -> Result<bool> {
-    if path.extension().is_some_and(|end| end == LINES) {
+    if has_lines(path) {
         return Record::read_lines(path).map(|_| false);
     }
     let bytes = required(path)?;
@@ -134,6 +134,11 @@ pub fn migrate(path: &Path) -> Result<bool> {
     let text = std::str::from_utf8(&bytes).map_err(|error| fault(damaged(error)))?;
     files::write_atomically(path, with_digest(text).as_bytes())?;
     Ok(true)
+}
+
+/// Whether a file is one of several records.
+fn has_lines(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == LINES)
 }
 
 fn required(path: &Path) -> Result<Vec<u8>> {
